@@ -1,0 +1,132 @@
+"""Measure one learning curve: one algorithm, one environment, one seed, one CSV file.
+
+Every figure in docs/results/online comes from this script, for PWM and for the SB3 baselines alike:
+
+    python examples/learning_curve.py --algo pwm --env HalfCheetah-v5 --seed 0 --steps 100000 --out pwm.csv
+    python examples/learning_curve.py --algo sac --env HalfCheetah-v5 --seed 0 --steps 100000 --out sac.csv
+
+One torch thread, CPU. The evaluation (a separate environment with seeds of its own, deterministic actions) is not
+counted in ``cpu_seconds`` and ``wall_seconds``. ``--set name=value`` (JSON values) overrides a constructor argument.
+"""
+
+import argparse
+import csv
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from stable_baselines3 import SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+
+# The RL-Zoo's settings for the MuJoCo tasks; what is not named is SB3's default.
+BASELINES: dict[str, tuple[type[BaseAlgorithm], dict[str, Any]]] = {
+    "sac": (SAC, {"learning_starts": 10_000}),
+    "td3": (
+        TD3,
+        {"learning_starts": 10_000, "train_freq": 1, "batch_size": 256, "learning_rate": 1e-3},
+    ),
+}
+FIELDS = (
+    "algorithm",
+    "environment",
+    "seed",
+    "env_steps",
+    "return_mean",
+    "return_std",
+    "episodes",
+    "train_return",
+    "cpu_seconds",
+    "wall_seconds",
+    "value_calibration",
+    "settings",
+)
+
+
+class CurveCallback(BaseCallback):
+    """Evaluate every ``every`` steps and append a row to the CSV file."""
+
+    def __init__(self, env_id: str, every: int, episodes: int, row: dict[str, Any], out: Path) -> None:
+        super().__init__()
+        self.env_id, self.every, self.episodes, self.row, self.out = env_id, every, episodes, row, out
+        self.evaluation_cpu = self.evaluation_wall = 0.0
+
+    def _on_training_start(self) -> None:
+        self.cpu_start, self.wall_start = time.process_time(), time.perf_counter()
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps % self.every < self.training_env.num_envs:
+            self.evaluate()
+        return True
+
+    def evaluate(self) -> None:
+        cpu, wall = time.process_time(), time.perf_counter()
+        env = Monitor(gym.make(self.env_id))
+        env.reset(seed=10_000 + self.row["seed"])
+        returns, _ = evaluate_policy(self.model, env, n_eval_episodes=self.episodes, return_episode_rewards=True)
+        env.close()
+        mean = float(torch.tensor(returns).mean())
+        calibration = ""
+        if hasattr(self.model, "value_calibration"):
+            calibration = f"{self.model.value_calibration(gym.make(self.env_id), n_episodes=self.episodes):.3f}"
+        train_returns = [info["r"] for info in (self.model.ep_info_buffer or [])][-10:]
+        row = self.row | {
+            "env_steps": self.num_timesteps,
+            "return_mean": round(mean, 2),
+            "return_std": round(float(torch.tensor(returns).std(correction=0)), 2),
+            "episodes": self.episodes,
+            "train_return": round(sum(train_returns) / max(1, len(train_returns)), 2),
+            "cpu_seconds": round(cpu - self.cpu_start - self.evaluation_cpu, 1),
+            "wall_seconds": round(wall - self.wall_start - self.evaluation_wall, 1),
+            "value_calibration": calibration,
+        }
+        with self.out.open("a", newline="") as file:
+            csv.DictWriter(file, FIELDS).writerow(row)
+        print({key: row[key] for key in FIELDS if key != "settings"}, flush=True)
+        self.evaluation_cpu += time.process_time() - cpu
+        self.evaluation_wall += time.perf_counter() - wall
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algo", default="pwm", choices=["pwm", *BASELINES])
+    parser.add_argument("--env", default="HalfCheetah-v5")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=40_000)
+    parser.add_argument("--every", type=int, default=10_000, help="env steps between evaluations")
+    parser.add_argument("--episodes", type=int, default=10, help="episodes per evaluation")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="constructor argument")
+    parser.add_argument("--name", help="name in the CSV's algorithm column (default: --algo)")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+
+    torch.set_num_threads(1)
+    if args.algo == "pwm":
+        from sb3_pwm import PWM
+
+        algorithm: type[BaseAlgorithm] = PWM
+        settings: dict[str, Any] = {}
+    else:
+        algorithm, defaults = BASELINES[args.algo]
+        settings = dict(defaults)
+    settings |= {name: json.loads(value) for name, value in (item.split("=", 1) for item in args.set)}
+    row = {
+        "algorithm": args.name or args.algo,
+        "environment": args.env,
+        "seed": args.seed,
+        "settings": json.dumps(settings),
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with args.out.open("w", newline="") as file:
+        csv.DictWriter(file, FIELDS).writeheader()
+    model = algorithm("MlpPolicy", args.env, seed=args.seed, device="cpu", **settings)  # type: ignore[call-arg]
+    model.learn(args.steps, callback=CurveCallback(args.env, args.every, args.episodes, row, args.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Compare what the critics promise at the start of an episode with what the episode then gave."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+class StartValues:
+    """Follow the discounted return of running episodes, one per environment.
+
+    :param gamma: discount in (0, 1].
+    :param n_envs: number of environments.
+    :param maxlen: number of finished episodes to keep.
+    """
+
+    def __init__(self, gamma: float, n_envs: int, maxlen: int) -> None:
+        self.gamma = gamma
+        self.returns = np.zeros(n_envs)
+        self.discounts = np.ones(n_envs)
+        self.starts: list[Any] = [None] * n_envs
+        self.finished: deque[tuple[float, float]] = deque(maxlen=maxlen)
+
+    def start(self, index: int, observation: Any) -> None:
+        """Begin an episode of environment ``index`` at ``observation``."""
+        self.returns[index], self.discounts[index] = 0.0, 1.0
+        self.starts[index] = observation
+
+    def add(self, rewards: np.ndarray) -> None:
+        """Count the (n_envs,) rewards of one step."""
+        self.returns += self.discounts * rewards
+        self.discounts *= self.gamma
+
+    def finish(self, index: int, start_value: float, end_value: float) -> None:
+        """End an episode.
+
+        :param index: environment.
+        :param start_value: value estimate of the episode's first observation.
+        :param end_value: value estimate of its last one; 0 if the episode terminated, so that only a
+            time-out's missing rest is estimated.
+        """
+        self.starts[index] = None
+        self.finished.append((start_value, self.returns[index] + self.discounts[index] * end_value))
+
+    @property
+    def ratio(self) -> float:
+        """Mean value estimate over mean discounted return; 1 is calibrated, NaN if there is nothing to compare."""
+        values, returns = np.array(self.finished).reshape(-1, 2).sum(0)
+        return float(values / returns) if returns else float("nan")
+
+
+def follow_episodes(
+    tracker: StartValues,
+    value: Callable[[Any], float],
+    observations: Any,
+    rewards: np.ndarray,
+    dones: np.ndarray,
+    infos: list[dict[str, Any]],
+) -> None:
+    """Give one step of a vector of environments to a tracker.
+
+    :param tracker: the tracker.
+    :param value: estimates the value of one observation.
+    :param observations: (n_envs, *obs_shape) observations before the step, or one such array per key.
+    :param rewards: (n_envs,) rewards.
+    :param dones: (n_envs,) whether episodes ended, for whatever reason.
+    :param infos: the step's infos.
+    """
+    for index, start in enumerate(tracker.starts):
+        if start is None:
+            tracker.start(index, observation_of(observations, index))
+    tracker.add(rewards)
+    for index in map(int, np.flatnonzero(dones)):
+        info = infos[index]
+        timed_out = info.get("TimeLimit.truncated", False)
+        end_value = value(info["terminal_observation"]) if timed_out else 0.0
+        tracker.finish(index, value(tracker.starts[index]), end_value)
+
+
+def observation_of(observations: Any, index: int) -> Any:
+    """Return a copy of environment ``index``'s observation."""
+    if isinstance(observations, dict):
+        return {key: np.array(values[index]) for key, values in observations.items()}
+    return np.array(observations[index])

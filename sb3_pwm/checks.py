@@ -1,0 +1,92 @@
+"""Clear errors for bad input, raised before anything is changed."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+# name -> (lowest, highest, whether the lowest itself is allowed)
+REAL_RANGES: dict[str, tuple[float, float, bool]] = {
+    "gamma": (0, 1, False),
+    "td_lambda": (0, 1, True),
+    "tau": (0, 1, False),
+    "ent_coef": (0, math.inf, True),
+    "consistency_coef": (0, math.inf, True),
+    "reward_coef": (0, math.inf, True),
+    "termination_coef": (0, math.inf, True),
+    "policy_updates": (0, math.inf, False),
+}
+LOWEST_INTEGERS: dict[str, int] = {
+    "horizon": 1,
+    "sequence_length": 1,
+    "batch_size": 1,
+    "critic_batch_size": 1,
+    "critic_updates": 1,
+    "buffer_size": 1,
+    "learning_starts": 0,
+    "pretrain_steps": 0,
+    "gradient_steps": -1,
+}
+LEARNING_RATES = ("learning_rate", "critic_learning_rate", "model_learning_rate")
+
+
+def check_arguments(arguments: dict[str, Any]) -> None:
+    """Check the numbers that configure the algorithm.
+
+    :param arguments: values by argument name; other names are ignored.
+    :raises TypeError: if a value is not a number of the right kind.
+    :raises ValueError: if a value is out of its range.
+    """
+    for name, (low, high, closed) in REAL_RANGES.items():
+        value = arguments[name]
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise TypeError(f"{name} must be a number, not {value!r}")
+        # An upper bound of infinity is itself not allowed
+        if not (low <= value <= high) or math.isinf(value) or (value == low and not closed):
+            allowed = f"{'[' if closed else '('}{low}, {high}{')' if math.isinf(high) else ']'}"
+            raise ValueError(f"{name}={value!r} is out of range; allowed: {allowed}")
+    for name, lowest in LOWEST_INTEGERS.items():
+        value = arguments[name]
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"{name} must be an integer, not {value!r}")
+        if value < lowest:
+            raise ValueError(f"{name}={value!r} is out of range; allowed: {lowest} or more")
+    for name in LEARNING_RATES:
+        check_learning_rate(name, arguments[name])
+    if arguments["critic"] not in ("q", "v"):
+        raise ValueError(f'critic={arguments["critic"]!r}: allowed are "q" and "v"')
+
+
+def check_learning_rate(name: str, value: Any) -> None:
+    """Check a learning rate or its schedule at the start of training; ``None`` passes."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not (callable(value) or isinstance(value, int | float | np.number)):
+        raise TypeError(f"{name} must be a number or a schedule, not {value!r}")
+    rate = value(1.0) if callable(value) else value
+    if not (0 <= rate < math.inf):
+        raise ValueError(f"{name}={rate!r} is out of range; allowed: [0, inf)")
+
+
+def check_finite(what: str, values: Any, step: int, first_env: int = 0) -> None:
+    """Check what an environment gave or got.
+
+    :param what: name for the message, such as ``"observation"``.
+    :param values: (n_envs, ...) array, or one per key.
+    :param step: number of environment steps so far, for the message.
+    :param first_env: index of the environment to which the first row belongs.
+    :raises ValueError: if a value is not finite; names the environment and the step.
+    """
+    if isinstance(values, list):  # of one observation
+        values = {key: part[None] for key, part in values[0].items()} if isinstance(values[0], dict) else values
+    for key, array in values.items() if isinstance(values, dict) else [("", values)]:
+        array = np.asarray(array)
+        if not np.issubdtype(array.dtype, np.floating) or np.isfinite(array).all():
+            continue
+        bad = ~np.isfinite(array.reshape(len(array), -1))
+        index = int(np.flatnonzero(bad.any(1))[0])
+        value = array.reshape(len(array), -1)[index][bad[index]][0]
+        raise ValueError(
+            f"the {what}{f' {key!r}' if key else ''} of environment {first_env + index} at step {step} is {value}, "
+            "not a finite number; it was not stored"
+        )

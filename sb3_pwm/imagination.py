@@ -1,0 +1,40 @@
+"""Imagined rollouts: a policy acting in the world model."""
+
+import torch
+
+from sb3_pwm.networks import Actor
+from sb3_pwm.type_aliases import ImaginedRollout
+from sb3_pwm.world_model import WorldModel
+
+
+def imagine(
+    world_model: WorldModel, actor: Actor, latents: torch.Tensor, horizon: int, *, terminations: bool = True
+) -> ImaginedRollout:
+    """Let the actor act for ``horizon`` steps in the world model.
+
+    The actor sees detached latents, as in the paper: its gradient flows through actions, dynamics and predictions,
+    and not through what it saw.
+
+    :param world_model: the model.
+    :param actor: the policy.
+    :param latents: (B, Z) start states.
+    :param horizon: number of steps H, at least 1.
+    :param terminations: let the termination head end imagined episodes; False: they never end.
+    :return: the rollout, differentiable in the actor's parameters.
+    """
+    states, actions, log_probs = [latents], [], []
+    for _ in range(horizon):
+        action, log_prob = actor.sample(states[-1].detach())
+        states.append(world_model.next_latents(states[-1], action))
+        actions.append(action)
+        log_probs.append(log_prob)
+    all_latents, all_actions = torch.stack(states), torch.stack(actions)
+    # The heads see the whole rollout at once, not one step at a time.
+    rewards = world_model.rewards(all_latents[:-1], all_actions)
+    return ImaginedRollout(
+        latents=all_latents,
+        actions=all_actions,
+        log_probs=torch.stack(log_probs),
+        rewards=rewards,
+        continuations=world_model.continuations(all_latents[1:]) if terminations else torch.ones_like(rewards),
+    )

@@ -1,0 +1,69 @@
+"""Building blocks of the networks."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+class SimNorm(nn.Module):
+    """Softmax within groups of features: each group becomes a point of a simplex (TD-MPC2, arXiv 2310.16828, eq. 5).
+
+    :param group_size: number of features in a group; must divide the number of features.
+    """
+
+    def __init__(self, group_size: int = 8) -> None:
+        super().__init__()
+        self.group_size = group_size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise (..., Z) features; feature i belongs to group i mod (Z / group_size).
+
+        The groups run across the features (stride Z / group_size) because a softmax over the second last dimension
+        is several times faster on a CPU; published weights with contiguous groups need the matching permutation.
+        """
+        groups = x.view(*x.shape[:-1], self.group_size, -1)  # (..., Z) -> (..., group_size, Z / group_size)
+        return groups.softmax(-2).flatten(-2)
+
+
+def truncated_normal_init(module: nn.Module) -> None:
+    """Initialise every linear layer of ``module``: weights truncated normal (std 0.02), biases zero."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+
+def orthogonal_init(module: nn.Module, last_gain: float) -> None:
+    """Initialise every linear layer of ``module`` orthogonally (gain sqrt(2), ``last_gain`` for the last), biases zero."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    for layer in layers:
+        nn.init.orthogonal_(layer.weight, last_gain if layer is layers[-1] else 2**0.5)
+        nn.init.zeros_(layer.bias)
+
+
+def mlp(
+    in_features: int,
+    hidden: Sequence[int],
+    out_features: int,
+    activation_fn: type[nn.Module] = nn.SiLU,
+    *,
+    norm_after_activation: bool = False,
+) -> nn.Sequential:
+    """Build a perceptron whose hidden layers are Linear -> LayerNorm -> activation and whose last layer is linear.
+
+    :param in_features: size of the input.
+    :param hidden: sizes of the hidden layers; none gives one linear layer.
+    :param out_features: size of the output.
+    :param activation_fn: class of the activation.
+    :param norm_after_activation: Linear -> activation -> LayerNorm instead (the order of the paper's actor and critics).
+    :return: the network, (..., in_features) -> (..., out_features).
+    """
+    layers: list[nn.Module] = []
+    for size in hidden:
+        norm, activation = nn.LayerNorm(size), activation_fn()
+        layers.append(nn.Linear(in_features, size))
+        layers.extend([activation, norm] if norm_after_activation else [norm, activation])
+        in_features = size
+    layers.append(nn.Linear(in_features, out_features))
+    return nn.Sequential(*layers)

@@ -1,0 +1,172 @@
+"""The three objectives, each a pure function that returns (loss, metrics)."""
+
+import torch
+
+from sb3_pwm.networks import Actor, CriticEnsemble
+from sb3_pwm.returns import continuation_weights, lambda_returns
+from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
+from sb3_pwm.world_model import WorldModel
+
+
+def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the () mean of ``x`` over the entries where ``mask``, of the same shape, is 1."""
+    return (x * mask).sum() / mask.sum()
+
+
+def world_model_loss(
+    world_model: WorldModel,
+    samples: SequenceSamples,
+    rewards: torch.Tensor,
+    latents: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    consistency_coef: float,
+    reward_coef: float,
+    termination_coef: float,
+) -> tuple[torch.Tensor, Metrics]:
+    r"""Return the error of the model's open-loop prediction over windows.
+
+    .. math:: L = \frac{1}{\sum m_t} \sum_t m_t [k_c \|\hat z_{t+1} - sg(e(o_{t+1}))\|^2 / Z
+        + k_r\, \ell(\hat r_t, r_t) + k_d\, BCE(\hat d_t, d_t)],\quad \hat z_0 = e(o_0)
+
+    (PWM, arXiv 2407.02466, eq. 5, with a termination head and masks.)
+
+    :param world_model: the model.
+    :param samples: windows of T steps; their observations are not used.
+    :param rewards: (T, B) the samples' rewards in reward scales.
+    :param latents: (B, Z) encodings of the first observations, with gradient.
+    :param targets: (T, B, Z) encodings of the next observations, without gradient.
+    :param consistency_coef: weight k_c of the latent error.
+    :param reward_coef: weight k_r of the reward error.
+    :param termination_coef: weight k_d of the termination error.
+    :return: () loss, and its three parts.
+    """
+    states = [latents]
+    for actions in samples.actions:
+        states.append(world_model.next_latents(states[-1], actions))
+    predicted = torch.stack(states)
+    mask = samples.mask
+    consistency = masked_mean((predicted[1:] - targets).square().mean(-1), mask)
+    reward = masked_mean(world_model.reward_error(predicted[:-1], samples.actions, rewards), mask)
+    termination = masked_mean(world_model.termination_error(predicted[1:], samples.terminations), mask)
+    loss = consistency_coef * consistency + reward_coef * reward + termination_coef * termination
+    return loss, {
+        "world_model_loss": loss.detach(),
+        "consistency_loss": consistency.detach(),
+        "reward_loss": reward.detach(),
+        "termination_loss": termination.detach(),
+    }
+
+
+def state_values(critics: CriticEnsemble, actor: Actor, latents: torch.Tensor, *, q_critic: bool) -> torch.Tensor:
+    """Return the (...) value of (..., Z) latents: the minimum over the critics.
+
+    :param critics: V(latents), or Q(latents, actions).
+    :param actor: draws the action at which a Q is evaluated, from detached latents.
+    :param latents: (..., Z) latents.
+    :param q_critic: whether the critics are Q functions.
+    :return: (...) values in reward scales.
+    """
+    inputs = (latents, actor.sample(latents.detach())[0]) if q_critic else (latents,)
+    values: torch.Tensor = critics(*inputs).amin(0)
+    return values
+
+
+def actor_loss(
+    returns: torch.Tensor,
+    log_probs: torch.Tensor,
+    weights: torch.Tensor,
+    return_scale: torch.Tensor,
+    *,
+    ent_coef: float,
+) -> tuple[torch.Tensor, Metrics]:
+    r"""Return the negative imagined return, in return scales, less an entropy bonus.
+
+    .. math:: L = -\frac{1}{B} \sum_b R_b / \sigma + \alpha \frac{1}{HB} \sum_{t,b} w_{t,b} \log \pi(a_{t,b} | z_{t,b})
+
+    (PWM, arXiv 2407.02466, eq. 7, with continuation weights w and an entropy bonus.)
+
+    :param returns: (B,) imagined returns R, differentiable in the actor, see
+        :func:`sb3_pwm.returns.imagined_returns`.
+    :param log_probs: (H, B) log-densities of the actions, differentiable in the actor.
+    :param weights: (H, B) probability w in [0, 1] that the episode is still running; its gradient is not used.
+    :param return_scale: () standard deviation sigma of imagined returns.
+    :param ent_coef: weight alpha of the bonus; 0 for none.
+    :return: () loss, and metrics.
+    """
+    entropy = -(weights.detach() * log_probs).mean()
+    loss = -returns.mean() / return_scale - ent_coef * entropy
+    return loss, {
+        "actor_loss": loss.detach(),
+        "entropy": entropy.detach(),
+        "imagined_return": returns.detach().mean(),
+    }
+
+
+@torch.no_grad()
+def replay_targets(
+    critics_target: CriticEnsemble,
+    actor: Actor,
+    rewards: torch.Tensor,
+    terminations: torch.Tensor,
+    next_latents: torch.Tensor,
+    *,
+    gamma: float,
+    entropy_weight: torch.Tensor,
+) -> torch.Tensor:
+    r"""Return one-step targets of replayed transitions, with their real rewards and terminations.
+
+    .. math:: y = r + \gamma (1 - d) [\min_i \bar Q_i(z', a') - \beta \log \pi(a' | z')], \quad a' \sim \pi(z')
+
+    (SAC, arXiv 1812.05905, eq. 3, on latents.)
+
+    :param critics_target: target ensemble of Q functions.
+    :param actor: the present policy.
+    :param rewards: (N,) rewards in reward scales.
+    :param terminations: (N,) 1 at true terminal steps.
+    :param next_latents: (N, Z) encodings of the next observations.
+    :param gamma: discount in (0, 1].
+    :param entropy_weight: () weight beta, in reward scales.
+    :return: (N,) targets.
+    """
+    actions, log_probs = actor.sample(next_latents)
+    values: torch.Tensor = critics_target(next_latents, actions).amin(0) - entropy_weight * log_probs
+    return rewards + gamma * (1 - terminations) * values
+
+
+@torch.no_grad()
+def imagined_targets(
+    critics_target: CriticEnsemble,
+    rollout: ImaginedRollout,
+    *,
+    gamma: float,
+    td_lambda: float,
+    entropy_weight: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return TD(lambda) targets of the states of an imagined rollout, and their weights.
+
+    (PWM, arXiv 2407.02466, eq. 8, with continuation probabilities in the discounts.)
+
+    :param critics_target: target ensemble of V functions.
+    :param rollout: imagined rollout.
+    :param gamma: discount in (0, 1].
+    :param td_lambda: lambda in [0, 1].
+    :param entropy_weight: () weight of the entropy bonus, in reward scales.
+    :return: (H, B) targets, and (H, B) weights: the probability that the episode is still running.
+    """
+    values = critics_target(rollout.latents[1:]).amin(0)
+    rewards = rollout.rewards - entropy_weight * rollout.log_probs
+    targets = lambda_returns(rewards, gamma * rollout.continuations, values, td_lambda)
+    return targets, continuation_weights(rollout.continuations)[:-1]
+
+
+def critic_loss(values: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
+    """Return the weighted mean squared error, summed over the ensemble.
+
+    :param values: (n_critics, N) the critics' values.
+    :param targets: (N,) targets, without gradient.
+    :param weights: (N,) weights in [0, 1].
+    :return: () loss, and metrics.
+    """
+    loss = ((values - targets).square() * weights).sum() / weights.sum()
+    return loss, {"critic_loss": loss.detach(), "value": values.detach().mean()}

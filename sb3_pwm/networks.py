@@ -1,0 +1,108 @@
+"""The actor and the critics; both see latents only."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_pwm.layers import mlp, orthogonal_init
+
+LOG_STD_RANGE = (-5.0, 2.0)
+LOG_STD_INIT = -1.0  # of the state-independent standard deviation, with its floor (the paper's values)
+LOG_STD_FLOOR = -1.427
+LOG_NORMALIZER = 0.5 * math.log(2 * math.pi) + 2 * math.log(2)
+
+
+class Actor(nn.Module):
+    """Tanh-Gaussian policy over latents.
+
+    :param latent_dim: number of latents Z.
+    :param action_dim: number of action dimensions A.
+    :param hidden: hidden sizes.
+    :param activation_fn: class of the activation.
+    :param state_dependent_std: predict the standard deviation from the latents; else one learnt vector.
+    :param norm_after_activation: order of the hidden layers, see :func:`sb3_pwm.layers.mlp`.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        activation_fn: type[nn.Module] = nn.SiLU,
+        *,
+        state_dependent_std: bool = True,
+        norm_after_activation: bool = False,
+    ) -> None:
+        super().__init__()
+        self.action_dim = action_dim
+        outputs = 2 * action_dim if state_dependent_std else action_dim
+        self.net = mlp(latent_dim, hidden, outputs, activation_fn, norm_after_activation=norm_after_activation)
+        self.log_std = None if state_dependent_std else nn.Parameter(torch.full((action_dim,), LOG_STD_INIT))
+
+    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the (..., A) mean and log standard deviation, before tanh, in (..., Z) latents."""
+        outputs = self.net(latents)
+        if self.log_std is not None:
+            return outputs, self.log_std.clamp(min=LOG_STD_FLOOR).expand_as(outputs)
+        mean, log_std = outputs.chunk(2, -1)
+        low, high = LOG_STD_RANGE
+        return mean, low + 0.5 * (high - low) * (torch.tanh(log_std) + 1)
+
+    def sample(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""Draw actions, differentiable in the parameters.
+
+        .. math:: a = \tanh u,\ u = \mu + \sigma \epsilon,\quad
+            \log p(a) = \sum_i \log N(u_i; \mu_i, \sigma_i) - \log(1 - \tanh^2 u_i)
+
+        (SAC, arXiv 1812.05905, appendix C.)
+
+        :param latents: (..., Z) latents.
+        :return: (..., A) actions in [-1, 1] and their (...) log-probabilities.
+        """
+        mean, log_std = self(latents)
+        noise = torch.randn_like(mean)
+        u = mean + log_std.exp() * noise
+        # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)), which stays finite for large |u|
+        log_prob = -0.5 * noise.square() - log_std + 2 * (u + F.softplus(-2 * u)) - LOG_NORMALIZER
+        return torch.tanh(u), log_prob.sum(-1)
+
+    def mode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the (..., A) deterministic actions in [-1, 1] of (..., Z) latents."""
+        return torch.tanh(self(latents)[0])
+
+
+class CriticEnsemble(nn.Module):
+    """Independent value functions of the same inputs: latents, or latents and actions.
+
+    :param in_features: Z for V(latents), Z + A for Q(latents, actions).
+    :param hidden: hidden sizes of each critic.
+    :param n_critics: number of critics.
+    :param activation_fn: class of the activation.
+    :param norm_after_activation: order of the hidden layers, see :func:`sb3_pwm.layers.mlp`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: Sequence[int],
+        n_critics: int,
+        activation_fn: type[nn.Module] = nn.SiLU,
+        *,
+        norm_after_activation: bool = False,
+    ) -> None:
+        super().__init__()
+        self.critics = nn.ModuleList(
+            mlp(in_features, hidden, 1, activation_fn, norm_after_activation=norm_after_activation)
+            for _ in range(n_critics)
+        )
+        for critic in self.critics:
+            orthogonal_init(critic, last_gain=0.1)
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Return the (n_critics, ...) values of (..., Z) latents, or of (..., Z) latents and (..., A) actions."""
+        x = torch.cat(inputs, -1)
+        # A plain loop: on a CPU faster than batched matrices at these sizes.
+        return torch.stack([critic(x).squeeze(-1) for critic in self.critics])

@@ -1,0 +1,83 @@
+"""Scales that belong to a policy: module buffers, so that they are saved, loaded and moved with it."""
+
+import torch
+from torch import nn
+
+
+class Standardizer(nn.Module):
+    """Shift and scale observations to mean 0 and standard deviation 1, clipped to [-10, 10].
+
+    :param shape: shape of one observation.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("std", torch.ones(shape))
+
+    def set_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Replace the statistics by ``mean`` and ``std``, both of one observation's shape."""
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        """Standardise (..., *shape) observations."""
+        return ((observations - self.mean) / (self.std + 1e-3)).clamp(-10, 10)
+
+
+class RewardScale(nn.Module):
+    """Divide rewards by their size; no shift, because the value of a terminal state is 0 in the environment's units."""
+
+    scale: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+
+    def set_statistics(self, rewards: torch.Tensor) -> None:
+        """Set the scale to the rewards' standard deviation, at least a quarter of their root mean square.
+
+        The second part keeps (nearly) constant rewards, such as 1 per step alive, at a size of at most 4.
+
+        :param rewards: (N,) rewards in the environment's units; all zero leaves the scale at 1.
+        """
+        root_mean_square = rewards.square().mean().sqrt()
+        scale = torch.maximum(rewards.std(correction=0), 0.25 * root_mean_square)
+        self.scale.copy_(torch.where(scale > 1e-8, scale, torch.ones_like(scale)))
+
+    def forward(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Scale rewards of any shape."""
+        return rewards / self.scale
+
+
+class ReturnScale(nn.Module):
+    """Running standard deviation of imagined returns, by which the actor's objective is divided.
+
+    :param decay: weight of the past, in [0, 1); 0.99 averages over about 100 updates.
+    """
+
+    variance: torch.Tensor
+    initialized: torch.Tensor
+
+    def __init__(self, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("variance", torch.ones(()))
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+
+    @torch.no_grad()
+    def update(self, returns: torch.Tensor) -> None:
+        """Move the scale towards the spread of (B,) returns; returns that are not finite change nothing."""
+        variance = returns.var(correction=0)
+        moved = torch.where(self.initialized, self.variance.lerp(variance, 1 - self.decay), variance)
+        finite = torch.isfinite(variance)
+        self.variance.copy_(torch.where(finite, moved, self.variance))
+        self.initialized.logical_or_(finite)
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """() standard deviation, positive."""
+        return (self.variance + 1e-5).sqrt()

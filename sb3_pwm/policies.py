@@ -1,0 +1,301 @@
+"""The policy: every network, normaliser and optimizer of PWM, and how to act with them."""
+
+import copy
+from typing import Any, Literal
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim, is_image_space, preprocess_obs
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_pwm.losses import state_values
+from sb3_pwm.networks import Actor, CriticEnsemble
+from sb3_pwm.normalization import ReturnScale, RewardScale, Standardizer
+from sb3_pwm.type_aliases import Observations
+from sb3_pwm.world_model import WorldModel
+
+DEFAULT_NET_ARCH = {
+    "encoder": [192],
+    "dynamics": [192, 192],
+    "reward": [192, 192],
+    "termination": [192],
+    "pi": [192, 192],
+    "qf": [192, 192],
+}
+
+
+class ObservationFeatures(nn.Module):
+    """Observations to features: SB3's preprocessing, standardisation of what is neither image nor category, extractor.
+
+    :param observation_space: space of the observations.
+    :param extractor: SB3 features extractor.
+    :param normalize_images: divide images by 255.
+    """
+
+    def __init__(
+        self, observation_space: spaces.Space[Any], extractor: BaseFeaturesExtractor, normalize_images: bool
+    ) -> None:
+        super().__init__()
+        self.observation_space = observation_space
+        self.extractor = extractor
+        self.normalize_images = normalize_images
+        parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
+        # Keys are numbered, because a module's name may not hold every character that a key may.
+        self.keys = [
+            key
+            for key, space in parts.items()
+            if isinstance(space, spaces.Box) and not is_image_space(space, normalized_image=not normalize_images)
+        ]
+        self.standardizers = nn.ModuleList(Standardizer(parts[key].shape or ()) for key in self.keys)
+
+    def forward(self, observations: Observations) -> torch.Tensor:
+        """Return the (N, features_dim) features of (N, *obs_shape) observations."""
+        processed = preprocess_obs(observations, self.observation_space, normalize_images=self.normalize_images)
+        if isinstance(processed, dict):
+            processed = dict(processed)
+            for key, standardizer in zip(self.keys, self.standardizers, strict=True):
+                processed[key] = standardizer(processed[key])
+        elif self.standardizers:
+            processed = self.standardizers[0](processed)
+        features: torch.Tensor = self.extractor(processed)
+        return features
+
+    def set_statistics(self, observations: Observations) -> None:
+        """Take mean and standard deviation from (N, *obs_shape) observations."""
+        parts = observations if isinstance(observations, dict) else {"": observations}
+        for key, standardizer in zip(self.keys, self.standardizers, strict=True):
+            values = parts[key].double()
+            standardizer.set_statistics(values.mean(0), values.std(0, correction=0))  # type: ignore[operator]
+
+
+class PWMPolicy(BasePolicy):
+    """World model, actor, critics, their scales and their optimizers.
+
+    :param observation_space: space of the observations.
+    :param action_space: Box with finite bounds.
+    :param lr_schedule: learning rate of all optimizers at the start; PWM then sets three rates.
+    :param net_arch: hidden sizes, one list for every network, or a dict with any of the keys ``encoder``,
+        ``dynamics``, ``reward``, ``termination``, ``pi`` (actor) and ``qf`` (critics).
+    :param activation_fn: class of the activation.
+    :param latent_dim: size of a latent state, a multiple of ``simnorm_dim``.
+    :param simnorm_dim: number of features that share a softmax.
+    :param reward_bins: 0 predicts rewards by squared error; K >= 2 as symlog two-hot over K bins.
+    :param critic: ``"q"`` for Q(latents, actions), ``"v"`` for V(latents); PWM sets it from its own argument.
+    :param n_critics: number of critics.
+    :param state_dependent_std: predict the policy's standard deviation from the latents.
+    :param norm_after_activation: put LayerNorm behind the activation in actor and critics, as the paper does.
+    :param features_extractor_class: SB3 features extractor in front of the encoder, trained with the world model.
+    :param features_extractor_kwargs: its arguments.
+    :param normalize_images: divide images by 255.
+    :param optimizer_class: class of the three optimizers.
+    :param optimizer_kwargs: their arguments but the learning rate.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.SiLU,
+        latent_dim: int = 96,
+        simnorm_dim: int = 8,
+        reward_bins: int = 0,
+        critic: Literal["q", "v"] = "q",
+        n_critics: int = 3,
+        state_dependent_std: bool = True,
+        norm_after_activation: bool = False,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_class,
+            features_extractor_kwargs,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            squash_output=True,
+        )
+        if latent_dim < 1 or latent_dim % simnorm_dim:
+            raise ValueError(f"latent_dim={latent_dim} must be a positive multiple of simnorm_dim={simnorm_dim}")
+        if reward_bins < 0 or reward_bins == 1:
+            raise ValueError(f"reward_bins={reward_bins}: allowed are 0 (scalar head) and 2 or more")
+        if n_critics < 1:
+            raise ValueError(f"n_critics={n_critics} must be at least 1")
+        if critic not in ("q", "v"):
+            raise ValueError(f'critic={critic!r}: allowed are "q" and "v"')
+        self.net_arch = net_arch
+        self.activation_fn = activation_fn
+        self.latent_dim = latent_dim
+        self.simnorm_dim = simnorm_dim
+        self.reward_bins = reward_bins
+        self.critic = critic
+        self.n_critics = n_critics
+        self.state_dependent_std = state_dependent_std
+        self.norm_after_activation = norm_after_activation
+        self._build(lr_schedule)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        """Create networks, scales and optimizers."""
+        arch = resolve_net_arch(self.net_arch)
+        action_dim = get_action_dim(self.action_space)
+        extractor = self.make_features_extractor()
+        self.world_model = WorldModel(
+            ObservationFeatures(self.observation_space, extractor, self.normalize_images),
+            extractor.features_dim,
+            action_dim,
+            latent_dim=self.latent_dim,
+            simnorm_dim=self.simnorm_dim,
+            encoder=arch["encoder"],
+            dynamics=arch["dynamics"],
+            reward=arch["reward"],
+            termination=arch["termination"],
+            activation_fn=self.activation_fn,
+            reward_bins=self.reward_bins,
+        )
+        self.actor = Actor(
+            self.latent_dim,
+            action_dim,
+            arch["pi"],
+            self.activation_fn,
+            state_dependent_std=self.state_dependent_std,
+            norm_after_activation=self.norm_after_activation,
+        )
+        self.critics = CriticEnsemble(
+            self.latent_dim + (action_dim if self.q_critic else 0),
+            arch["qf"],
+            self.n_critics,
+            self.activation_fn,
+            norm_after_activation=self.norm_after_activation,
+        )
+        self.critics_target = copy.deepcopy(self.critics).requires_grad_(False)
+        self.reward_scale = RewardScale()
+        self.return_scale = ReturnScale()
+        self.model_optimizer = self._make_optimizer(self.world_model, lr_schedule)
+        self.actor_optimizer = self._make_optimizer(self.actor, lr_schedule)
+        self.critic_optimizer = self._make_optimizer(self.critics, lr_schedule)
+
+    def _make_optimizer(self, module: nn.Module, lr_schedule: Schedule) -> torch.optim.Optimizer:
+        kwargs = dict(self.optimizer_kwargs)
+        if issubclass(self.optimizer_class, torch.optim.Adam) and "foreach" not in kwargs:
+            kwargs.setdefault("fused", True)  # four times faster than the default on a CPU
+        return self.optimizer_class(module.parameters(), lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
+
+    @property
+    def q_critic(self) -> bool:
+        """Whether the critics are Q functions."""
+        return self.critic == "q"
+
+    @property
+    def features(self) -> ObservationFeatures:
+        """The part of the world model in front of its encoder."""
+        features = self.world_model.features
+        if not isinstance(features, ObservationFeatures):
+            raise TypeError(f"the world model's features are a {type(features).__name__}, not ObservationFeatures")
+        return features
+
+    def forward(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
+        """Return the (N, action_dim) actions in [-1, 1] of (N, *obs_shape) observations."""
+        return self._predict(observation, deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
+        latents = self.world_model.encode(observation)
+        return self.actor.mode(latents) if deterministic else self.actor.sample(latents)[0]
+
+    @torch.no_grad()
+    def predict_values(self, observation: PyTorchObs) -> torch.Tensor:
+        """Estimate the value of observations under the stochastic policy.
+
+        :param observation: (N, *obs_shape) observations.
+        :return: (N,) discounted returns, in the units of the environment's rewards.
+        """
+        latents = self.world_model.encode(observation)
+        values = state_values(self.critics, self.actor, latents, q_critic=self.q_critic)
+        return values * self.reward_scale.scale
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(
+            lr_schedule=self._dummy_schedule,  # the optimizers' rates are set by whoever trains
+            net_arch=self.net_arch,
+            activation_fn=self.activation_fn,
+            latent_dim=self.latent_dim,
+            simnorm_dim=self.simnorm_dim,
+            reward_bins=self.reward_bins,
+            critic=self.critic,
+            n_critics=self.n_critics,
+            state_dependent_std=self.state_dependent_std,
+            norm_after_activation=self.norm_after_activation,
+            features_extractor_class=self.features_extractor_class,
+            features_extractor_kwargs=self.features_extractor_kwargs,
+            optimizer_class=self.optimizer_class,
+            optimizer_kwargs=self.optimizer_kwargs,
+        )
+        return data
+
+
+MlpPolicy = PWMPolicy
+
+
+class CnnPolicy(PWMPolicy):
+    """:class:`PWMPolicy` with SB3's NatureCNN in front of the encoder."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        *,
+        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
+        )
+
+
+class MultiInputPolicy(PWMPolicy):
+    """:class:`PWMPolicy` with SB3's CombinedExtractor in front of the encoder, for Dict observations."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        *,
+        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
+        )
+
+
+def resolve_net_arch(net_arch: list[int] | dict[str, list[int]] | None) -> dict[str, list[int]]:
+    """Return the hidden sizes of every network.
+
+    :param net_arch: see :class:`PWMPolicy`.
+    :return: a list for each of the keys ``encoder``, ``dynamics``, ``reward``, ``termination``, ``pi``, ``qf``.
+    :raises ValueError: if a key is unknown.
+    """
+    if net_arch is None:
+        return DEFAULT_NET_ARCH
+    if isinstance(net_arch, list):
+        return dict.fromkeys(DEFAULT_NET_ARCH, net_arch)
+    unknown = sorted(set(net_arch) - set(DEFAULT_NET_ARCH))
+    if unknown:
+        raise ValueError(f"net_arch has unknown keys {unknown}; allowed: {sorted(DEFAULT_NET_ARCH)}")
+    return DEFAULT_NET_ARCH | net_arch

@@ -1,0 +1,582 @@
+"""PWM as a Stable-Baselines3 algorithm."""
+
+import inspect
+import io
+import math
+import pathlib
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_pkl
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, configure_logger, update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from sb3_pwm.buffers import SequenceReplayBuffer, sequence_buffer_class
+from sb3_pwm.calibration import StartValues, follow_episodes
+from sb3_pwm.checks import check_arguments, check_finite
+from sb3_pwm.imagination import imagine
+from sb3_pwm.losses import actor_loss, critic_loss, imagined_targets, replay_targets, state_values, world_model_loss
+from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
+from sb3_pwm.returns import continuation_weights, imagined_returns
+from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
+from sb3_pwm.updates import apply_gradients, encode_windows, minibatches, steps_of
+
+SelfPWM = TypeVar("SelfPWM", bound="PWM")
+
+MAX_GRAD_NORM = {"actor": 1.0, "critic": 100.0, "model": 20.0}  # the paper's
+MAX_SKIPPED_UPDATES = 100  # in a row
+STATISTICS_INTERVAL = 1_000  # environment steps between refreshes of the observation and reward statistics
+CALIBRATION_EPISODES = 10
+
+
+class PWM(OffPolicyAlgorithm):
+    """Policy learning with large World Models (PWM, arXiv 2407.02466).
+
+    Fits a smooth latent world model to replayed windows, improves a stochastic actor by first-order gradients through
+    imagined rollouts in that model, and ends each rollout with the value of a critic ensemble.
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a :class:`PWMPolicy` class.
+    :param env: Gymnasium environment with a Box action space, its id, or an SB3 VecEnv.
+    :param learning_rate: of the actor; a number or a schedule of the remaining progress (1 to 0).
+    :param critic_learning_rate: of the critics; None for the actor's.
+    :param model_learning_rate: of the world model; None for the actor's.
+    :param buffer_size: capacity of the replay buffer, over all environments.
+    :param learning_starts: environment steps with random actions before the first update; steps already in the replay
+        buffer count.
+    :param pretrain_steps: updates of the world model alone before the first update of the policy.
+    :param batch_size: number B of windows per update, and of imagined rollouts.
+    :param sequence_length: number T of steps in a window over which the model predicts open-loop.
+    :param horizon: number H of imagined steps.
+    :param critic: ``"q"``: Q(latents, actions) learnt from replayed transitions; ``"v"``: the paper's V(latents)
+        learnt from TD(lambda) targets of the imagined rollouts, which overestimates where episodes end.
+    :param critic_updates: critic updates per actor update.
+    :param critic_batch_size: transitions per critic update.
+    :param gamma: discount in (0, 1].
+    :param td_lambda: lambda in [0, 1] of the targets of ``critic="v"``.
+    :param tau: weight in (0, 1] of the critics in each Polyak update of the target critics.
+    :param ent_coef: weight of the entropy bonus, in units of the returns' standard deviation; 0 for none.
+    :param consistency_coef: weight of the model's latent error.
+    :param reward_coef: weight of the model's reward error.
+    :param termination_coef: weight of the model's termination error; 0 trains no termination head, and imagined
+        episodes never end.
+    :param train_freq: collect this many steps (or ``(n, "episode")``) between updates.
+    :param gradient_steps: world-model updates after each collection; -1 for as many as steps were collected.
+    :param policy_updates: actor updates per world-model update; 0.125 is one after every eighth.
+    :param action_noise: added to the actions that are taken in the environment.
+    :param replay_buffer_class: a :class:`SequenceReplayBuffer` class; None for the one that fits the observations.
+    :param replay_buffer_kwargs: its further arguments.
+    :param policy_kwargs: arguments of :class:`PWMPolicy`: network sizes, activation, extractor, optimizer.
+    :param stats_window_size: number of episodes over which the logged training return is averaged.
+    :param tensorboard_log: folder for TensorBoard; None for none.
+    :param verbose: 0 for nothing, 1 for training information, 2 for debugging.
+    :param seed: of all random generators.
+    :param device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+    :param _init_setup_model: build the networks at once.
+    :raises ValueError: if a number is out of its range.
+    :raises TypeError: if an argument is of the wrong kind.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    policy: PWMPolicy
+
+    def __init__(
+        self,
+        policy: str | type[PWMPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        *,
+        critic_learning_rate: float | Schedule | None = None,
+        model_learning_rate: float | Schedule | None = None,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 1_000,
+        pretrain_steps: int = 1_000,
+        batch_size: int = 128,
+        sequence_length: int = 4,
+        horizon: int = 4,
+        critic: Literal["q", "v"] = "q",
+        critic_updates: int = 2,
+        critic_batch_size: int = 256,
+        gamma: float = 0.99,
+        td_lambda: float = 0.95,
+        tau: float = 0.01,
+        ent_coef: float = 0.02,
+        consistency_coef: float = 20.0,
+        reward_coef: float = 1.0,
+        termination_coef: float = 1.0,
+        train_freq: int | tuple[int, str] = 4,
+        gradient_steps: int = 1,
+        policy_updates: float = 1.0,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[SequenceReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size=buffer_size,
+            learning_starts=learning_starts,
+            batch_size=batch_size,
+            tau=tau,
+            gamma=gamma,
+            train_freq=train_freq,
+            gradient_steps=gradient_steps,
+            action_noise=action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            support_multi_env=True,
+            sde_support=False,
+            supported_action_spaces=(spaces.Box,),
+        )
+        self.critic_learning_rate = critic_learning_rate
+        self.model_learning_rate = model_learning_rate
+        self.pretrain_steps = pretrain_steps
+        self.sequence_length = sequence_length
+        self.horizon = horizon
+        self.critic = critic
+        self.critic_updates = critic_updates
+        self.critic_batch_size = critic_batch_size
+        self.td_lambda = td_lambda
+        self.ent_coef = ent_coef
+        self.consistency_coef = consistency_coef
+        self.reward_coef = reward_coef
+        self.termination_coef = termination_coef
+        self.policy_updates = policy_updates
+        self._n_model_updates = 0
+        self._n_skipped_updates = 0
+        if _init_setup_model:
+            self._setup_model()
+
+    # -- Set-up ------------------------------------------------------------------------------------------------------
+
+    def _setup_model(self) -> None:
+        check_arguments(self.__dict__)
+        if self.replay_buffer_class is None:
+            self.replay_buffer_class = sequence_buffer_class(self.observation_space)
+        if not issubclass(self.replay_buffer_class, SequenceReplayBuffer):
+            raise TypeError(
+                f"replay_buffer_class must be a SequenceReplayBuffer, not {self.replay_buffer_class.__name__}"
+            )
+        for name in ("sequence_length", "batch_size"):
+            allowed = self.buffer_size if name == "batch_size" else max(self.buffer_size // self.n_envs, 1)
+            if getattr(self, name) > allowed:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is more than buffer_size={self.buffer_size} can hold "
+                    f"with {self.n_envs} environments; allowed: at most {allowed}"
+                )
+        # The kind of critic is an argument of the algorithm; the policy's own arguments stay what the user gave.
+        policy_kwargs = self.policy_kwargs
+        self.policy_kwargs = policy_kwargs | {"critic": self.critic}
+        try:
+            super()._setup_model()
+        finally:
+            self.policy_kwargs = policy_kwargs
+        self._average_targets = get_ema_multi_avg_fn(1 - self.tau)  # type: ignore[no-untyped-call]
+        self._metrics: dict[str, tuple[torch.Tensor, int]] = {}
+        self._consecutive_skips = 0
+        self._steps_since_statistics = STATISTICS_INTERVAL
+        self._start_values = StartValues(self.gamma, self.n_envs, CALIBRATION_EPISODES)
+
+    def _setup_lr_schedule(self) -> None:
+        super()._setup_lr_schedule()
+        self._schedules = {
+            name: self.lr_schedule if rate is None else FloatSchedule(rate)
+            for name, rate in (
+                ("actor", None),
+                ("critic", self.critic_learning_rate),
+                ("model", self.model_learning_rate),
+            )
+        }
+
+    def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
+        """Set each optimizer's own rate; the argument is SB3's and names no rates, so it is not used."""
+        for name, schedule in self._schedules.items():
+            rate = schedule(self._current_progress_remaining)
+            update_learning_rate(self._optimizer(name), rate)
+            self.logger.record("train/learning_rate" if name == "actor" else f"train/{name}_learning_rate", rate)
+
+    def _optimizer(self, name: str) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = getattr(self.policy, f"{name}_optimizer")
+        return optimizer
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.actor_optimizer", "policy.critic_optimizer", "policy.model_optimizer"], []
+
+    def _excluded_save_params(self) -> list[str]:
+        derived = ["_average_targets", "_metrics", "_schedules", "_start_values", "_consecutive_skips"]
+        return [*super()._excluded_save_params(), *derived, "_steps_since_statistics"]
+
+    @classmethod
+    def load(
+        cls: type[SelfPWM],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfPWM:
+        """Load a model from a zip file; see :meth:`stable_baselines3.common.base_class.BaseAlgorithm.load`.
+
+        :param kwargs: constructor arguments to change.
+        :raises TypeError: if a keyword is no constructor argument.
+        :raises ValueError: if the file holds other parameters than this version of the model has.
+        """
+        allowed = set(inspect.signature(cls.__init__).parameters) - {"self", "policy", "env", "_init_setup_model"}
+        unknown = sorted(set(kwargs) - allowed)
+        if unknown:
+            raise TypeError(f"load() got unknown keywords {unknown}; allowed: {sorted(allowed)}")
+        try:
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        except KeyError as error:
+            # SB3 answers any mismatch of the parameters' names by looking for DQN's optimizer.
+            if error.args == ("policy.optimizer",):
+                raise ValueError(f"cannot load {path}: {error.__context__}") from error
+            raise
+
+    # -- Replay ------------------------------------------------------------------------------------------------------
+
+    @property
+    def sequences(self) -> SequenceReplayBuffer:
+        """The replay buffer; one of SB3's own that a user assigned is taken over first."""
+        if self.replay_buffer is None:
+            raise ValueError("the model has no replay buffer; call _setup_model() or load_replay_buffer() first")
+        if not isinstance(self.replay_buffer, SequenceReplayBuffer):
+            self._take_over_buffer(self.replay_buffer)
+        return self.replay_buffer  # type: ignore[return-value]
+
+    def _take_over_buffer(self, buffer: ReplayBuffer) -> None:
+        sequences = SequenceReplayBuffer.from_replay_buffer(buffer)
+        for name in ("observation_space", "action_space", "n_envs"):
+            found, expected = getattr(sequences, name), getattr(self, name)
+            if found != expected:
+                raise ValueError(f"the replay buffer's {name} is {found}, the model's is {expected}")
+        sequences.device = self.device
+        sequences.end_trajectories()
+        self.replay_buffer = sequences
+        self._steps_since_statistics = STATISTICS_INTERVAL
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """Load a pickled replay buffer, also one that SAC, TD3 or another SB3 algorithm saved.
+
+        A pickle runs code: load only files that you trust.
+
+        :param path: file.
+        :param truncate_last_traj: not used: the newest episode always ends here, since no step can follow it.
+        :raises TypeError: if the file holds no SB3 replay buffer.
+        :raises ValueError: if its spaces or number of environments differ, or it cannot give windows.
+        """
+        self._take_over_buffer(load_from_pkl(path, self.verbose))
+
+    def _sample(self, batch_size: int) -> SequenceSamples:
+        return self.sequences.sample_sequences(batch_size, self.sequence_length, self._vec_normalize_env)
+
+    def _refresh_statistics(self) -> None:
+        """Take the scales of observations and rewards from the replay buffer, if it has grown enough since."""
+        if self._steps_since_statistics < STATISTICS_INTERVAL:
+            return
+        observations, rewards = self.sequences.statistics_sample(self._vec_normalize_env)
+        self.policy.features.set_statistics(observations)
+        self.policy.reward_scale.set_statistics(rewards)
+        self._steps_since_statistics = 0
+
+    # -- Collecting --------------------------------------------------------------------------------------------------
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps or self._last_obs is None:
+            # The environment will be reset: what comes next does not follow the newest stored steps.
+            self.sequences.end_trajectories()
+            self._start_values = StartValues(self.gamma, self.n_envs, CALIBRATION_EPISODES)
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        check_finite("observation", self._last_obs, self.num_timesteps)
+        return result
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        check_finite("observation", new_obs, self.num_timesteps)
+        check_finite("reward", reward, self.num_timesteps)
+        check_finite("action", buffer_action, self.num_timesteps)
+        for index, info in enumerate(infos):
+            if dones[index] and "terminal_observation" in info:
+                terminal = [info["terminal_observation"]]
+                check_finite("terminal observation", terminal, self.num_timesteps, first_env=index)
+        follow_episodes(self._start_values, self._start_value, self._last_obs, reward, dones, infos)
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._steps_since_statistics += self.n_envs
+
+    def learn(
+        self: SelfPWM,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "PWM",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfPWM:
+        """Collect, pre-train the world model once, then alternate between collecting and updating.
+
+        :param total_timesteps: environment steps.
+        :param callback: SB3 callback, list of callbacks or function.
+        :param log_interval: episodes between logs.
+        :param tb_log_name: name of the run in TensorBoard.
+        :param reset_num_timesteps: start counting (and an episode) anew; False continues.
+        :param progress_bar: show progress with tqdm and rich.
+        :return: the model.
+        """
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        callback.on_training_start(locals(), globals())
+        warm_up_end = self.num_timesteps + max(0, self.learning_starts - self.sequences.n_transitions)
+        # A policy that has learnt fills an empty buffer with its own actions, not with random ones.
+        random_until = warm_up_end if self._n_updates == 0 else 0
+        try:
+            if self.num_timesteps >= warm_up_end:
+                self._finish_pretraining(progress_bar)
+            while self.num_timesteps < total_timesteps:
+                rollout = self.collect_rollouts(
+                    self.env,  # type: ignore[arg-type]
+                    train_freq=self.train_freq,  # type: ignore[arg-type]
+                    action_noise=self.action_noise,
+                    callback=callback,
+                    learning_starts=random_until,
+                    replay_buffer=self.sequences,
+                    log_interval=log_interval,
+                )
+                if not rollout.continue_training:
+                    # SB3 has taken a step without storing it: the next stored step would not follow the newest one.
+                    self._last_obs = None
+                    break
+                if self.num_timesteps >= warm_up_end:
+                    self._finish_pretraining(progress_bar)
+                    steps = self.gradient_steps if self.gradient_steps >= 0 else rollout.episode_timesteps
+                    if steps > 0:
+                        self.train(gradient_steps=steps, batch_size=self.batch_size)
+        except BaseException:
+            # Also Ctrl-C: whatever step was under way, the environment must be reset before the next one.
+            self._last_obs = None
+            raise
+        callback.on_training_end()
+        return self
+
+    # -- Updates -----------------------------------------------------------------------------------------------------
+
+    def _finish_pretraining(self, progress_bar: bool) -> None:
+        if self._n_model_updates < self.pretrain_steps:
+            self.pretrain(self.pretrain_steps - self._n_model_updates, progress_bar=progress_bar)
+
+    def pretrain(self: SelfPWM, gradient_steps: int, progress_bar: bool = False) -> SelfPWM:
+        """Update the world model alone, on the present replay buffer.
+
+        :param gradient_steps: number of updates.
+        :param progress_bar: show progress.
+        :return: the model.
+        :raises ValueError: if the replay buffer holds too little.
+        """
+        self._ensure_logger()
+        self.policy.set_training_mode(True)
+        self._update_learning_rate([])
+        self._refresh_statistics()
+        for _ in tqdm(range(gradient_steps), "world model", disable=not progress_bar, leave=False):
+            self._update_model(self._sample(self.batch_size))
+        return self
+
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        """Update world model, actor and critics on the present replay buffer.
+
+        :param gradient_steps: number of world-model updates.
+        :param batch_size: number of windows per update.
+        """
+        self._ensure_logger()
+        self.policy.set_training_mode(True)
+        self._update_learning_rate([])
+        self._refresh_statistics()
+        for _ in range(gradient_steps):
+            samples = self._sample(batch_size)
+            latents = self._update_model(samples)
+            self._n_updates += 1
+            due = math.floor(self._n_updates * self.policy_updates)
+            for i in range(due - math.floor((self._n_updates - 1) * self.policy_updates)):
+                if i > 0:
+                    samples = self._sample(batch_size)
+                    with torch.no_grad():
+                        latents = encode_windows(self.policy.world_model, samples.observations)
+                self._update_policy(samples, latents)
+
+    def _ensure_logger(self) -> None:
+        """Make a logger if neither ``learn`` nor the user has made one."""
+        if not hasattr(self, "_logger"):
+            self._logger = configure_logger(self.verbose, self.tensorboard_log, "PWM", True)
+
+    def _update_model(self, samples: SequenceSamples) -> torch.Tensor:
+        """Update the world model and return the windows' (T + 1, B, Z) latents, detached."""
+        model = self.policy.world_model
+        first = encode_windows(model, steps_of(samples.observations, 0, 1))
+        with torch.no_grad():
+            following = encode_windows(model, steps_of(samples.observations, 1, None))
+        loss, metrics = world_model_loss(
+            model,
+            samples,
+            self.policy.reward_scale(samples.rewards),
+            first[0],
+            following,
+            consistency_coef=self.consistency_coef,
+            reward_coef=self.reward_coef,
+            termination_coef=self.termination_coef,
+        )
+        self._apply("model", loss, model, metrics)
+        self._n_model_updates += 1
+        return torch.cat([first.detach(), following])
+
+    def _update_policy(self, samples: SequenceSamples, latents: torch.Tensor) -> None:
+        """Update the actor once, then the critics.
+
+        :param samples: windows.
+        :param latents: (T + 1, B, Z) their latents, detached.
+        """
+        policy = self.policy
+        rollout = imagine(
+            policy.world_model, policy.actor, latents[0], self.horizon, terminations=self.termination_coef > 0
+        )
+        values = state_values(policy.critics, policy.actor, rollout.latents[-1], q_critic=policy.q_critic)
+        weights = continuation_weights(rollout.continuations)
+        returns = imagined_returns(rollout.rewards, weights, values, self.gamma)
+        policy.return_scale.update(returns.detach())
+        scale = policy.return_scale.scale
+        loss, metrics = actor_loss(returns, rollout.log_probs, weights[:-1], scale, ent_coef=self.ent_coef)
+        self._apply("actor", loss, policy.actor, metrics)
+        if policy.q_critic:
+            self._update_q_critics(samples, latents)
+        else:
+            self._update_v_critics(rollout)
+
+    def _update_q_critics(self, samples: SequenceSamples, latents: torch.Tensor) -> None:
+        policy = self.policy
+        targets = replay_targets(
+            policy.critics_target,
+            policy.actor,
+            policy.reward_scale(samples.rewards).flatten(),
+            samples.terminations.flatten(),
+            latents[1:].flatten(0, 1),
+            gamma=self.gamma,
+            entropy_weight=self.ent_coef * policy.return_scale.scale,
+        )
+        inputs = torch.cat([latents[:-1], samples.actions], -1).flatten(0, 1)
+        self._fit_critics(inputs, targets, samples.mask.flatten())
+
+    def _update_v_critics(self, rollout: ImaginedRollout) -> None:
+        targets, weights = imagined_targets(
+            self.policy.critics_target,
+            rollout,
+            gamma=self.gamma,
+            td_lambda=self.td_lambda,
+            entropy_weight=self.ent_coef * self.policy.return_scale.scale,
+        )
+        self._fit_critics(rollout.latents[:-1].detach().flatten(0, 1), targets.flatten(), weights.flatten())
+
+    def _fit_critics(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
+        """Take ``critic_updates`` minibatch steps towards (N,) targets of (N, ...) inputs with (N,) weights."""
+        policy = self.policy
+        for rows in minibatches(len(inputs), self.critic_batch_size, self.critic_updates, inputs.device):
+            loss, metrics = critic_loss(policy.critics(inputs[rows]), targets[rows], weights[rows])
+            self._apply("critic", loss, policy.critics, metrics)
+            self._average_targets(list(policy.critics_target.parameters()), list(policy.critics.parameters()), 0)
+
+    def _apply(self, name: str, loss: torch.Tensor, network: torch.nn.Module, metrics: Metrics) -> None:
+        """Take an optimizer step, or skip it if it is not finite, and remember the metrics.
+
+        :raises FloatingPointError: after ``MAX_SKIPPED_UPDATES`` skipped updates in a row.
+        """
+        if apply_gradients(self._optimizer(name), loss, network.parameters(), MAX_GRAD_NORM[name]):
+            self._consecutive_skips = 0
+            for key, value in metrics.items():
+                total, count = self._metrics.get(key, (torch.zeros_like(value), 0))
+                self._metrics[key] = (total + value, count + 1)
+            return
+        self._n_skipped_updates += 1
+        self._consecutive_skips += 1
+        if self._consecutive_skips >= MAX_SKIPPED_UPDATES:
+            raise FloatingPointError(
+                f"{MAX_SKIPPED_UPDATES} updates in a row had a loss or gradient that is not finite (the last: {name}); "
+                "the parameters are those of the last finite update"
+            )
+
+    def dump_logs(self) -> None:
+        """Write the log: SB3's figures, and the losses' means since the last time."""
+        for key, (total, count) in self._metrics.items():
+            self.logger.record(f"train/{key}", float(total / count))
+        self._metrics.clear()
+        if self._n_model_updates:
+            self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+            self.logger.record("train/n_skipped_updates", self._n_skipped_updates)
+            self.logger.record("train/value_calibration", self._start_values.ratio)
+        super().dump_logs()
+
+    # -- Calibration -------------------------------------------------------------------------------------------------
+
+    def _start_value(self, observation: np.ndarray | dict[str, np.ndarray]) -> float:
+        tensor, _ = self.policy.obs_to_tensor(observation)
+        return float(self.policy.predict_values(tensor).mean())
+
+    def value_calibration(self, env: GymEnv | VecEnv, n_episodes: int = 10, deterministic: bool = False) -> float:
+        """Compare the critics' value of start states with the discounted returns of evaluation episodes.
+
+        Both are in the units of the environment's rewards and discounted with ``gamma``; what a time-out cuts off is
+        estimated by the critics. The value belongs to the stochastic policy and contains its entropy bonus.
+
+        :param env: environment to evaluate in, not the one that the model trains in.
+        :param n_episodes: number of episodes.
+        :param deterministic: act deterministically.
+        :return: mean value over mean return; 1 is calibrated, above 1 the critics promise too much.
+        """
+        vec_env = self._wrap_env(env, monitor_wrapper=False)
+        tracker = StartValues(self.gamma, vec_env.num_envs, n_episodes)
+        observations: Any = vec_env.reset()
+        while len(tracker.finished) < n_episodes:
+            actions, _ = self.predict(observations, deterministic=deterministic)
+            next_observations, rewards, dones, infos = vec_env.step(actions)
+            follow_episodes(tracker, self._start_value, observations, rewards, dones, infos)
+            observations = next_observations
+        return tracker.ratio

@@ -1,0 +1,38 @@
+"""Symlog two-hot coding of scalars: regression as classification over fixed bins (Hafner et al., arXiv 2301.04104)."""
+
+import torch
+from torch.nn import functional as F
+
+
+def symlog(x: torch.Tensor) -> torch.Tensor:
+    """Return sign(x) log(1 + |x|), the same shape as ``x``."""
+    return torch.sign(x) * torch.log1p(torch.abs(x))
+
+
+def symexp(x: torch.Tensor) -> torch.Tensor:
+    """Return sign(x) (exp(|x|) - 1), the inverse of :func:`symlog`."""
+    return torch.sign(x) * torch.expm1(torch.abs(x))
+
+
+def two_hot(x: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:
+    """Spread symlog(x) over the two nearest bins, so that the bins' weighted mean is symlog(x).
+
+    :param x: (...) scalars; values beyond the outer bins count as the outer bins.
+    :param bins: (K,) evenly spaced, rising, K >= 2.
+    :return: (..., K) weights, non-negative, summing to 1, at most two of them non-zero.
+    """
+    position = (symlog(x).clamp(bins[0], bins[-1]) - bins[0]) / (bins[1] - bins[0])
+    lower = position.floor().clamp(0, len(bins) - 2)
+    upper_weight = (position - lower).unsqueeze(-1)
+    one_hot = F.one_hot(lower.long(), len(bins)).to(x.dtype)
+    return one_hot * (1 - upper_weight) + one_hot.roll(1, -1) * upper_weight
+
+
+def two_hot_inv(logits: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:
+    """Return the scalar that a two-hot head predicts: symexp of the expected bin.
+
+    :param logits: (..., K) unnormalised log-weights.
+    :param bins: (K,) the bins of :func:`two_hot`.
+    :return: (...) scalars.
+    """
+    return symexp((logits.softmax(-1) * bins).sum(-1))

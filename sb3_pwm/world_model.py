@@ -1,0 +1,95 @@
+"""The latent world model: encoder, dynamics, reward and termination (TD-MPC2, arXiv 2310.16828, with terminations)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_pwm.layers import SimNorm, mlp, truncated_normal_init
+from sb3_pwm.two_hot import two_hot, two_hot_inv
+from sb3_pwm.type_aliases import Observations
+
+TWO_HOT_RANGE = 10.0  # the bins cover symlog(reward) in [-10, 10]: rewards up to 22,025 reward scales
+
+
+class WorldModel(nn.Module):
+    """Predict latents, rewards and terminations from actions, without ever reconstructing an observation.
+
+    :param features: module that turns observations into (N, features_dim) features, trained with the model.
+    :param features_dim: number of features.
+    :param action_dim: number of action dimensions A.
+    :param latent_dim: number of latents Z, a multiple of ``simnorm_dim``.
+    :param simnorm_dim: size of a SimNorm group.
+    :param encoder: hidden sizes of the encoder.
+    :param dynamics: hidden sizes of the dynamics.
+    :param reward: hidden sizes of the reward head.
+    :param termination: hidden sizes of the termination head.
+    :param activation_fn: class of the activation.
+    :param reward_bins: number of two-hot bins of the reward head; 0 for a scalar head with squared error.
+    """
+
+    bins: torch.Tensor
+
+    def __init__(
+        self,
+        features: nn.Module,
+        features_dim: int,
+        action_dim: int,
+        *,
+        latent_dim: int,
+        simnorm_dim: int,
+        encoder: Sequence[int],
+        dynamics: Sequence[int],
+        reward: Sequence[int],
+        termination: Sequence[int],
+        activation_fn: type[nn.Module] = nn.SiLU,
+        reward_bins: int = 0,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        simnorm = SimNorm(simnorm_dim)
+        self.encoder = nn.Sequential(mlp(features_dim, encoder, latent_dim, activation_fn), simnorm)
+        self.dynamics = nn.Sequential(mlp(latent_dim + action_dim, dynamics, latent_dim, activation_fn), simnorm)
+        self.reward = mlp(latent_dim + action_dim, reward, max(1, reward_bins), activation_fn)
+        self.termination = mlp(latent_dim, termination, 1, activation_fn)
+        self.register_buffer("bins", torch.linspace(-TWO_HOT_RANGE, TWO_HOT_RANGE, reward_bins), persistent=False)
+        for network in (self.encoder, self.dynamics, self.reward, self.termination):
+            truncated_normal_init(network)
+        for head in (self.reward, self.termination):
+            nn.init.zeros_(head[-1].weight)  # type: ignore[arg-type]
+
+    def encode(self, observations: Observations) -> torch.Tensor:
+        """Encode (N, *obs_shape) observations, as the environment gives them, to (N, Z) latents."""
+        latents: torch.Tensor = self.encoder(self.features(observations))
+        return latents
+
+    def next_latents(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Return the (..., Z) latents after taking (..., A) actions in (..., Z) latents."""
+        following: torch.Tensor = self.dynamics(torch.cat([latents, actions], -1))
+        return following
+
+    def rewards(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Return the (...) rewards, in reward scales, of taking (..., A) actions in (..., Z) latents."""
+        output: torch.Tensor = self.reward(torch.cat([latents, actions], -1))
+        return two_hot_inv(output, self.bins) if len(self.bins) else output.squeeze(-1)
+
+    def reward_error(self, latents: torch.Tensor, actions: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
+        """Return the (...) error of the reward head: the squared error, or the cross-entropy of its bins."""
+        output: torch.Tensor = self.reward(torch.cat([latents, actions], -1))
+        if len(self.bins):
+            return -(two_hot(rewards, self.bins) * output.log_softmax(-1)).sum(-1)
+        return (output.squeeze(-1) - rewards).square()
+
+    def termination_logits(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the (...) log-odds that the episode has ended on reaching (..., Z) latents."""
+        logits: torch.Tensor = self.termination(latents).squeeze(-1)
+        return logits
+
+    def continuations(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the (...) probability in [0, 1] that the episode goes on from (..., Z) latents."""
+        return torch.sigmoid(-self.termination_logits(latents))
+
+    def termination_error(self, latents: torch.Tensor, terminations: torch.Tensor) -> torch.Tensor:
+        """Return the (...) binary cross-entropy of the termination head."""
+        return F.binary_cross_entropy_with_logits(self.termination_logits(latents), terminations, reduction="none")
