@@ -35,7 +35,7 @@ def truncated_normal_init(module: nn.Module) -> None:
 
 
 def orthogonal_init(module: nn.Module, last_gain: float) -> None:
-    """Initialise every linear layer of ``module`` orthogonally (gain sqrt(2), ``last_gain`` for the last), biases zero."""
+    """Initialise every linear layer orthogonally (gain sqrt(2), ``last_gain`` for the last), biases zero."""
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     for layer in layers:
         nn.init.orthogonal_(layer.weight, last_gain if layer is layers[-1] else 2**0.5)
@@ -56,7 +56,7 @@ def mlp(
     :param hidden: sizes of the hidden layers; none gives one linear layer.
     :param out_features: size of the output.
     :param activation_fn: class of the activation.
-    :param norm_after_activation: Linear -> activation -> LayerNorm instead (the order of the paper's actor and critics).
+    :param norm_after_activation: Linear -> activation -> LayerNorm instead (the paper's actor and critics).
     :return: the network, (..., in_features) -> (..., out_features).
     """
     layers: list[nn.Module] = []

@@ -195,6 +195,11 @@ class PWMPolicy(BasePolicy):
         return self.optimizer_class(module.parameters(), lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
 
     @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimizers of ``actor``, ``critic`` and (world) ``model``."""
+        return {"actor": self.actor_optimizer, "critic": self.critic_optimizer, "model": self.model_optimizer}
+
+    @property
     def q_critic(self) -> bool:
         """Whether the critics are Q functions."""
         return self.critic == "q"

@@ -18,23 +18,18 @@ from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, configure_logger, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from sb3_pwm.buffers import SequenceReplayBuffer, sequence_buffer_class
 from sb3_pwm.calibration import StartValues, follow_episodes
 from sb3_pwm.checks import check_arguments, check_finite
-from sb3_pwm.imagination import imagine
-from sb3_pwm.losses import actor_loss, critic_loss, imagined_targets, replay_targets, state_values, world_model_loss
+from sb3_pwm.learner import Learner
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
-from sb3_pwm.returns import continuation_weights, imagined_returns
-from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
-from sb3_pwm.updates import apply_gradients, encode_windows, minibatches, steps_of
+from sb3_pwm.type_aliases import SequenceSamples
+from sb3_pwm.updates import encode_windows
 
 SelfPWM = TypeVar("SelfPWM", bound="PWM")
 
-MAX_GRAD_NORM = {"actor": 1.0, "critic": 100.0, "model": 20.0}  # the paper's
-MAX_SKIPPED_UPDATES = 100  # in a row
 STATISTICS_INTERVAL = 1_000  # environment steps between refreshes of the observation and reward statistics
 CALIBRATION_EPISODES = 10
 
@@ -169,12 +164,10 @@ class PWM(OffPolicyAlgorithm):
         self.reward_coef = reward_coef
         self.termination_coef = termination_coef
         self.policy_updates = policy_updates
-        self._n_model_updates = 0
-        self._n_skipped_updates = 0
+        self.n_model_updates = 0
+        self.n_skipped_updates = 0
         if _init_setup_model:
             self._setup_model()
-
-    # -- Set-up ------------------------------------------------------------------------------------------------------
 
     def _setup_model(self) -> None:
         check_arguments(self.__dict__)
@@ -198,9 +191,7 @@ class PWM(OffPolicyAlgorithm):
             super()._setup_model()
         finally:
             self.policy_kwargs = policy_kwargs
-        self._average_targets = get_ema_multi_avg_fn(1 - self.tau)  # type: ignore[no-untyped-call]
-        self._metrics: dict[str, tuple[torch.Tensor, int]] = {}
-        self._consecutive_skips = 0
+        self._learner = Learner(self)
         self._steps_since_statistics = STATISTICS_INTERVAL
         self._start_values = StartValues(self.gamma, self.n_envs, CALIBRATION_EPISODES)
 
@@ -219,19 +210,15 @@ class PWM(OffPolicyAlgorithm):
         """Set each optimizer's own rate; the argument is SB3's and names no rates, so it is not used."""
         for name, schedule in self._schedules.items():
             rate = schedule(self._current_progress_remaining)
-            update_learning_rate(self._optimizer(name), rate)
+            update_learning_rate(self.policy.optimizers[name], rate)
             self.logger.record("train/learning_rate" if name == "actor" else f"train/{name}_learning_rate", rate)
-
-    def _optimizer(self, name: str) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = getattr(self.policy, f"{name}_optimizer")
-        return optimizer
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.actor_optimizer", "policy.critic_optimizer", "policy.model_optimizer"], []
 
     def _excluded_save_params(self) -> list[str]:
-        derived = ["_average_targets", "_metrics", "_schedules", "_start_values", "_consecutive_skips"]
-        return [*super()._excluded_save_params(), *derived, "_steps_since_statistics"]
+        derived = ["_learner", "_schedules", "_start_values", "_steps_since_statistics"]
+        return [*super()._excluded_save_params(), *derived]
 
     @classmethod
     def load(
@@ -261,8 +248,6 @@ class PWM(OffPolicyAlgorithm):
             if error.args == ("policy.optimizer",):
                 raise ValueError(f"cannot load {path}: {error.__context__}") from error
             raise
-
-    # -- Replay ------------------------------------------------------------------------------------------------------
 
     @property
     def sequences(self) -> SequenceReplayBuffer:
@@ -307,8 +292,6 @@ class PWM(OffPolicyAlgorithm):
         self.policy.features.set_statistics(observations)
         self.policy.reward_scale.set_statistics(rewards)
         self._steps_since_statistics = 0
-
-    # -- Collecting --------------------------------------------------------------------------------------------------
 
     def _setup_learn(
         self,
@@ -401,11 +384,9 @@ class PWM(OffPolicyAlgorithm):
         callback.on_training_end()
         return self
 
-    # -- Updates -----------------------------------------------------------------------------------------------------
-
     def _finish_pretraining(self, progress_bar: bool) -> None:
-        if self._n_model_updates < self.pretrain_steps:
-            self.pretrain(self.pretrain_steps - self._n_model_updates, progress_bar=progress_bar)
+        if self.n_model_updates < self.pretrain_steps:
+            self.pretrain(self.pretrain_steps - self.n_model_updates, progress_bar=progress_bar)
 
     def pretrain(self: SelfPWM, gradient_steps: int, progress_bar: bool = False) -> SelfPWM:
         """Update the world model alone, on the present replay buffer.
@@ -420,7 +401,7 @@ class PWM(OffPolicyAlgorithm):
         self._update_learning_rate([])
         self._refresh_statistics()
         for _ in tqdm(range(gradient_steps), "world model", disable=not progress_bar, leave=False):
-            self._update_model(self._sample(self.batch_size))
+            self._learner.update_model(self._sample(self.batch_size))
         return self
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
@@ -435,7 +416,7 @@ class PWM(OffPolicyAlgorithm):
         self._refresh_statistics()
         for _ in range(gradient_steps):
             samples = self._sample(batch_size)
-            latents = self._update_model(samples)
+            latents = self._learner.update_model(samples)
             self._n_updates += 1
             due = math.floor(self._n_updates * self.policy_updates)
             for i in range(due - math.floor((self._n_updates - 1) * self.policy_updates)):
@@ -443,118 +424,22 @@ class PWM(OffPolicyAlgorithm):
                     samples = self._sample(batch_size)
                     with torch.no_grad():
                         latents = encode_windows(self.policy.world_model, samples.observations)
-                self._update_policy(samples, latents)
+                self._learner.update_policy(samples, latents)
 
     def _ensure_logger(self) -> None:
         """Make a logger if neither ``learn`` nor the user has made one."""
         if not hasattr(self, "_logger"):
             self._logger = configure_logger(self.verbose, self.tensorboard_log, "PWM", True)
 
-    def _update_model(self, samples: SequenceSamples) -> torch.Tensor:
-        """Update the world model and return the windows' (T + 1, B, Z) latents, detached."""
-        model = self.policy.world_model
-        first = encode_windows(model, steps_of(samples.observations, 0, 1))
-        with torch.no_grad():
-            following = encode_windows(model, steps_of(samples.observations, 1, None))
-        loss, metrics = world_model_loss(
-            model,
-            samples,
-            self.policy.reward_scale(samples.rewards),
-            first[0],
-            following,
-            consistency_coef=self.consistency_coef,
-            reward_coef=self.reward_coef,
-            termination_coef=self.termination_coef,
-        )
-        self._apply("model", loss, model, metrics)
-        self._n_model_updates += 1
-        return torch.cat([first.detach(), following])
-
-    def _update_policy(self, samples: SequenceSamples, latents: torch.Tensor) -> None:
-        """Update the actor once, then the critics.
-
-        :param samples: windows.
-        :param latents: (T + 1, B, Z) their latents, detached.
-        """
-        policy = self.policy
-        rollout = imagine(
-            policy.world_model, policy.actor, latents[0], self.horizon, terminations=self.termination_coef > 0
-        )
-        values = state_values(policy.critics, policy.actor, rollout.latents[-1], q_critic=policy.q_critic)
-        weights = continuation_weights(rollout.continuations)
-        returns = imagined_returns(rollout.rewards, weights, values, self.gamma)
-        policy.return_scale.update(returns.detach())
-        scale = policy.return_scale.scale
-        loss, metrics = actor_loss(returns, rollout.log_probs, weights[:-1], scale, ent_coef=self.ent_coef)
-        self._apply("actor", loss, policy.actor, metrics)
-        if policy.q_critic:
-            self._update_q_critics(samples, latents)
-        else:
-            self._update_v_critics(rollout)
-
-    def _update_q_critics(self, samples: SequenceSamples, latents: torch.Tensor) -> None:
-        policy = self.policy
-        targets = replay_targets(
-            policy.critics_target,
-            policy.actor,
-            policy.reward_scale(samples.rewards).flatten(),
-            samples.terminations.flatten(),
-            latents[1:].flatten(0, 1),
-            gamma=self.gamma,
-            entropy_weight=self.ent_coef * policy.return_scale.scale,
-        )
-        inputs = torch.cat([latents[:-1], samples.actions], -1).flatten(0, 1)
-        self._fit_critics(inputs, targets, samples.mask.flatten())
-
-    def _update_v_critics(self, rollout: ImaginedRollout) -> None:
-        targets, weights = imagined_targets(
-            self.policy.critics_target,
-            rollout,
-            gamma=self.gamma,
-            td_lambda=self.td_lambda,
-            entropy_weight=self.ent_coef * self.policy.return_scale.scale,
-        )
-        self._fit_critics(rollout.latents[:-1].detach().flatten(0, 1), targets.flatten(), weights.flatten())
-
-    def _fit_critics(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
-        """Take ``critic_updates`` minibatch steps towards (N,) targets of (N, ...) inputs with (N,) weights."""
-        policy = self.policy
-        for rows in minibatches(len(inputs), self.critic_batch_size, self.critic_updates, inputs.device):
-            loss, metrics = critic_loss(policy.critics(inputs[rows]), targets[rows], weights[rows])
-            self._apply("critic", loss, policy.critics, metrics)
-            self._average_targets(list(policy.critics_target.parameters()), list(policy.critics.parameters()), 0)
-
-    def _apply(self, name: str, loss: torch.Tensor, network: torch.nn.Module, metrics: Metrics) -> None:
-        """Take an optimizer step, or skip it if it is not finite, and remember the metrics.
-
-        :raises FloatingPointError: after ``MAX_SKIPPED_UPDATES`` skipped updates in a row.
-        """
-        if apply_gradients(self._optimizer(name), loss, network.parameters(), MAX_GRAD_NORM[name]):
-            self._consecutive_skips = 0
-            for key, value in metrics.items():
-                total, count = self._metrics.get(key, (torch.zeros_like(value), 0))
-                self._metrics[key] = (total + value, count + 1)
-            return
-        self._n_skipped_updates += 1
-        self._consecutive_skips += 1
-        if self._consecutive_skips >= MAX_SKIPPED_UPDATES:
-            raise FloatingPointError(
-                f"{MAX_SKIPPED_UPDATES} updates in a row had a loss or gradient that is not finite (the last: {name}); "
-                "the parameters are those of the last finite update"
-            )
-
     def dump_logs(self) -> None:
         """Write the log: SB3's figures, and the losses' means since the last time."""
-        for key, (total, count) in self._metrics.items():
-            self.logger.record(f"train/{key}", float(total / count))
-        self._metrics.clear()
-        if self._n_model_updates:
+        for name, mean in self._learner.pop_metrics().items():
+            self.logger.record(f"train/{name}", mean)
+        if self.n_model_updates:
             self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-            self.logger.record("train/n_skipped_updates", self._n_skipped_updates)
+            self.logger.record("train/n_skipped_updates", self.n_skipped_updates)
             self.logger.record("train/value_calibration", self._start_values.ratio)
         super().dump_logs()
-
-    # -- Calibration -------------------------------------------------------------------------------------------------
 
     def _start_value(self, observation: np.ndarray | dict[str, np.ndarray]) -> float:
         tensor, _ = self.policy.obs_to_tensor(observation)

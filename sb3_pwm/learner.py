@@ -1,0 +1,150 @@
+"""The learner: one update of world model, actor and critics, from windows to optimizer steps."""
+
+from typing import Protocol
+
+import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from sb3_pwm.imagination import imagine
+from sb3_pwm.losses import actor_loss, critic_loss, imagined_targets, replay_targets, state_values, world_model_loss
+from sb3_pwm.policies import PWMPolicy
+from sb3_pwm.returns import continuation_weights, imagined_returns
+from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
+from sb3_pwm.updates import apply_gradients, encode_windows, minibatches, steps_of
+
+MAX_GRAD_NORM = {"actor": 1.0, "critic": 100.0, "model": 20.0}  # the paper's
+MAX_SKIPPED_UPDATES = 100  # in a row
+
+
+class Trainable(Protocol):
+    """What the learner reads, and the two counts it keeps; :class:`sb3_pwm.PWM` documents each."""
+
+    policy: PWMPolicy
+    horizon: int
+    critic_updates: int
+    critic_batch_size: int
+    gamma: float
+    td_lambda: float
+    tau: float
+    ent_coef: float
+    consistency_coef: float
+    reward_coef: float
+    termination_coef: float
+    n_model_updates: int
+    n_skipped_updates: int
+
+
+class Learner:
+    """Update the networks of a model's policy.
+
+    :param model: the policy and the hyperparameters, read at every update.
+    """
+
+    def __init__(self, model: Trainable) -> None:
+        self.model = model
+        self.metrics: dict[str, tuple[torch.Tensor, int]] = {}
+        self._consecutive_skips = 0
+        self._average_targets = get_ema_multi_avg_fn(1 - model.tau)  # type: ignore[no-untyped-call]
+
+    def pop_metrics(self) -> dict[str, float]:
+        """Return the means of all metrics since the last call."""
+        means = {name: float(total / count) for name, (total, count) in self.metrics.items()}
+        self.metrics.clear()
+        return means
+
+    def update_model(self, samples: SequenceSamples) -> torch.Tensor:
+        """Update the world model and return the windows' (T + 1, B, Z) latents, detached."""
+        model = self.model.policy.world_model
+        first = encode_windows(model, steps_of(samples.observations, 0, 1))
+        with torch.no_grad():
+            following = encode_windows(model, steps_of(samples.observations, 1, None))
+        loss, metrics = world_model_loss(
+            model,
+            samples,
+            self.model.policy.reward_scale(samples.rewards),
+            first[0],
+            following,
+            consistency_coef=self.model.consistency_coef,
+            reward_coef=self.model.reward_coef,
+            termination_coef=self.model.termination_coef,
+        )
+        self._apply("model", loss, model, metrics)
+        self.model.n_model_updates += 1
+        return torch.cat([first.detach(), following])
+
+    def update_policy(self, samples: SequenceSamples, latents: torch.Tensor) -> None:
+        """Update the actor once, then the critics.
+
+        :param samples: windows.
+        :param latents: (T + 1, B, Z) their latents, detached.
+        """
+        policy = self.model.policy
+        rollout = imagine(
+            policy.world_model,
+            policy.actor,
+            latents[0],
+            self.model.horizon,
+            terminations=self.model.termination_coef > 0,
+        )
+        values = state_values(policy.critics, policy.actor, rollout.latents[-1], q_critic=policy.q_critic)
+        weights = continuation_weights(rollout.continuations)
+        returns = imagined_returns(rollout.rewards, weights, values, self.model.gamma)
+        policy.return_scale.update(returns.detach())
+        scale = policy.return_scale.scale
+        loss, metrics = actor_loss(returns, rollout.log_probs, weights[:-1], scale, ent_coef=self.model.ent_coef)
+        self._apply("actor", loss, policy.actor, metrics)
+        if policy.q_critic:
+            self._update_q_critics(samples, latents)
+        else:
+            self._update_v_critics(rollout)
+
+    def _update_q_critics(self, samples: SequenceSamples, latents: torch.Tensor) -> None:
+        policy = self.model.policy
+        targets = replay_targets(
+            policy.critics_target,
+            policy.actor,
+            policy.reward_scale(samples.rewards).flatten(),
+            samples.terminations.flatten(),
+            latents[1:].flatten(0, 1),
+            gamma=self.model.gamma,
+            entropy_weight=self.model.ent_coef * policy.return_scale.scale,
+        )
+        inputs = torch.cat([latents[:-1], samples.actions], -1).flatten(0, 1)
+        self._fit_critics(inputs, targets, samples.mask.flatten())
+
+    def _update_v_critics(self, rollout: ImaginedRollout) -> None:
+        targets, weights = imagined_targets(
+            self.model.policy.critics_target,
+            rollout,
+            gamma=self.model.gamma,
+            td_lambda=self.model.td_lambda,
+            entropy_weight=self.model.ent_coef * self.model.policy.return_scale.scale,
+        )
+        self._fit_critics(rollout.latents[:-1].detach().flatten(0, 1), targets.flatten(), weights.flatten())
+
+    def _fit_critics(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
+        """Take ``critic_updates`` minibatch steps towards (N,) targets of (N, ...) inputs with (N,) weights."""
+        policy = self.model.policy
+        for rows in minibatches(len(inputs), self.model.critic_batch_size, self.model.critic_updates, inputs.device):
+            loss, metrics = critic_loss(policy.critics(inputs[rows]), targets[rows], weights[rows])
+            self._apply("critic", loss, policy.critics, metrics)
+            self._average_targets(list(policy.critics_target.parameters()), list(policy.critics.parameters()), 0)
+
+    def _apply(self, name: str, loss: torch.Tensor, network: torch.nn.Module, metrics: Metrics) -> None:
+        """Take an optimizer step, or skip it if it is not finite, and remember the metrics.
+
+        :raises FloatingPointError: after ``MAX_SKIPPED_UPDATES`` skipped updates in a row.
+        """
+        if apply_gradients(self.model.policy.optimizers[name], loss, network.parameters(), MAX_GRAD_NORM[name]):
+            self._consecutive_skips = 0
+            for key, value in metrics.items():
+                total, count = self.metrics.get(key, (torch.zeros_like(value), 0))
+                self.metrics[key] = (total + value, count + 1)
+            return
+        self.model.n_skipped_updates += 1
+        self._consecutive_skips += 1
+        if self._consecutive_skips >= MAX_SKIPPED_UPDATES:
+            raise FloatingPointError(
+                f"{MAX_SKIPPED_UPDATES} updates in a row had a loss or gradient that is not finite (the last: {name}); "
+                "the parameters are those of the last finite update"
+            )
