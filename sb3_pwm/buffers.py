@@ -27,18 +27,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         :raises ValueError: if it cannot give windows: without ``next_observations``, or where time-outs and
             terminations cannot be told apart.
         """
-        if not isinstance(buffer, ReplayBuffer):
-            raise TypeError(f"buffer must be a stable_baselines3 ReplayBuffer, not {type(buffer).__name__}")
-        if buffer.optimize_memory_usage:
-            raise ValueError(
-                "the replay buffer was made with optimize_memory_usage=True and lacks the observations that end "
-                "episodes; allowed: optimize_memory_usage=False"
-            )
-        if not getattr(buffer, "handle_timeout_termination", False):
-            raise ValueError(
-                "the replay buffer was made with handle_timeout_termination=False and cannot tell time-outs from "
-                "terminations; allowed: handle_timeout_termination=True"
-            )
+        check_replay_buffer(buffer)
         kind = DictSequenceReplayBuffer if isinstance(buffer, DictReplayBuffer) else SequenceReplayBuffer
         sequence_buffer = kind.__new__(kind)
         sequence_buffer.__dict__.update(buffer.__dict__)
@@ -66,6 +55,24 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.dones[newest, running] = 1
         self.timeouts[newest, running] = 1
 
+    def check_size(self, batch_size: int, length: int, further_steps: int = 0) -> None:
+        """Check that windows can be drawn, now or after ``further_steps`` more steps of every environment.
+
+        :raises ValueError: if they cannot.
+        """
+        size = min(self.size() + further_steps, self.buffer_size)
+        when = f" after {further_steps} more steps" if further_steps else ""
+        if size < length:
+            raise ValueError(
+                f"cannot draw windows of {length} steps (sequence_length): the replay buffer holds {size} steps per "
+                f"environment{when} (buffer_size allows {self.buffer_size}); collect more first (learning_starts)"
+            )
+        if size * self.n_envs < batch_size:
+            raise ValueError(
+                f"batch_size={batch_size} is more than the {size * self.n_envs} transitions in the replay "
+                f"buffer{when}; collect more first (learning_starts) or use a smaller batch_size"
+            )
+
     def sample_sequences(self, batch_size: int, length: int, env: VecNormalize | None = None) -> SequenceSamples:
         """Draw windows whose first steps are uniform over all stored steps.
 
@@ -77,16 +84,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         :return: the windows on the buffer's device.
         :raises ValueError: if fewer than ``length`` steps or ``batch_size`` transitions are stored.
         """
-        if self.size() < length:
-            raise ValueError(
-                f"cannot draw windows of {length} steps (sequence_length): the replay buffer holds {self.size()} "
-                f"steps per environment (buffer_size allows {self.buffer_size})"
-            )
-        if self.n_transitions < batch_size:
-            raise ValueError(
-                f"batch_size={batch_size} is more than the {self.n_transitions} transitions in the replay buffer; "
-                "collect more first (learning_starts) or use a smaller batch_size"
-            )
+        self.check_size(batch_size, length)
         rows, columns, mask = draw_windows(self.dones, self.oldest, self.size(), batch_size, length)
         dones, timeouts = self.dones[rows, columns], self.timeouts[rows, columns]
         return SequenceSamples(
@@ -138,6 +136,26 @@ class SequenceReplayBuffer(ReplayBuffer):
 
 class DictSequenceReplayBuffer(SequenceReplayBuffer, DictReplayBuffer):
     """:class:`SequenceReplayBuffer` for Dict observations."""
+
+
+def check_replay_buffer(buffer: Any) -> None:
+    """Check that windows can be drawn from a buffer's arrays.
+
+    :raises TypeError: if it is no SB3 replay buffer.
+    :raises ValueError: if it lacks ``next_observations`` or cannot tell time-outs from terminations.
+    """
+    if not isinstance(buffer, ReplayBuffer):
+        raise TypeError(f"buffer must be a stable_baselines3 ReplayBuffer, not {type(buffer).__name__}")
+    if buffer.optimize_memory_usage:
+        raise ValueError(
+            "the replay buffer was made with optimize_memory_usage=True and lacks the observations that end "
+            "episodes; allowed: optimize_memory_usage=False"
+        )
+    if not getattr(buffer, "handle_timeout_termination", False):
+        raise ValueError(
+            "the replay buffer was made with handle_timeout_termination=False and cannot tell time-outs from "
+            "terminations; allowed: handle_timeout_termination=True"
+        )
 
 
 def sequence_buffer_class(observation_space: spaces.Space[Any]) -> type[SequenceReplayBuffer]:

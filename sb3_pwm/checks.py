@@ -57,6 +57,25 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         raise ValueError(f'critic={arguments["critic"]!r}: allowed are "q" and "v"')
 
 
+def check_train_freq(value: Any, n_envs: int) -> None:
+    """Check how much to collect between updates, which SB3 would only do in the middle of ``learn``.
+
+    :param value: number of steps, or a tuple of a number and its unit.
+    :param n_envs: number of environments.
+    :raises TypeError: if it is neither.
+    :raises ValueError: if it is out of range.
+    """
+    allowed = 'allowed: n, (n, "step") or, with one environment, (n, "episode"); n is an integer of 1 or more'
+    frequency, unit = value if isinstance(value, tuple) and len(value) == 2 else (value, "step")
+    unit = getattr(unit, "value", unit)  # of SB3's enumeration
+    if isinstance(frequency, bool) or not isinstance(frequency, int):
+        raise TypeError(f"train_freq={value!r} is no number of steps; {allowed}")
+    if frequency < 1 or unit not in ("step", "episode"):
+        raise ValueError(f"train_freq={value!r} is out of range; {allowed}")
+    if unit == "episode" and n_envs > 1:
+        raise ValueError(f"train_freq={value!r} does not work with {n_envs} environments; {allowed}")
+
+
 def check_learning_rate(name: str, value: Any) -> None:
     """Check a learning rate or its schedule at the start of training; ``None`` passes."""
     if value is None:

@@ -13,7 +13,7 @@ from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
 from sb3_pwm.updates import apply_gradients, encode_windows, minibatches, steps_of
 
 MAX_GRAD_NORM = {"actor": 1.0, "critic": 100.0, "model": 20.0}  # the paper's
-MAX_SKIPPED_UPDATES = 100  # in a row
+MAX_SKIPPED_UPDATES = 100  # of one network, in a row
 
 
 class Trainable(Protocol):
@@ -43,7 +43,7 @@ class Learner:
     def __init__(self, model: Trainable) -> None:
         self.model = model
         self.metrics: dict[str, tuple[torch.Tensor, int]] = {}
-        self._consecutive_skips = 0
+        self._consecutive_skips = dict.fromkeys(MAX_GRAD_NORM, 0)
         self._average_targets = get_ema_multi_avg_fn(1 - model.tau)  # type: ignore[no-untyped-call]
 
     def pop_metrics(self) -> dict[str, float]:
@@ -133,18 +133,18 @@ class Learner:
     def _apply(self, name: str, loss: torch.Tensor, network: torch.nn.Module, metrics: Metrics) -> None:
         """Take an optimizer step, or skip it if it is not finite, and remember the metrics.
 
-        :raises FloatingPointError: after ``MAX_SKIPPED_UPDATES`` skipped updates in a row.
+        :raises FloatingPointError: after ``MAX_SKIPPED_UPDATES`` skipped updates of one network in a row.
         """
         if apply_gradients(self.model.policy.optimizers[name], loss, network.parameters(), MAX_GRAD_NORM[name]):
-            self._consecutive_skips = 0
+            self._consecutive_skips[name] = 0
             for key, value in metrics.items():
                 total, count = self.metrics.get(key, (torch.zeros_like(value), 0))
                 self.metrics[key] = (total + value, count + 1)
             return
         self.model.n_skipped_updates += 1
-        self._consecutive_skips += 1
-        if self._consecutive_skips >= MAX_SKIPPED_UPDATES:
+        self._consecutive_skips[name] += 1
+        if self._consecutive_skips[name] >= MAX_SKIPPED_UPDATES:
             raise FloatingPointError(
-                f"{MAX_SKIPPED_UPDATES} updates in a row had a loss or gradient that is not finite (the last: {name}); "
-                "the parameters are those of the last finite update"
+                f"{MAX_SKIPPED_UPDATES} updates in a row of the {name} had a loss or gradient that is not finite; "
+                "its parameters are those of the last finite update"
             )

@@ -15,14 +15,14 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_pkl
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule, configure_logger, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
-from sb3_pwm.buffers import SequenceReplayBuffer, sequence_buffer_class
+from sb3_pwm.buffers import SequenceReplayBuffer, check_replay_buffer, sequence_buffer_class
 from sb3_pwm.calibration import StartValues, follow_episodes
-from sb3_pwm.checks import check_arguments, check_finite
+from sb3_pwm.checks import check_arguments, check_finite, check_train_freq
 from sb3_pwm.learner import Learner
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.type_aliases import SequenceSamples
@@ -170,15 +170,23 @@ class PWM(OffPolicyAlgorithm):
             self._setup_model()
 
     def _setup_model(self) -> None:
+        if not issubclass(self.policy_class, PWMPolicy):
+            raise TypeError(
+                f"policy must be a PWMPolicy class, not {self.policy_class.__name__}; if it comes from a file, another "
+                "algorithm has saved it"
+            )
         check_arguments(self.__dict__)
+        check_train_freq(self.train_freq, self.n_envs)
+        if "critic" in self.policy_kwargs:
+            raise ValueError("critic is an argument of PWM itself; leave it out of policy_kwargs")
         if self.replay_buffer_class is None:
             self.replay_buffer_class = sequence_buffer_class(self.observation_space)
         if not issubclass(self.replay_buffer_class, SequenceReplayBuffer):
             raise TypeError(
                 f"replay_buffer_class must be a SequenceReplayBuffer, not {self.replay_buffer_class.__name__}"
             )
-        for name in ("sequence_length", "batch_size"):
-            allowed = self.buffer_size if name == "batch_size" else max(self.buffer_size // self.n_envs, 1)
+        rows = max(self.buffer_size // self.n_envs, 1)
+        for name, allowed in (("sequence_length", rows), ("batch_size", rows * self.n_envs)):
             if getattr(self, name) > allowed:
                 raise ValueError(
                     f"{name}={getattr(self, name)} is more than buffer_size={self.buffer_size} can hold "
@@ -191,6 +199,7 @@ class PWM(OffPolicyAlgorithm):
             super()._setup_model()
         finally:
             self.policy_kwargs = policy_kwargs
+        check_replay_buffer(self.replay_buffer)
         self._learner = Learner(self)
         self._steps_since_statistics = STATISTICS_INTERVAL
         self._start_values = StartValues(self.gamma, self.n_envs, CALIBRATION_EPISODES)
@@ -241,12 +250,18 @@ class PWM(OffPolicyAlgorithm):
         unknown = sorted(set(kwargs) - allowed)
         if unknown:
             raise TypeError(f"load() got unknown keywords {unknown}; allowed: {sorted(allowed)}")
+        if "stats_window_size" in kwargs:  # SB3 keeps this one under another name
+            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
         try:
             return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         except KeyError as error:
             # SB3 answers any mismatch of the parameters' names by looking for DQN's optimizer.
             if error.args == ("policy.optimizer",):
                 raise ValueError(f"cannot load {path}: {error.__context__}") from error
+            raise
+        except RuntimeError as error:
+            if "loading state_dict" in str(error):
+                raise ValueError(f"cannot load {path}: {error}") from error
             raise
 
     @property
@@ -306,8 +321,42 @@ class PWM(OffPolicyAlgorithm):
             self.sequences.end_trajectories()
             self._start_values = StartValues(self.gamma, self.n_envs, CALIBRATION_EPISODES)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        check_finite("observation", self._last_obs, self.num_timesteps)
+        try:
+            self._check_observations(self._last_obs)
+        except ValueError:
+            self._last_obs = None  # reset again next time
+            raise
+        # Pre-training may come before the first step, at which SB3 updates the progress.
+        self._update_current_progress_remaining(self.num_timesteps, max(1, self._total_timesteps))
         return result
+
+    def _check_observations(self, observations: Any) -> None:
+        """Check (n_envs, *obs_shape) observations that the environment has just given."""
+        if self._vec_normalize_env is None:
+            check_finite("observation", observations, self.num_timesteps)
+        else:
+            # What is stored; one bad value here spoils the normalised values of all environments.
+            check_finite("observation", self._vec_normalize_env.get_original_obs(), self.num_timesteps)
+            check_finite("normalized observation", observations, self.num_timesteps)
+
+    def _check_first_update(self, warm_up: int, total_timesteps: int) -> None:
+        """Refuse before the first step what the first update would refuse after ``warm_up`` steps."""
+        frequency, unit = self.train_freq  # type: ignore[misc]
+        pretraining = self.n_model_updates < self.pretrain_steps
+        steps = 0  # of each environment until then
+        if warm_up > 0 or not pretraining:
+            steps = frequency * max(1, math.ceil(warm_up / (frequency * self.n_envs)))
+            reached = self.num_timesteps + (steps - frequency) * self.n_envs < total_timesteps
+            if unit == TrainFrequencyUnit.EPISODE or not reached or (self.gradient_steps == 0 and not pretraining):
+                return  # how many steps an episode has is not known
+        self.sequences.check_size(self.batch_size, self.sequence_length, steps)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        actions, buffer_actions = super()._sample_action(learning_starts, action_noise, n_envs)
+        check_finite("action", buffer_actions, self.num_timesteps)
+        return actions, buffer_actions
 
     def _store_transition(
         self,
@@ -318,9 +367,10 @@ class PWM(OffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        check_finite("observation", new_obs, self.num_timesteps)
+        self._check_observations(new_obs)
+        if self._vec_normalize_env is not None:
+            check_finite("reward", self._vec_normalize_env.get_original_reward(), self.num_timesteps)
         check_finite("reward", reward, self.num_timesteps)
-        check_finite("action", buffer_action, self.num_timesteps)
         for index, info in enumerate(infos):
             if dones[index] and "terminal_observation" in info:
                 terminal = [info["terminal_observation"]]
@@ -351,8 +401,10 @@ class PWM(OffPolicyAlgorithm):
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
+        warm_up = max(0, self.learning_starts - self.sequences.n_transitions)
+        self._check_first_update(warm_up, total_timesteps)
         callback.on_training_start(locals(), globals())
-        warm_up_end = self.num_timesteps + max(0, self.learning_starts - self.sequences.n_transitions)
+        warm_up_end = self.num_timesteps + warm_up
         # A policy that has learnt fills an empty buffer with its own actions, not with random ones.
         random_until = warm_up_end if self._n_updates == 0 else 0
         try:
