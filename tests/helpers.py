@@ -1,0 +1,135 @@
+"""Tiny environments and models."""
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_pwm import PWM
+
+BOX = spaces.Box(-1, 1, (3,), np.float32)
+ACTIONS = spaces.Box(-1, 1, (2,), np.float32)
+MIXED = spaces.Dict(
+    {
+        "image": spaces.Box(0, 255, (36, 36, 3), np.uint8),
+        "vec.tor": spaces.Box(-5, 5, (4,), np.float64),
+        "kind": spaces.Discrete(3),
+    }
+)
+SMALL = {
+    "buffer_size": 500,
+    "learning_starts": 20,
+    "pretrain_steps": 3,
+    "batch_size": 8,
+    "sequence_length": 3,
+    "horizon": 2,
+    "critic_batch_size": 16,
+    "seed": 0,
+    "device": "cpu",
+}
+SMALL_POLICY = {"net_arch": [16], "latent_dim": 16}
+
+
+class SpaceEnv(gym.Env):
+    """Random observations of any space; odd episodes terminate and even ones time out after ``length`` steps."""
+
+    def __init__(self, observation_space=BOX, action_space=ACTIONS, length=7):
+        self.observation_space, self.action_space, self.length = observation_space, action_space, length
+        self.episode = -1
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.episode += 1
+        self.time = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(np.asarray(action, self.action_space.dtype)), action
+        self.time += 1
+        ended = self.time >= self.length
+        terminated = ended and self.episode % 2 == 1
+        return self.observation_space.sample(), float(np.sum(action)), terminated, ended and not terminated, {}
+
+
+class TruthEnv(gym.Env):
+    """Observations tell where they come from: environment, steps ever taken, episode, end (1 true, 2 time-out), action.
+
+    The reward is the number of steps ever taken. ``interrupt_at`` raises Ctrl-C in that step.
+    """
+
+    def __init__(self, index=0, as_dict=False, interrupt_at=None):
+        self.index, self.as_dict, self.interrupt_at = index, as_dict, interrupt_at
+        parts = {"place": spaces.Box(0, 1e6, (3,), np.float32), "rest": spaces.Box(-1, 2, (2,), np.float32)}
+        self.observation_space = spaces.Dict(parts) if as_dict else spaces.Box(-1, 1e6, (5,), np.float32)
+        self.action_space = spaces.Box(-1, 1, (1,), np.float32)
+        self.steps = 100 * index
+        self.episode = -1
+
+    def observe(self, end, action):
+        row = np.array([self.index, self.steps, self.episode, end, action], np.float32)
+        return {"place": row[:3], "rest": row[3:]} if self.as_dict else row
+
+    def reset(self, *, seed=None, options=None):
+        self.episode += 1
+        self.time = 0
+        return self.observe(0, 0), {}
+
+    def step(self, action):
+        if self.steps == self.interrupt_at:
+            self.interrupt_at = None
+            raise KeyboardInterrupt
+        self.steps += 1
+        self.time += 1
+        ended = self.time >= 5 + (self.episode + self.index) % 4
+        end = (1 + self.episode % 2) if ended else 0
+        return self.observe(end, action[0]), float(self.steps), end == 1, end == 2, {}
+
+
+def truth_envs(n_envs=1, as_dict=False, **kwargs):
+    return DummyVecEnv([lambda i=i: Monitor(TruthEnv(i, as_dict, **kwargs)) for i in range(n_envs)])
+
+
+def space_envs(n_envs=1, observation_space=BOX, action_space=ACTIONS, **kwargs):
+    return DummyVecEnv([lambda: Monitor(SpaceEnv(observation_space, action_space, **kwargs)) for _ in range(n_envs)])
+
+
+def make(env=None, policy="MlpPolicy", *, policy_kwargs=None, **kwargs):
+    """Return a small model; ``policy_kwargs`` are added to the small ones."""
+    env = space_envs() if env is None else env
+    return PWM(policy, env, policy_kwargs=SMALL_POLICY | (policy_kwargs or {}), **(SMALL | kwargs))
+
+
+def flat_state(state, prefix=""):
+    """Return the leaves of nested dictionaries and lists by path."""
+    if not isinstance(state, dict | list | tuple):
+        return {prefix: state}
+    items = state.items() if isinstance(state, dict) else enumerate(state)
+    return {path: leaf for key, part in items for path, leaf in flat_state(part, f"{prefix}/{key}").items()}
+
+
+def same(first, second):
+    """Return whether two nested states are equal, bit for bit."""
+    first, second = flat_state(first), flat_state(second)
+    return first.keys() == second.keys() and all(
+        torch.equal(a, second[k]) if isinstance(a, torch.Tensor) else a == second[k] for k, a in first.items()
+    )
+
+
+def count_updates(model):
+    """Count the learner's updates from now on, in the returned dictionary."""
+    counts = {"model": 0, "policy": 0}
+
+    def counting(name, update):
+        def counted(*args):
+            counts[name] += 1
+            return update(*args)
+
+        return counted
+
+    for name in counts:
+        setattr(model._learner, f"update_{name}", counting(name, getattr(model._learner, f"update_{name}")))
+    return counts

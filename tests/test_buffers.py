@@ -1,0 +1,225 @@
+import numpy as np
+import pytest
+import torch
+from helpers import MIXED, make, space_envs, truth_envs
+from stable_baselines3 import SAC, TD3
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+
+from sb3_pwm import DictSequenceReplayBuffer, SequenceReplayBuffer
+
+OFF = {"pretrain_steps": 0, "gradient_steps": 0}  # these tests collect and do not learn
+
+
+def rows_of(observations):
+    return torch.cat(list(observations.values()), -1) if isinstance(observations, dict) else observations
+
+
+def check_windows(buffer, length=6, draws=30, cut=()):
+    """Check that windows hold what happened, and end where the episode or the data did, or at the steps ``cut``."""
+    size = buffer.size()
+    stored = buffer.next_observations
+    stored = np.concatenate(list(stored.values()), -1) if isinstance(stored, dict) else stored
+    known = {tuple(row[:3]) for row in stored[:size].reshape(-1, 5).tolist()}
+    lengths = set()
+    for _ in range(draws):
+        samples = buffer.sample_sequences(min(64, buffer.n_transitions), length)
+        rows, valid = rows_of(samples.observations), samples.mask.bool()
+        before, after = rows[:-1][valid], rows[1:][valid]
+        assert torch.equal(after[:, 1], before[:, 1] + 1)  # the next step
+        assert torch.equal(after[:, [0, 2]], before[:, [0, 2]])  # of the same environment and episode
+        assert not before[:, 3].any()
+        assert torch.equal(samples.terminations[valid], (after[:, 3] == 1).float())
+        assert torch.equal(samples.rewards[valid], after[:, 1])
+        assert torch.equal(samples.actions[valid][:, 0], after[:, 4])
+        assert valid[0].all()
+        assert not (valid[1:] & ~valid[:-1]).any()
+        for env, step, episode, end, _ in rows[1:-1][valid[:-1] & ~valid[1:]].tolist():
+            assert end or (env, step + 1, episode) not in known or step in cut
+        lengths |= set(valid.sum(0).tolist())
+    assert {1, length - 1} <= lengths  # masked and (nearly) whole windows
+
+
+def learn_twice(model, reset):
+    return model.learn(43).learn(41, reset_num_timesteps=reset)
+
+
+def stop_and_continue(model):
+    steps = iter(range(1000))
+    model.learn(60, callback=lambda *_: next(steps) < 17)
+    assert model.num_timesteps == 18 * model.n_envs
+    return model.learn(60, reset_num_timesteps=False)
+
+
+def interrupt_and_continue(model, callback=None):
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(90, callback=callback)
+    return model.learn(60, reset_num_timesteps=False)
+
+
+def interrupt_env_and_continue(model):
+    model.env.envs[-1].unwrapped.interrupt_at = model.env.envs[-1].unwrapped.steps + 17
+    return interrupt_and_continue(model)
+
+
+def interrupt_callback_and_continue(model):
+    steps = iter(range(1000))
+
+    def callback(*_):
+        if next(steps) == 17:
+            raise KeyboardInterrupt
+        return True
+
+    return interrupt_and_continue(model, callback)
+
+
+def change_env(model):
+    model.learn(43)
+    as_dict = isinstance(model.replay_buffer, DictSequenceReplayBuffer)
+    other = truth_envs(model.n_envs, as_dict)
+    for env in other.envs:
+        env.unwrapped.episode += 1000
+    model.set_env(other)
+    return model.learn(41, reset_num_timesteps=False)
+
+
+def evaluate_between(model):
+    model.learn(43)
+    model.value_calibration(truth_envs(model.n_envs, isinstance(model.replay_buffer, DictSequenceReplayBuffer)), 2)
+    return model.learn(41, reset_num_timesteps=False)
+
+
+SCENARIOS = {
+    "once": lambda model: model.learn(90),
+    "anew": lambda model: learn_twice(model, True),
+    "continued": lambda model: learn_twice(model, False),
+    "stopped": stop_and_continue,
+    "interrupted in env": interrupt_env_and_continue,
+    "interrupted in callback": interrupt_callback_and_continue,
+    "changed env": change_env,
+    "evaluated between": evaluate_between,
+}
+
+
+@pytest.mark.parametrize(("n_envs", "as_dict"), [(1, False), (3, False), (2, True)])
+@pytest.mark.parametrize("buffer_size", [500, 64])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_windows_hold_what_happened(scenario, buffer_size, n_envs, as_dict):
+    policy = "MultiInputPolicy" if as_dict else "MlpPolicy"
+    model = make(truth_envs(n_envs, as_dict), policy, buffer_size=buffer_size, **OFF)
+    SCENARIOS[scenario](model)
+    assert model.replay_buffer.full == (buffer_size == 64)
+    check_windows(model.replay_buffer)
+
+
+@pytest.mark.parametrize("reset", [True, False])
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_windows_of_loaded_buffer_hold_what_happened(tmp_path, n_envs, reset):
+    first = make(truth_envs(n_envs), **OFF).learn(43)
+    first.save_replay_buffer(tmp_path / "buffer")
+    for model in (make(truth_envs(n_envs), **OFF), first):  # a new model, and one that is in the middle of an episode
+        model.load_replay_buffer(tmp_path / "buffer")
+        size = model.replay_buffer.size()
+        model.learn(41, reset_num_timesteps=reset)
+        assert model.replay_buffer.size() > size
+        # Loading ends the running episodes, even if the model could have continued them.
+        check_windows(model.replay_buffer, cut=model.replay_buffer.next_observations[size - 1, :, 1])
+
+
+def test_continuing_does_not_cut_the_episode():
+    model = make(truth_envs(), **OFF).learn(7)  # episodes of 5, 6, ... steps; the train_freq of 4 makes this 8
+    model.learn(4, reset_num_timesteps=False)
+    buffer = model.replay_buffer
+    assert np.flatnonzero(buffer.dones[:12]).tolist() == [4, 10]
+    assert (buffer.next_observations[:12, 0, 1] == np.arange(1, 13)).all()
+
+
+def test_time_outs_are_no_terminations():
+    buffer = make(truth_envs(2), **OFF).learn(200).replay_buffer
+    ends = buffer.next_observations[..., 3]
+    assert set(np.unique(ends)) == {0, 1, 2}
+    np.testing.assert_array_equal(buffer.dones, ends != 0)
+    np.testing.assert_array_equal(buffer.timeouts, ends == 2)
+    samples = buffer.sample_sequences(200, 1)
+    assert torch.equal(samples.terminations[0], (samples.observations[1, :, 3] == 1).float())
+    assert samples.terminations.sum() > 5
+
+
+def arrays_of(buffer):
+    parts = {key: value for key, value in vars(buffer).items() if isinstance(value, np.ndarray | dict)}
+    parts.pop("obs_shape", None)
+    return {
+        f"{name}/{key}": array
+        for name, part in parts.items()
+        for key, array in (part.items() if isinstance(part, dict) else [("", part)])
+    }
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "env"),
+    [
+        (SequenceReplayBuffer, ReplayBuffer, truth_envs()),
+        (DictSequenceReplayBuffer, DictReplayBuffer, space_envs(2, MIXED)),
+    ],
+)
+def test_memory_is_that_of_sb3(ours, theirs, env):
+    spaces = (env.observation_space, env.action_space)
+    mine, sb3 = (arrays_of(kind(99, *spaces, n_envs=env.num_envs)) for kind in (ours, theirs))
+    assert {k: (v.nbytes, v.dtype) for k, v in mine.items()} == {k: (v.nbytes, v.dtype) for k, v in sb3.items()}
+    assert len(mine) >= 6
+
+
+def filled(algorithm, env, policy="MlpPolicy", steps=60):
+    """Return an SB3 model that has collected, but not learnt."""
+    kwargs = {"learning_starts": 10_000, "buffer_size": 80, "policy_kwargs": {"net_arch": [4]}, "device": "cpu"}
+    return algorithm(policy, env, **kwargs).learn(steps)
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_adopting_copies_nothing(as_dict):
+    env = truth_envs(2, as_dict)
+    theirs = filled(SAC, env, "MultiInputPolicy" if as_dict else "MlpPolicy").replay_buffer
+    ours = SequenceReplayBuffer.from_replay_buffer(theirs)
+    assert type(ours) is (DictSequenceReplayBuffer if as_dict else SequenceReplayBuffer)
+    mine, sb3 = arrays_of(ours), arrays_of(theirs)
+    assert mine.keys() == sb3.keys()
+    assert all(np.shares_memory(mine[key], sb3[key]) for key in mine)
+    check_windows(ours)
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3])
+def test_buffers_of_other_algorithms(tmp_path, algorithm):
+    env = truth_envs()
+    filled(algorithm, env).save_replay_buffer(tmp_path / "buffer.pkl")
+    model = make(env, **OFF)
+    model.load_replay_buffer(tmp_path / "buffer.pkl")
+    assert model.replay_buffer.n_transitions == 60
+    model.learn(90)  # around the ring of 80
+    assert model.replay_buffer.full
+    check_windows(model.replay_buffer)
+
+
+def test_assigned_buffer_is_taken_over():
+    env = truth_envs()
+    model = make(env, **OFF)
+    model.replay_buffer = filled(SAC, env).replay_buffer
+    model.learn(30)
+    assert model.replay_buffer.full
+    check_windows(model.replay_buffer)
+
+
+def test_same_numpy_seed_draws_the_same_windows():
+    buffer = make(truth_envs(2), **OFF).learn(60).replay_buffer
+    draws = []
+    for seed in (1, 1, 2):
+        np.random.seed(seed)
+        draws.append(buffer.sample_sequences(16, 4).observations)
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_first_steps_are_uniform_over_what_is_stored():
+    buffer = make(truth_envs(2), buffer_size=40, **OFF).learn(70).replay_buffer
+    starts = torch.cat([buffer.sample_sequences(40, 4).observations[0, :, :2] for _ in range(200)])
+    _, counts = starts.unique(dim=0, return_counts=True)
+    assert len(counts) == 40
+    assert counts.min() > 140  # 200 expected, standard deviation 14
