@@ -14,7 +14,7 @@ ACTIONS = spaces.Box(-1, 1, (2,), np.float32)
 MIXED = spaces.Dict(
     {
         "image": spaces.Box(0, 255, (36, 36, 3), np.uint8),
-        "vec.tor": spaces.Box(-5, 5, (4,), np.float64),
+        "vector": spaces.Box(-5, 5, (4,), np.float64),
         "kind": spaces.Discrete(3),
     }
 )

@@ -1,0 +1,298 @@
+import copy
+import io
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from helpers import MIXED, SMALL_POLICY, count_updates, flat_state, make, same, space_envs
+from stable_baselines3 import SAC
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_pwm import PWM, CnnPolicy, MlpPolicy, MultiInputPolicy
+
+IMAGE = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+POLICIES = {
+    "MlpPolicy": (MlpPolicy, None),
+    "CnnPolicy": (CnnPolicy, IMAGE),
+    "MultiInputPolicy": (MultiInputPolicy, MIXED),
+}
+
+
+def envs(observation_space=None, n_envs=1):
+    return space_envs(n_envs) if observation_space is None else space_envs(n_envs, observation_space)
+
+
+def observations_of(model, count=5):
+    """Return observations as a VecEnv gives them: with the channels of images first."""
+    space = model.observation_space
+    space.seed(1)
+    samples = [space.sample() for _ in range(count)]
+    if isinstance(space, spaces.Dict):
+        return {key: np.stack([sample[key] for sample in samples]) for key in space.spaces}
+    return np.stack(samples)
+
+
+def trained(policy="MlpPolicy", **kwargs):
+    features = {"features_extractor_kwargs": {"features_dim": 8}} if policy == "CnnPolicy" else {}
+    features = {"features_extractor_kwargs": {"cnn_output_dim": 8}} if policy == "MultiInputPolicy" else features
+    kwargs = {"policy_kwargs": features} | kwargs
+    return make(envs(POLICIES[policy][1]), policy, **kwargs).learn(40)
+
+
+@pytest.fixture(scope="module", params=POLICIES)
+def any_model(request):
+    return trained(request.param)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return trained()
+
+
+def check_equal(first, second):
+    assert same(first.get_parameters(), second.get_parameters())
+    for observation in (observations_of(first), observations_of(first, 1)):
+        best = [model.predict(observation, deterministic=True)[0] for model in (first, second)]
+        np.testing.assert_array_equal(*best)
+        actions = []
+        for model in (first, second):
+            torch.manual_seed(3)
+            actions.append(model.predict(observation)[0])
+        np.testing.assert_array_equal(*actions)
+
+
+@pytest.mark.parametrize("kind", ["str", "pathlib", "BytesIO"])
+def test_loaded_model_is_equal_and_continues(any_model, tmp_path, kind):
+    file = {"str": str(tmp_path / "model"), "pathlib": tmp_path / "model", "BytesIO": io.BytesIO()}[kind]
+    any_model.save(file)
+    if kind == "BytesIO":
+        file.seek(0)
+    else:
+        assert pathlib.Path(f"{file}.zip").exists()
+    loaded = PWM.load(file, env=envs(any_model.observation_space), device="cpu")
+    check_equal(any_model, loaded)
+    for name in ("num_timesteps", "_n_updates", "n_model_updates", "policy_kwargs", "policy_class", "seed"):
+        assert getattr(loaded, name) == getattr(any_model, name)
+    loaded.learn(24, reset_num_timesteps=False)
+    assert loaded.num_timesteps == any_model.num_timesteps + 24
+    assert loaded._n_updates == any_model._n_updates + 2  # 20 steps for the new buffer come first
+    assert not same(any_model.get_parameters(), loaded.get_parameters())
+
+
+def test_parameters_include_every_optimizer(model):
+    parameters = model.get_parameters()
+    assert set(parameters) == {"policy", "policy.actor_optimizer", "policy.critic_optimizer", "policy.model_optimizer"}
+    for name in ("actor", "critic", "model"):
+        steps = [v for k, v in flat_state(parameters[f"policy.{name}_optimizer"]).items() if k.endswith("/step")]
+        assert steps
+        assert all(step > 0 for step in steps)
+    other = make(seed=9)
+    assert not same(other.get_parameters(), parameters)
+    other.set_parameters(copy.deepcopy(parameters))
+    check_equal(model, other)
+    other.learn(40)
+    assert not same(other.get_parameters(), parameters)
+
+
+def test_parameters_from_a_file(model, tmp_path):
+    model.save(tmp_path / "model")
+    other = make(seed=9)
+    other.set_parameters(str(tmp_path / "model"))
+    check_equal(model, other)
+    third = make(seed=10)
+    third.set_parameters({"policy": model.get_parameters()["policy"]}, exact_match=False)
+    assert same(dict(third.policy.state_dict()), dict(model.policy.state_dict()))
+
+
+def test_targets_and_scales_are_saved(model, tmp_path):
+    policy = model.policy
+    assert not same(dict(policy.critics.state_dict()), dict(policy.critics_target.state_dict()))
+    assert policy.features.standardizers[0].std.ne(1).all()
+    assert policy.reward_scale.scale != 1
+    model.save(tmp_path / "model")
+    loaded = PWM.load(tmp_path / "model").policy
+    assert same(dict(loaded.state_dict()), dict(policy.state_dict()))
+    assert not any(p.requires_grad for p in loaded.critics_target.parameters())
+
+
+def test_loading_changes_arguments(model, tmp_path):
+    model.save(tmp_path / "model")
+    changes = {
+        "learning_rate": 0.25,
+        "model_learning_rate": lambda progress: 0.5 * progress,
+        "train_freq": (1, "episode"),
+        "gamma": 0.5,
+        "horizon": 1,
+        "stats_window_size": 3,
+        "buffer_size": 70,
+        "learning_starts": 15,
+    }
+    loaded = PWM.load(tmp_path / "model", env=envs(), **changes)
+    counts = count_updates(loaded)
+    loaded.learn(30)  # episodes of 7 steps; updates from 21 steps on
+    assert loaded.gamma == loaded._start_values.gamma == 0.5
+    assert loaded.ep_info_buffer.maxlen == 3
+    assert len(loaded.replay_buffer.dones) == 70
+    assert counts == {"model": 3, "policy": 3}
+    assert loaded.num_timesteps == 35
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in loaded.policy.optimizers.items()}
+    assert rates == {"actor": 0.25, "critic": 0.25, "model": pytest.approx(0.5 * (1 - 35 / 30))}
+
+
+def test_custom_objects_and_schedules(tmp_path):
+    model = trained(learning_rate=lambda progress: 1e-3 * progress, critic_learning_rate=lambda progress: 1e-2)
+    model.save(tmp_path / "model")
+    assert PWM.load(tmp_path / "model")._schedules["critic"](0.5) == 1e-2
+    loaded = PWM.load(tmp_path / "model", custom_objects={"learning_rate": 0.125, "lr_schedule": lambda _: 0.125})
+    assert loaded._schedules["actor"](0.5) == loaded._schedules["model"](0.5) == 0.125
+
+
+def test_exclude_and_include(model, tmp_path):
+    model.save(tmp_path / "model", exclude=["learning_starts", "gamma"], include=["replay_buffer"])
+    loaded = PWM.load(tmp_path / "model", env=envs())
+    assert (loaded.learning_starts, loaded.gamma) == (1_000, 0.99)  # the defaults
+    np.testing.assert_array_equal(loaded.replay_buffer.actions, model.replay_buffer.actions)
+    assert same(loaded.get_parameters(), model.get_parameters())
+    loaded.learn(8, reset_num_timesteps=False)
+    assert loaded.replay_buffer.dones[39] == loaded.replay_buffer.timeouts[39] == 1  # the reset behind the old steps
+
+
+def test_model_without_environment_predicts(model, tmp_path):
+    model.save(tmp_path / "model")
+    loaded = PWM.load(tmp_path / "model")
+    assert loaded.get_env() is None
+    check_equal(model, loaded)
+    loaded.set_env(envs())
+    loaded.learn(24)
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        PWM.load(tmp_path / "model", env=space_envs(observation_space=spaces.Box(-1, 1, (7,))))
+
+
+def test_loading_for_another_number_of_environments(model, tmp_path):
+    model.save(tmp_path / "model")
+    loaded = PWM.load(tmp_path / "model", env=envs(n_envs=3)).learn(48)
+    assert loaded.replay_buffer.dones.shape == (500 // 3, 3)
+    assert loaded._n_updates > model._n_updates
+
+
+@pytest.mark.parametrize("method", ["model", "algorithm"])
+def test_loaded_copies_train_alike(model, tmp_path, method):
+    """Optimizer states and counters are complete: two loaded copies stay equal to each other."""
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    copies = []
+    for _ in range(2):
+        loaded = PWM.load(tmp_path / "model", env=envs())
+        loaded.load_replay_buffer(tmp_path / "buffer")
+        loaded.pretrain(3) if method == "model" else loaded.train(3, 8)
+        copies.append(loaded)
+    assert same(copies[0].get_parameters(), copies[1].get_parameters())
+    assert not same(copies[0].get_parameters(), model.get_parameters())
+
+
+def test_replay_buffer_round_trip(any_model, tmp_path):
+    any_model.save_replay_buffer(tmp_path / "buffer")
+    before = any_model.replay_buffer
+    other = make(envs(any_model.observation_space), any_model.policy_class, policy_kwargs=any_model.policy_kwargs)
+    other.load_replay_buffer(tmp_path / "buffer")
+    after = other.replay_buffer
+    assert type(after) is type(before)
+    assert (after.pos, after.full, after.n_transitions) == (before.pos, before.full, 40)
+    np.testing.assert_array_equal(after.rewards, before.rewards)
+    parts = before.next_observations.items() if isinstance(before.next_observations, dict) else []
+    for key, values in parts:
+        np.testing.assert_array_equal(after.next_observations[key], values)
+
+
+def test_policy_round_trip(any_model, tmp_path):
+    any_model.policy.save(tmp_path / "policy")
+    loaded = type(any_model.policy).load(tmp_path / "policy", device="cpu")
+    assert same(dict(loaded.state_dict()), dict(any_model.policy.state_dict()))
+    observations = observations_of(any_model)
+    np.testing.assert_array_equal(
+        loaded.predict(observations, deterministic=True)[0], any_model.predict(observations, deterministic=True)[0]
+    )
+
+
+class Doubled(FlattenExtractor):
+    def __init__(self, observation_space, factor=2):
+        super().__init__(observation_space)
+        self.factor = torch.nn.Parameter(torch.tensor(float(factor)))
+
+    def forward(self, observations):
+        return self.factor * super().forward(observations)
+
+
+@pytest.mark.parametrize(
+    "policy_kwargs",
+    [
+        {"features_extractor_class": Doubled, "features_extractor_kwargs": {"factor": 3}},
+        {"activation_fn": torch.nn.Tanh, "optimizer_class": torch.optim.SGD, "optimizer_kwargs": {"momentum": 0.9}},
+        {"reward_bins": 7, "n_critics": 2, "state_dependent_std": False, "norm_after_activation": True},
+        {"net_arch": {"encoder": [], "pi": [8, 4]}, "simnorm_dim": 4},
+    ],
+)
+@pytest.mark.parametrize("critic", ["q", "v"])
+def test_policy_arguments_are_saved(tmp_path, policy_kwargs, critic):
+    model = make(policy_kwargs=policy_kwargs, critic=critic).learn(24)
+    model.save(tmp_path / "model")
+    loaded = PWM.load(tmp_path / "model", env=envs())
+    assert loaded.policy_kwargs == SMALL_POLICY | policy_kwargs
+    check_equal(model, loaded)
+    loaded.learn(24)
+    model.policy.save(tmp_path / "policy")
+    assert same(dict(MlpPolicy.load(tmp_path / "policy").state_dict()), dict(model.policy.state_dict()))
+    PWM.load(tmp_path / "model", policy_kwargs=model.policy_kwargs)
+    with pytest.raises(ValueError, match="policy kwargs do not equal"):
+        PWM.load(tmp_path / "model", policy_kwargs={})
+
+
+def test_vec_normalize_is_saved_beside_the_model(tmp_path):
+    env = VecNormalize(space_envs(2))
+    model = make(env).learn(60)
+    model.save(tmp_path / "model")
+    env.save(tmp_path / "statistics")
+    model.save_replay_buffer(tmp_path / "buffer")
+    other_env = VecNormalize.load(tmp_path / "statistics", space_envs(2))
+    loaded = PWM.load(tmp_path / "model", env=other_env)
+    assert loaded.get_vec_normalize_env() is other_env
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    raw = observations_of(model)
+    np.testing.assert_array_equal(
+        loaded.predict(other_env.normalize_obs(raw), deterministic=True)[0],
+        model.predict(env.normalize_obs(raw), deterministic=True)[0],
+    )
+    draws = []
+    for each in (model, loaded):
+        np.random.seed(0)
+        draws.append(each._sample(8))
+    assert torch.equal(draws[0].observations, draws[1].observations)
+    assert torch.equal(draws[0].rewards, draws[1].rewards)
+    loaded.learn(20, reset_num_timesteps=False)
+
+
+def test_compiled_policy_is_saved(tmp_path):
+    model = trained()
+    parameters = copy.deepcopy(model.get_parameters())
+    model.policy = torch.compile(model.policy, backend="eager")
+    assert same(model.get_parameters(), parameters)
+    model.learn(8, reset_num_timesteps=False)
+    model.save(tmp_path / "model")
+    assert not same(model.get_parameters(), parameters)
+    check_equal(model, PWM.load(tmp_path / "model"))
+
+
+def test_deep_copy_is_independent():
+    copy.deepcopy(SAC("MlpPolicy", envs(), policy_kwargs={"net_arch": [4]}, device="cpu"))  # SB3 supports it
+    model = trained()
+    twin = copy.deepcopy(model)
+    check_equal(model, twin)
+    before = copy.deepcopy(model.get_parameters())
+    twin.train(2, 8)
+    assert same(model.get_parameters(), before)
+    assert not same(twin.get_parameters(), before)
+    assert twin._n_updates == model._n_updates + 2
+    twin.learn(8, reset_num_timesteps=False)
