@@ -1,0 +1,47 @@
+# Everything runs in .venv and needs no root rights. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# These networks are small: one thread is faster than several, and results do not depend on the machine's core count.
+export OMP_NUM_THREADS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test test-slow lint type format clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/\1	\2/' | expand -t 12
+
+install: $(STAMP)  ## create .venv with the package and its development tools
+
+# The constraints hold for every installation: without the torch pin pip may fetch gigabytes of GPU libraries.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $@
+
+quickstart: $(STAMP)  ## train on HalfCheetah for some minutes, print a table, record a video
+	$(BIN)/python examples/quickstart.py
+
+test: lint type  ## lint, type and the fast tests
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## tests that learn on real environments, minutes each
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(STAMP)  ## check types
+	$(BIN)/mypy
+
+format: $(STAMP)  ## format the code and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## delete .venv, caches and what quickstart wrote
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist quickstart
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,86 @@
+"""Settings as keyword arguments of :class:`sb3_pwm.PWM`: ``PWM("MlpPolicy", env, **presets.paper_single_task)``.
+
+``paper_single_task`` holds the single-task settings of the PWM paper (arXiv 2407.02466) and its code, as far as the
+arguments of this package can say them. It is there for comparisons; it is not the default because the default learns
+from fewer steps (see the README).
+
+The same as in the paper:
+
+- the sizes of all networks, their activation (Mish) and the order of layers in actor and critics
+- latents of 512 SimNorm features in groups of 8; a scalar reward head
+- a state-independent standard deviation with its start and floor; no entropy bonus; no random exploration noise
+- the horizon, discount and lambda; V critics on TD(lambda) targets; the minimum of three critics as bootstrap
+- per collection of 16 steps in each environment: 8 model updates of 256 windows of 16 steps, 1 actor update and 32
+  critic updates of 256 states
+- the three learning rates, which fall linearly to 1e-5, and the gradient clips
+- the ratio of the model's latent to its reward error, 1 to 1/16 (the paper divides the reward error twice by H)
+
+What differs:
+
+- The number of environments is the caller's: the paper has 64 to 128 (``make_vec_env(env_id, n_envs=64)``) and
+  15,000 collections, which is 15 to 31 million steps.
+- Imagined rollouts start from 256 replayed states, the first states of the window batch. In the paper they start from
+  the present state of each environment and follow its episode; so its 32 critic updates pass 8 times over 64 x 16
+  states, and these pass twice over 256 x 16.
+- The first 1,000 steps are random (``learning_starts``). The paper acts with its policy from the start.
+- Windows may reach beyond the end of an episode and are masked there, and the model's loss is a plain mean over the
+  remaining steps. The paper weights step t by gamma^t and drops shorter windows.
+- A termination head is trained, and its probabilities discount imagined returns. The paper cuts imagined rollouts
+  where the real episode ended.
+- The last value of a rollout is discounted by gamma^H, not gamma^(H + 1), and an episode that ends on the last step
+  counts.
+- Target critics are kept, which the paper does not have. ``tau=1.0`` removes them: they then equal the critics.
+- Rewards are divided by their scale and not shifted, observations are standardised; the paper shifts and scales
+  rewards and leaves observations as they are. The scale of returns is a moving, not an all-time, average.
+- The last layers of encoder and dynamics have no LayerNorm in front of SimNorm.
+- The critics' last layers start smaller; critic losses are summed, not averaged, over the ensemble.
+- ``optimizer_kwargs`` holds for all three optimizers. The paper's betas (0.7, 0.95) are those of actor and critics
+  only; its model has Adam's (0.9, 0.999).
+"""
+
+from typing import Any
+
+from stable_baselines3.common.utils import LinearSchedule
+from torch import nn
+
+paper_single_task: dict[str, Any] = {
+    "learning_rate": LinearSchedule(5e-4, 1e-5, end_fraction=1.0),
+    "critic_learning_rate": LinearSchedule(5e-4, 1e-5, end_fraction=1.0),
+    "model_learning_rate": LinearSchedule(3e-4, 1e-5, end_fraction=1.0),
+    "buffer_size": 1_000_000,
+    "pretrain_steps": 0,
+    "batch_size": 256,
+    "sequence_length": 16,
+    "horizon": 16,
+    "critic": "v",
+    "critic_updates": 32,
+    "critic_batch_size": 256,
+    "gamma": 0.99,
+    "td_lambda": 0.95,
+    "ent_coef": 0.0,
+    "consistency_coef": 1.0,
+    "reward_coef": 1 / 16,
+    "termination_coef": 1 / 16,  # not in the paper; here as large as the reward's
+    "train_freq": 16,
+    "gradient_steps": 8,
+    "policy_updates": 1 / 8,
+    "policy_kwargs": {
+        "net_arch": {
+            "encoder": [256],
+            "dynamics": [512, 512],
+            "reward": [512, 512],
+            "termination": [512, 512],  # not in the paper; here as large as the reward's
+            "pi": [400, 200, 100],
+            "qf": [400, 200],
+        },
+        "activation_fn": nn.Mish,
+        "latent_dim": 512,
+        "simnorm_dim": 8,
+        "reward_bins": 0,
+        "n_critics": 3,
+        "state_dependent_std": False,
+        "norm_after_activation": True,
+        "optimizer_kwargs": {"betas": (0.7, 0.95)},
+    },
+}
+"""Keyword arguments of :class:`sb3_pwm.PWM`; the module's text says what they share with the paper and what not."""

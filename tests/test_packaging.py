@@ -1,0 +1,142 @@
+"""What is shipped and documented is true: metadata, version pins, and every Python block of the README."""
+
+import inspect
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata, resources
+from itertools import chain
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+from stable_baselines3 import SAC
+
+import sb3_pwm
+from sb3_pwm import PWM
+from sb3_pwm.video import record_episode, use_headless_rendering
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def pinned() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    return {normalize(name): version for name, version in pins.items()}
+
+
+def normalize(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_version_and_marker_of_types() -> None:
+    assert metadata.version("sb3-pwm") == sb3_pwm.__version__
+    assert (resources.files("sb3_pwm") / "py.typed").is_file()
+    for name in [*PROJECT["license-files"], PROJECT["readme"]]:
+        assert (ROOT / name).stat().st_size > 0
+
+
+def test_every_direct_dependency_is_pinned() -> None:
+    requirements = list(chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()))
+    names = {normalize(re.split(r"[<>=!~\[ ]", requirement)[0]) for requirement in requirements}
+    assert names <= set(pinned())
+
+
+def test_public_names_exist() -> None:
+    assert all(hasattr(sb3_pwm, name) for name in sb3_pwm.__all__)
+
+
+def test_import_needs_no_display_and_no_mujoco() -> None:
+    code = "import sys, sb3_pwm; sys.exit('mujoco' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_readme_has_its_examples() -> None:
+    assert len(BLOCKS) >= 5
+
+
+def shrink(block: str) -> str:
+    """Replace numbers of steps by small ones; everything else runs as printed."""
+    block = re.sub(r"(learn\(|total_timesteps=)[\d_]+", r"\g<1>150", block)
+    block = block.replace("n_envs=64", "n_envs=2")
+    return re.sub(r"n_eval_episodes=\d+", "n_eval_episodes=1", block)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=[f"block{i}" for i in range(len(BLOCKS))])
+def test_readme_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    names: dict[str, object] = {}
+    try:
+        exec(compile(shrink(block), "README.md", "exec"), names)
+    except RuntimeError as error:
+        if "cannot render" not in str(error):
+            raise
+        pytest.skip(str(error))
+    assert isinstance(names["model"], PWM)
+
+
+def test_readme_lists_the_constructors_defaults() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", README, re.M))
+    parameters = inspect.signature(PWM.__init__).parameters
+    assert rows == {name: repr(parameters[name].default) for name in rows}
+    algorithmic = list(parameters)[list(parameters).index("learning_rate") : list(parameters).index("action_noise")]
+    assert list(rows) == algorithmic
+
+
+def test_readme_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", README):
+        if target != "docs/results.md":  # made from measurements
+            assert (ROOT / target).exists(), target
+
+
+@pytest.fixture
+def untrained() -> SAC:
+    return SAC("MlpPolicy", "Pendulum-v1", buffer_size=10, device="cpu")
+
+
+def test_video_checks_its_arguments(untrained: SAC, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must end in \.mp4"):
+        record_episode(untrained, "Pendulum-v1", tmp_path / "episode.avi")
+    with pytest.raises(ValueError, match="max_steps=0"):
+        record_episode(untrained, "Pendulum-v1", tmp_path / "episode.mp4", max_steps=0)
+
+
+@pytest.mark.parametrize("frame", [OSError("no GL"), None], ids=["fails", "gives nothing"])
+def test_video_says_that_it_cannot_render(
+    untrained: SAC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frame: Exception | None
+) -> None:
+    def render(self: gym.Env) -> None:
+        if frame is not None:
+            raise frame
+
+    monkeypatch.setattr("gymnasium.envs.classic_control.pendulum.PendulumEnv.render", render)
+    with pytest.raises(RuntimeError, match=r"cannot render Pendulum-v1"):
+        record_episode(untrained, "Pendulum-v1", tmp_path / "episode.mp4")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, "egl"),
+        ({"MUJOCO_GL": ""}, "egl"),
+        ({"MUJOCO_GL": "osmesa"}, "osmesa"),
+        ({"DISPLAY": ":0"}, None),
+    ],
+)
+def test_headless_rendering_respects_what_is_set(
+    before: dict[str, str], after: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr("sb3_pwm.video.os.environ", environ := dict(before))
+    use_headless_rendering()
+    assert environ.get("MUJOCO_GL") == after
