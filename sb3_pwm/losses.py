@@ -168,5 +168,6 @@ def critic_loss(values: torch.Tensor, targets: torch.Tensor, weights: torch.Tens
     :param weights: (N,) weights in [0, 1].
     :return: () loss, and metrics.
     """
-    loss = ((values - targets).square() * weights).sum() / weights.sum()
+    # The bound matters only where a small minibatch holds nothing but masked steps: its loss is 0, not 0 / 0.
+    loss = ((values - targets).square() * weights).sum() / weights.sum().clamp(min=1e-8)
     return loss, {"critic_loss": loss.detach(), "value": values.detach().mean()}

@@ -21,7 +21,7 @@ def two_hot(x: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:
     :param bins: (K,) evenly spaced, rising, K >= 2.
     :return: (..., K) weights, non-negative, summing to 1, at most two of them non-zero.
     """
-    position = (symlog(x).clamp(bins[0], bins[-1]) - bins[0]) / (bins[1] - bins[0])
+    position = ((symlog(x) - bins[0]) / (bins[1] - bins[0])).clamp(0, len(bins) - 1)
     lower = position.floor().clamp(0, len(bins) - 2)
     upper_weight = (position - lower).unsqueeze(-1)
     one_hot = F.one_hot(lower.long(), len(bins)).to(x.dtype)

@@ -52,11 +52,11 @@ def apply_gradients(
 
     :param optimizer: holds the parameters.
     :param loss: () loss.
-    :param parameters: parameters to change.
+    :param parameters: parameters to change; frozen ones among them stay as they are.
     :param max_grad_norm: clip the gradients' total norm to this.
     :return: whether loss and gradients were finite; if not, nothing was changed.
     """
-    parameters = list(parameters)
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer.zero_grad(set_to_none=True)
     loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
     norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)

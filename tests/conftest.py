@@ -1,0 +1,62 @@
+import os
+
+os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from torch import nn
+
+from sb3_pwm.networks import Actor, CriticEnsemble
+from sb3_pwm.world_model import WorldModel
+
+torch.set_num_threads(1)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci")
+
+OBS_DIM, LATENT_DIM, ACTION_DIM, N_CRITICS = 3, 8, 2, 3
+HIDDEN = {"encoder": [10], "dynamics": [10], "reward": [10], "termination": [10]}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def make_world_model():
+    """Tiny world models whose weights are large enough for every output to depend visibly on every input."""
+
+    def make(features=None, **kwargs):
+        sizes = {"latent_dim": LATENT_DIM, "simnorm_dim": 4, **HIDDEN}
+        return _enlarge(WorldModel(features or nn.Identity(), OBS_DIM, ACTION_DIM, **(sizes | kwargs)))
+
+    return make
+
+
+@pytest.fixture
+def world_model(make_world_model):
+    return make_world_model()
+
+
+@pytest.fixture
+def actor():
+    return _enlarge(Actor(LATENT_DIM, ACTION_DIM, [10]))
+
+
+@pytest.fixture
+def q_critics():
+    return _enlarge(CriticEnsemble(LATENT_DIM + ACTION_DIM, [10], N_CRITICS))
+
+
+@pytest.fixture
+def v_critics():
+    return _enlarge(CriticEnsemble(LATENT_DIM, [10], N_CRITICS))
+
+
+def _enlarge(network):
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.7)
+    return network

@@ -1,0 +1,137 @@
+import pytest
+import torch
+from conftest import ACTION_DIM, LATENT_DIM
+from torch.distributions import Normal
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.testing import assert_close
+
+from sb3_pwm.imagination import imagine
+from sb3_pwm.losses import actor_loss, state_values
+from sb3_pwm.networks import Actor
+from sb3_pwm.returns import continuation_weights, imagined_returns
+
+BATCH = 5
+GAMMA, ENT_COEF, SCALE = 0.9, 0.3, 1.7
+
+
+def start_latents(dtype=torch.float32):
+    return torch.randn(BATCH, LATENT_DIM, dtype=dtype).softmax(-1)
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 7])
+def test_shapes(world_model, actor, horizon):
+    rollout = imagine(world_model, actor, start_latents(), horizon)
+    assert rollout.latents.shape == (horizon + 1, BATCH, LATENT_DIM)
+    assert rollout.actions.shape == (horizon, BATCH, ACTION_DIM)
+    for part in (rollout.log_probs, rollout.rewards, rollout.continuations):
+        assert part.shape == (horizon, BATCH)
+    assert ((rollout.continuations >= 0) & (rollout.continuations <= 1)).all()
+
+
+@pytest.mark.parametrize("horizon", [1, 4])
+def test_a_rollout_is_what_single_steps_give(world_model, actor, horizon):
+    start = start_latents()
+    torch.manual_seed(1)
+    rollout = imagine(world_model, actor, start, horizon)
+    torch.manual_seed(1)
+    latents = start
+    for t in range(horizon):
+        actions, log_probs = actor.sample(latents)
+        assert_close(rollout.latents[t], latents)
+        assert_close(rollout.actions[t], actions)
+        assert_close(rollout.log_probs[t], log_probs)
+        assert_close(rollout.rewards[t], world_model.rewards(latents, actions))
+        latents = world_model.next_latents(latents, actions)
+        # whether step t ends the episode shows in the state that it leads to
+        assert_close(rollout.continuations[t], world_model.continuations(latents))
+    assert_close(rollout.latents[horizon], latents)
+
+
+def test_without_terminations_episodes_go_on(world_model, actor):
+    rollout = imagine(world_model, actor, start_latents(), 3, terminations=False)
+    assert (rollout.continuations == 1).all()
+    assert not rollout.continuations.requires_grad
+
+
+def test_the_actor_sees_detached_latents(world_model, actor):
+    start = start_latents().requires_grad_()
+    rollout = imagine(world_model, actor, start, 3)
+    seen_through_actions = torch.autograd.grad(rollout.actions.sum(), start, retain_graph=True, allow_unused=True)[0]
+    assert seen_through_actions is None
+    assert torch.autograd.grad(rollout.rewards[2].sum(), start)[0].abs().sum() > 0
+
+
+def objective(rollout, values):
+    weights = continuation_weights(rollout.continuations)
+    returns = imagined_returns(rollout.rewards, weights, values, GAMMA)
+    loss, _ = actor_loss(returns, rollout.log_probs, weights[:-1], torch.tensor(SCALE), ent_coef=ENT_COEF)
+    return loss
+
+
+def plain_objective(world_model, actor, critics, start, *, seen, noise, entropy_weights, q_critic):
+    """Compute the same in plain steps, with what the actor sees and the entropy's weights as given constants.
+
+    Where they are what the rollout recorded, this function has its value; its derivative is the gradient that the
+    rollout should have, because the method sends none through what the actor sees.
+
+    :param seen: (H + 1, B, Z), :param noise: (H + 1, B, A), :param entropy_weights: (H, B).
+    """
+
+    def act(t):
+        mean, log_std = actor(seen[t])
+        u = mean + log_std.exp() * noise[t]
+        log_prob = Normal(mean, log_std.exp()).log_prob(u) - torch.log(1 - torch.tanh(u) ** 2)
+        return torch.tanh(u), log_prob.sum(-1)
+
+    horizon = len(entropy_weights)
+    latents, running, returns, bonus = start, 1.0, 0.0, 0.0
+    for t in range(horizon):
+        action, log_prob = act(t)
+        returns = returns + GAMMA**t * running * world_model.rewards(latents, action)
+        bonus = bonus - (entropy_weights[t] * log_prob).mean() / horizon
+        latents = world_model.next_latents(latents, action)
+        running = running * world_model.continuations(latents)
+    inputs = torch.cat([latents, act(horizon)[0]], -1) if q_critic else latents
+    value = torch.stack([critic(inputs).squeeze(-1) for critic in critics.critics]).min(0).values
+    returns = returns + GAMMA**horizon * running * value
+    return -returns.mean() / SCALE - ENT_COEF * bonus
+
+
+@pytest.mark.parametrize("q_critic", [True, False])
+@pytest.mark.parametrize("state_dependent_std", [True, False])
+def test_the_gradient_of_the_imagined_objective_against_finite_differences(
+    world_model, q_critics, v_critics, q_critic, state_dependent_std
+):
+    horizon, step = 3, 1e-5
+    critics = (q_critics if q_critic else v_critics).double()
+    world_model = world_model.double()
+    actor = Actor(LATENT_DIM, ACTION_DIM, [4], state_dependent_std=state_dependent_std).double()
+    start = start_latents(torch.float64)
+
+    torch.manual_seed(1)
+    rollout = imagine(world_model, actor, start, horizon)
+    values = state_values(critics, actor, rollout.latents[-1], q_critic=q_critic)
+    loss = objective(rollout, values)
+    gradient = parameters_to_vector(torch.autograd.grad(loss, list(actor.parameters()))).detach()
+
+    torch.manual_seed(1)
+    constants = {
+        "seen": rollout.latents.detach(),
+        "noise": torch.stack([torch.randn(BATCH, ACTION_DIM, dtype=torch.float64) for _ in range(horizon + 1)]),
+        "entropy_weights": continuation_weights(rollout.continuations)[:-1].detach(),
+    }
+    parameters = parameters_to_vector(actor.parameters()).detach().clone()
+
+    def loss_at(point):
+        vector_to_parameters(point, actor.parameters())
+        return plain_objective(world_model, actor, critics, start, **constants, q_critic=q_critic).detach()
+
+    assert_close(loss_at(parameters), loss.detach())
+    differences = torch.stack(
+        [
+            (loss_at(parameters + step * direction) - loss_at(parameters - step * direction)) / (2 * step)
+            for direction in torch.eye(len(parameters), dtype=torch.float64)
+        ]
+    )
+    assert gradient.abs().max() > 1e-2
+    assert_close(gradient, differences, rtol=1e-5, atol=1e-8)

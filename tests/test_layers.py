@@ -1,0 +1,69 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from sb3_pwm.layers import SimNorm, mlp, orthogonal_init, truncated_normal_init
+
+
+def linear_layers(module):
+    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+
+
+def test_simnorm_by_hand():
+    # two groups of two: features 0 and 2, features 1 and 3; softmax(0, log 3) = (1/4, 3/4)
+    x = torch.tensor([[0, 5, math.log(3), 5]])
+    assert_close(SimNorm(2)(x), torch.tensor([[0.25, 0.5, 0.75, 0.5]]))
+
+
+@pytest.mark.parametrize(("group_size", "features"), [(1, 3), (4, 4), (2, 8), (8, 96)])
+@pytest.mark.parametrize("leading", [(), (5,), (2, 3)])
+def test_simnorm_groups_are_strided_simplices(group_size, features, leading):
+    x = torch.randn(*leading, features)
+    y = SimNorm(group_size)(x)
+    assert y.shape == x.shape
+    n_groups = features // group_size
+    for group in range(n_groups):
+        members = [i for i in range(features) if i % n_groups == group]
+        assert len(members) == group_size
+        assert_close(y[..., members], x[..., members].softmax(-1))
+        assert_close(y[..., members].sum(-1), torch.ones(leading))
+
+
+@pytest.mark.parametrize(
+    ("norm_after_activation", "expected"),
+    [
+        (False, [nn.Linear, nn.LayerNorm, nn.Mish, nn.Linear, nn.LayerNorm, nn.Mish, nn.Linear]),
+        (True, [nn.Linear, nn.Mish, nn.LayerNorm, nn.Linear, nn.Mish, nn.LayerNorm, nn.Linear]),
+    ],
+)
+def test_mlp_order(norm_after_activation, expected):
+    net = mlp(3, [4, 5], 2, nn.Mish, norm_after_activation=norm_after_activation)
+    assert [type(layer) for layer in net] == expected
+    assert [(layer.in_features, layer.out_features) for layer in linear_layers(net)] == [(3, 4), (4, 5), (5, 2)]
+    assert net(torch.zeros(6, 7, 3)).shape == (6, 7, 2)
+
+
+def test_mlp_without_hidden_layers_is_linear():
+    net = mlp(3, [], 2)
+    assert [type(layer) for layer in net] == [nn.Linear]
+
+
+def test_truncated_normal_init():
+    net = mlp(200, [200], 200)
+    truncated_normal_init(net)
+    for layer in linear_layers(net):
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.02)
+        assert abs(layer.weight.mean().item()) < 5 * 0.02 / 200
+        assert (layer.bias == 0).all()
+
+
+def test_orthogonal_init():
+    net = mlp(6, [5, 4], 3)
+    orthogonal_init(net, last_gain=0.1)
+    # W W^T = gain^2 I
+    for layer, gain in zip(linear_layers(net), [2**0.5, 2**0.5, 0.1], strict=True):
+        assert_close(layer.weight @ layer.weight.T, gain**2 * torch.eye(layer.out_features), atol=1e-5, rtol=0)
+        assert (layer.bias == 0).all()

@@ -1,0 +1,330 @@
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ACTION_DIM, LATENT_DIM, N_CRITICS
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from sb3_pwm.imagination import imagine
+from sb3_pwm.losses import (
+    actor_loss,
+    critic_loss,
+    imagined_targets,
+    masked_mean,
+    replay_targets,
+    state_values,
+    world_model_loss,
+)
+from sb3_pwm.returns import continuation_weights, imagined_returns
+from sb3_pwm.type_aliases import ImaginedRollout, SequenceSamples
+from sb3_pwm.updates import apply_gradients
+
+LENGTH, BATCH, HORIZON = 4, 6, 3
+COEFFICIENTS = {"consistency_coef": 20.0, "reward_coef": 2.0, "termination_coef": 3.0}
+ONE = torch.tensor(1.0)
+
+
+def tensor(*rows):
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+@pytest.fixture
+def samples():
+    # windows of 4, 4, 3, 2, 1 and 1 valid steps; those of 3 and 1 end with a termination
+    lengths = torch.tensor([4, 4, 3, 2, 1, 1])
+    mask = (torch.arange(LENGTH)[:, None] < lengths).float()
+    terminations = torch.zeros(LENGTH, BATCH)
+    terminations[2, 2] = terminations[0, 4] = 1
+    return SequenceSamples(
+        observations=torch.empty(0),
+        actions=torch.rand(LENGTH, BATCH, ACTION_DIM) * 2 - 1,
+        rewards=torch.randn(LENGTH, BATCH),
+        terminations=terminations,
+        mask=mask,
+    )
+
+
+def simplices(*leading):
+    return torch.randn(*leading, LATENT_DIM).softmax(-1)
+
+
+def test_masked_mean_by_hand():
+    # (1 + 2 + 3) / 3, the 100 is masked
+    assert_close(masked_mean(tensor([1, 2], [3, 100]), tensor([1, 1], [1, 0])), torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("reward_bins", [0, 11])
+def test_world_model_loss_is_that_of_a_plain_loop(make_world_model, samples, reward_bins):
+    model = make_world_model(reward_bins=reward_bins)
+    latents, targets = simplices(BATCH), simplices(LENGTH, BATCH)
+    loss, metrics = world_model_loss(model, samples, samples.rewards, latents, targets, **COEFFICIENTS)
+
+    errors = {"consistency_loss": 0.0, "reward_loss": 0.0, "termination_loss": 0.0}
+    count = 0
+    for b in range(BATCH):
+        state = latents[b]
+        for t in range(LENGTH):
+            if not samples.mask[t, b]:
+                break
+            action = samples.actions[t, b]
+            errors["reward_loss"] += model.reward_error(state, action, samples.rewards[t, b])
+            state = model.next_latents(state, action)
+            errors["consistency_loss"] += F.mse_loss(state, targets[t, b])
+            ended = torch.sigmoid(model.termination_logits(state))
+            errors["termination_loss"] += F.binary_cross_entropy(ended, samples.terminations[t, b])
+            count += 1
+    means = {name: error / count for name, error in errors.items()}
+    total = 20 * means["consistency_loss"] + 2 * means["reward_loss"] + 3 * means["termination_loss"]
+    assert_close(loss, total)
+    assert_close(metrics, {name: mean.detach() for name, mean in means.items()} | {"world_model_loss": loss.detach()})
+
+
+@pytest.mark.parametrize("name", COEFFICIENTS)
+def test_a_coefficient_of_zero_switches_its_part_off(world_model, samples, name):
+    latents, targets = simplices(BATCH), simplices(LENGTH, BATCH)
+
+    def loss(**coefficients):
+        return world_model_loss(world_model, samples, samples.rewards, latents, targets, **coefficients)
+
+    (full, metrics), (without, _) = loss(**COEFFICIENTS), loss(**COEFFICIENTS | {name: 0.0})
+    part = COEFFICIENTS[name] * metrics[name.replace("_coef", "_loss")]
+    assert part > 0
+    assert_close(full - without, part)
+
+
+@pytest.mark.parametrize("reward_bins", [0, 11])
+def test_masked_steps_have_no_influence(make_world_model, samples, reward_bins):
+    model = make_world_model(reward_bins=reward_bins)
+    latents, targets = simplices(BATCH).requires_grad_(), simplices(LENGTH, BATCH)
+    masked = samples.mask == 0
+    changed = samples._replace(
+        actions=torch.where(masked[..., None], torch.tensor(-9.0), samples.actions),
+        rewards=torch.where(masked, torch.tensor(1e4), samples.rewards),
+        terminations=torch.where(masked, ONE, samples.terminations),
+    )
+    changed_targets = torch.where(masked[..., None], torch.tensor(1e4), targets)
+
+    def loss_and_gradients(batch, batch_targets):
+        loss, _ = world_model_loss(model, batch, batch.rewards, latents, batch_targets, **COEFFICIENTS)
+        inputs = [*model.dynamics.parameters(), *model.reward.parameters(), *model.termination.parameters(), latents]
+        return loss, torch.autograd.grad(loss, inputs)
+
+    assert_close(loss_and_gradients(changed, changed_targets), loss_and_gradients(samples, targets))
+
+
+def test_every_valid_step_has_influence(world_model, samples):
+    latents, targets = simplices(BATCH), simplices(LENGTH, BATCH).requires_grad_()
+    rewards = samples.rewards.clone().requires_grad_()
+    loss, _ = world_model_loss(world_model, samples, rewards, latents, targets, **COEFFICIENTS)
+    to_targets, to_rewards = torch.autograd.grad(loss, [targets, rewards])
+    assert (to_targets.abs().sum(-1).gt(0) == samples.mask.bool()).all()
+    assert (to_rewards.ne(0) == samples.mask.bool()).all()
+
+
+def test_state_values_are_the_lowest_critics(q_critics, v_critics, actor):
+    latents = simplices(4, 5)
+    assert_close(state_values(v_critics, actor, latents, q_critic=False), v_critics(latents).min(0).values)
+    torch.manual_seed(1)
+    values = state_values(q_critics, actor, latents, q_critic=True)
+    torch.manual_seed(1)
+    actions, _ = actor.sample(latents)
+    assert_close(values, q_critics(latents, actions).min(0).values)
+
+
+def test_state_values_send_no_gradient_through_what_the_actor_sees(q_critics, actor):
+    latents = simplices(5).requires_grad_()
+    torch.manual_seed(1)
+    values = state_values(q_critics, actor, latents, q_critic=True)
+    torch.manual_seed(1)
+    actions = actor.sample(latents)[0].detach()
+    expected = torch.autograd.grad(q_critics(latents, actions).amin(0).sum(), latents)
+    assert_close(torch.autograd.grad(values.sum(), latents), expected)
+
+
+def test_actor_loss_by_hand():
+    # return: -(2 + 4) / 2 / 2; entropy: -(1 * 1 + 1 * 2 + 0.5 * 3 + 0 * 4) / 4
+    loss, metrics = actor_loss(
+        tensor(2, 4), tensor([1, 2], [3, 4]), tensor([1, 1], [0.5, 0]), torch.tensor(2.0), ent_coef=0.1
+    )
+    assert_close(loss, torch.tensor(-1.5 + 0.1 * 1.125))
+    expected = {"actor_loss": loss, "entropy": torch.tensor(-1.125), "imagined_return": torch.tensor(3.0)}
+    assert_close(metrics, expected)
+
+
+def test_the_entropy_bonus_does_not_reward_living_longer():
+    weights = torch.ones(2, 3, requires_grad=True)
+    log_probs = torch.randn(2, 3, requires_grad=True)
+    loss, _ = actor_loss(log_probs.sum(0), log_probs, weights, ONE, ent_coef=0.1)
+    loss.backward()
+    assert weights.grad is None
+    assert log_probs.grad is not None
+
+
+def fixed_critics(*values):
+    return lambda *inputs: tensor(*values)
+
+
+def fixed_actor(*log_probs):
+    return SimpleNamespace(sample=lambda latents: (torch.zeros(len(latents), ACTION_DIM), tensor(*log_probs)))
+
+
+def test_replay_targets_by_hand():
+    targets = replay_targets(
+        fixed_critics([10, 10, 3], [8, 12, 4]),
+        fixed_actor(-2, -2, 1),
+        rewards=tensor(1, 1, 2),
+        terminations=tensor(0, 1, 0),
+        next_latents=simplices(3),
+        gamma=0.9,
+        entropy_weight=torch.tensor(0.5),
+    )
+    # 1 + 0.9 * (8 + 0.5 * 2);  1, it has ended;  2 + 0.9 * (3 - 0.5 * 1)
+    assert_close(targets, tensor(9.1, 1, 4.25))
+
+
+def test_imagined_targets_by_hand():
+    rollout = ImaginedRollout(
+        latents=simplices(3, 1),
+        actions=torch.zeros(2, 1, ACTION_DIM),
+        log_probs=tensor([-1], [1]),
+        rewards=tensor([1], [2]),
+        continuations=tensor([0.5], [0]),
+    )
+    targets, weights = imagined_targets(
+        fixed_critics([[4], [6]], [[5], [7]]), rollout, gamma=0.5, td_lambda=0.5, entropy_weight=torch.tensor(0.5)
+    )
+    # rewards with bonus 1 + 0.5 and 2 - 0.5; discounts 0.5 * 0.5 and 0
+    # G_1 = 1.5;  G_0 = 1.5 + 0.25 * (0.5 * 4 + 0.5 * 1.5) = 2.1875
+    assert_close(targets, tensor([2.1875], [1.5]))
+    assert_close(weights, tensor([1], [0.5]))
+
+
+def test_imagined_targets_use_the_value_of_the_state_after_each_step(world_model, actor, v_critics):
+    rollout = imagine(world_model, actor, simplices(BATCH), HORIZON)
+    targets, _ = imagined_targets(v_critics, rollout, gamma=0.9, td_lambda=0.0, entropy_weight=torch.tensor(0.0))
+    following = v_critics(rollout.latents[1:]).min(0).values
+    assert_close(targets, (rollout.rewards + 0.9 * rollout.continuations * following).detach())
+    assert not targets.requires_grad
+
+
+def test_critic_loss_by_hand():
+    # squared errors (1, 1) and (9, 9); weighted sums 1 + 0.5 and 9 + 4.5, over 1 + 0.5
+    loss, metrics = critic_loss(tensor([1, 2], [3, 4]), tensor(0, 1), tensor(1, 0.5))
+    assert_close(loss, torch.tensor(10.0))
+    assert_close(metrics, {"critic_loss": loss, "value": torch.tensor(2.5)})
+
+
+def test_values_without_weight_have_no_influence():
+    values = torch.randn(N_CRITICS, 4, requires_grad=True)
+    weights = tensor(1, 0, 0.5, 0)
+    loss, _ = critic_loss(values, torch.randn(4), weights)
+    gradient = torch.autograd.grad(loss, values)[0]
+    assert (gradient.ne(0) == weights.ne(0)).all()
+
+
+def test_a_minibatch_without_any_weight_teaches_nothing():
+    values = torch.randn(N_CRITICS, 2, requires_grad=True)
+    loss, _ = critic_loss(values, torch.randn(2), torch.zeros(2))
+    loss.backward()
+    assert loss == 0
+    assert (values.grad == 0).all()
+
+
+@pytest.fixture
+def networks(world_model, actor, q_critics, v_critics):
+    return {
+        "world_model": world_model,
+        "actor": actor,
+        "q_critics": q_critics,
+        "v_critics": v_critics,
+        "q_target": copy.deepcopy(q_critics),
+        "v_target": copy.deepcopy(v_critics),
+    }
+
+
+def model_objective(n, samples, observations):
+    latents = n["world_model"].encode(observations.flatten(0, 1)).view(LENGTH + 1, BATCH, LATENT_DIM)
+    return world_model_loss(
+        n["world_model"], samples, samples.rewards, latents[0], latents[1:].detach(), **COEFFICIENTS
+    )[0]
+
+
+def actor_objective(n, samples, observations, *, q_critic):
+    rollout = imagine(n["world_model"], n["actor"], n["world_model"].encode(observations[0]), HORIZON)
+    critics = n["q_critics" if q_critic else "v_critics"]
+    values = state_values(critics, n["actor"], rollout.latents[-1], q_critic=q_critic)
+    weights = continuation_weights(rollout.continuations)
+    returns = imagined_returns(rollout.rewards, weights, values, 0.9)
+    return actor_loss(returns, rollout.log_probs, weights[:-1], ONE, ent_coef=0.1)[0]
+
+
+def q_objective(n, samples, observations):
+    latents = n["world_model"].encode(observations.flatten(0, 1)).view(LENGTH + 1, BATCH, LATENT_DIM)
+    targets = replay_targets(
+        n["q_target"],
+        n["actor"],
+        samples.rewards.flatten(),
+        samples.terminations.flatten(),
+        latents[1:].flatten(0, 1),
+        gamma=0.9,
+        entropy_weight=ONE,
+    )
+    values = n["q_critics"](latents[:-1].flatten(0, 1), samples.actions.flatten(0, 1))
+    return critic_loss(values, targets, samples.mask.flatten())[0]
+
+
+def v_objective(n, samples, observations):
+    rollout = imagine(n["world_model"], n["actor"], n["world_model"].encode(observations[0]), HORIZON)
+    targets, weights = imagined_targets(n["v_target"], rollout, gamma=0.9, td_lambda=0.5, entropy_weight=ONE)
+    values = n["v_critics"](rollout.latents[:-1].flatten(0, 1))
+    return critic_loss(values, targets.flatten(), weights.flatten())[0]
+
+
+@pytest.mark.parametrize(
+    ("trained", "objective"),
+    [
+        ("world_model", model_objective),
+        ("actor", lambda *args: actor_objective(*args, q_critic=True)),
+        ("actor", lambda *args: actor_objective(*args, q_critic=False)),
+        ("q_critics", q_objective),
+        ("v_critics", v_objective),
+    ],
+    ids=["world model", "actor with Q", "actor with V", "Q", "V"],
+)
+def test_each_loss_changes_its_own_network_and_no_other(networks, samples, trained, objective):
+    # every network gets a gradient unless something prevents it: nothing here is frozen or detached by the test
+    before = copy.deepcopy({name: network.state_dict() for name, network in networks.items()})
+    observations = torch.randn(LENGTH + 1, BATCH, 3)
+    optimizer = torch.optim.Adam(networks[trained].parameters(), lr=0.01)
+    loss = objective(networks, samples, observations)
+    assert apply_gradients(optimizer, loss, networks[trained].parameters(), 100.0)
+    for name, network in networks.items():
+        if name == trained:
+            assert all((p != before[name][key]).any() for key, p in network.named_parameters())
+        else:
+            assert all(p.grad is None for p in network.parameters())
+            assert_close(network.state_dict(), before[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("objective", [q_objective, v_objective])
+def test_targets_carry_no_gradient(networks, samples, objective):
+    loss = objective(networks, samples, torch.randn(LENGTH + 1, BATCH, 3))
+    parameters = [*networks["q_target"].parameters(), *networks["v_target"].parameters()]
+    assert set(torch.autograd.grad(loss, parameters, allow_unused=True)) == {None}
+
+
+def test_metrics_are_detached(world_model, actor, v_critics, samples):
+    parts = [
+        world_model_loss(
+            world_model, samples, samples.rewards, simplices(BATCH), simplices(LENGTH, BATCH), **COEFFICIENTS
+        ),
+        actor_loss(*(nn.Parameter(torch.ones(2)) for _ in range(2)), torch.ones(2), ONE, ent_coef=0.1),
+        critic_loss(v_critics(simplices(BATCH)), torch.zeros(BATCH), torch.ones(BATCH)),
+    ]
+    for loss, metrics in parts:
+        assert loss.requires_grad
+        assert loss.shape == ()
+        assert all(value.shape == () and not value.requires_grad for value in metrics.values())

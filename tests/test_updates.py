@@ -1,0 +1,131 @@
+import copy
+import math
+
+import pytest
+import torch
+from conftest import LATENT_DIM, OBS_DIM
+from torch import nn
+from torch.testing import assert_close
+
+from sb3_pwm.updates import apply_gradients, encode_windows, minibatches, steps_of
+
+CPU = torch.device("cpu")
+
+
+class Concatenate(nn.Module):
+    def forward(self, observations):
+        return torch.cat([observations["a"].flatten(1), observations["b"]], -1)
+
+
+def test_minibatches_cover_all_rows_before_any_returns():
+    rows = minibatches(12, 4, 6, CPU)
+    assert rows.shape == (6, 4)
+    assert sorted(rows[:3].flatten().tolist()) == list(range(12))
+    assert sorted(rows[3:].flatten().tolist()) == list(range(12))
+    assert (rows[:3] != rows[3:]).any()
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "batch_size", "count"), [(10, 3, 2), (10, 3, 4), (10, 5, 2), (3, 8, 1), (3, 8, 5), (1, 4, 2), (7, 1, 1)]
+)
+def test_minibatches_use_every_row_equally_often(n_rows, batch_size, count):
+    rows = minibatches(n_rows, batch_size, count, CPU)
+    assert rows.shape == (count, batch_size)
+    uses = torch.bincount(rows.flatten(), minlength=n_rows)
+    assert len(uses) == n_rows
+    assert uses.max() - uses.min() <= 1
+
+
+def test_encode_windows_is_encoding_step_by_step(world_model):
+    observations = torch.randn(4, 5, OBS_DIM)
+    latents = encode_windows(world_model, observations)
+    assert latents.shape == (4, 5, LATENT_DIM)
+    assert_close(latents, torch.stack([world_model.encode(step) for step in observations]))
+
+
+def test_encode_windows_of_dict_observations(make_world_model):
+    model = make_world_model(features=Concatenate())
+    observations = {"a": torch.randn(4, 5, 2, 1), "b": torch.randn(4, 5, OBS_DIM - 2)}
+    latents = encode_windows(model, observations)
+    assert latents.shape == (4, 5, LATENT_DIM)
+    single = [model.encode({key: values[t] for key, values in observations.items()}) for t in range(4)]
+    assert_close(latents, torch.stack(single))
+
+
+@pytest.mark.parametrize(("start", "stop", "expected"), [(0, 1, [0]), (1, None, [1, 2, 3]), (1, 3, [1, 2])])
+def test_steps_of(start, stop, expected):
+    observations = torch.arange(4.0)[:, None, None].expand(4, 5, 2)
+    assert steps_of(observations, start, stop)[:, 0, 0].tolist() == expected
+    parts = steps_of({"a": observations, "b": observations[..., 0]}, start, stop)
+    assert {key: values.shape for key, values in parts.items()} == {
+        "a": (len(expected), 5, 2),
+        "b": (len(expected), 5),
+    }
+
+
+@pytest.mark.parametrize(("max_norm", "length"), [(1.0, 1.0), (5.0, 5.0), (100.0, 5.0)])
+def test_gradients_are_clipped_by_their_total_norm(max_norm, length):
+    a, b = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([a, b], lr=1.0)
+    assert apply_gradients(optimizer, 3 * a + 4 * b, [a, b], max_norm)
+    # the gradient (3, 4) has norm 5
+    assert_close(torch.stack([a, b]).detach(), torch.tensor([-0.6, -0.8]) * length, rtol=1e-4, atol=0)
+
+
+def test_only_the_named_parameters_get_gradients():
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(first.parameters(), lr=1.0)
+    before = copy.deepcopy(second.state_dict())
+    assert apply_gradients(optimizer, second(first(torch.ones(1, 2))).sum(), first.parameters(), 1.0)
+    assert all(p.grad is None for p in second.parameters())
+    assert_close(second.state_dict(), before, rtol=0, atol=0)
+
+
+def test_old_gradients_do_not_add_up():
+    x = nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([x], lr=1.0)
+    for _ in range(2):
+        assert apply_gradients(optimizer, 3 * x, [x], 100.0)
+    assert x.item() == -6
+
+
+def test_frozen_parameters_stay_frozen():
+    layer = nn.Linear(2, 2)
+    layer.weight.requires_grad_(False)
+    before = copy.deepcopy(layer.state_dict())
+    optimizer = torch.optim.Adam(layer.parameters())
+    assert apply_gradients(optimizer, layer(torch.ones(1, 2)).sum(), layer.parameters(), 1.0)
+    assert (layer.weight == before["weight"]).all()
+    assert (layer.bias != before["bias"]).all()
+
+
+@pytest.mark.parametrize(
+    "bad_loss",
+    [
+        lambda x: x.sum() * math.nan,
+        lambda x: x.sum() + math.inf,
+        lambda x: (x - 2).sum() / 0.0,
+        lambda x: (x - x.detach()).abs().sqrt().sum(),  # 0, with an infinite gradient
+    ],
+    ids=["loss nan", "loss inf, gradient finite", "both inf", "loss finite, gradient inf"],
+)
+def test_what_is_not_finite_changes_nothing(bad_loss):
+    layer = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+
+    def good_update(network, network_optimizer):
+        loss = network(torch.ones(1, 3)).square().sum()
+        return apply_gradients(network_optimizer, loss, network.parameters(), 1.0)
+
+    assert good_update(layer, optimizer)
+    untouched = copy.deepcopy(layer)
+    untouched_optimizer = torch.optim.Adam(untouched.parameters(), lr=0.1)
+    untouched_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+    assert not apply_gradients(optimizer, bad_loss(layer.weight) + layer.bias.sum(), layer.parameters(), 1.0)
+    assert_close(layer.state_dict(), untouched.state_dict(), rtol=0, atol=0)
+    assert all(parameter.grad is None for parameter in layer.parameters())
+    # nor does the optimizer remember it
+    assert good_update(layer, optimizer)
+    assert good_update(untouched, untouched_optimizer)
+    assert_close(layer.state_dict(), untouched.state_dict(), rtol=0, atol=0)

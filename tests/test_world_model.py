@@ -1,0 +1,138 @@
+import math
+
+import pytest
+import torch
+from conftest import ACTION_DIM, HIDDEN, LATENT_DIM, OBS_DIM
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from sb3_pwm.two_hot import symexp, two_hot
+from sb3_pwm.world_model import WorldModel
+
+LEADING = [(5,), (4, 5)]
+
+
+class HalvedDict(nn.Module):
+    """Features of Dict observations, with a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, observations):
+        return self.factor * torch.cat([observations["a"], observations["b"]], -1)
+
+
+def latents_and_actions(*leading):
+    latents = torch.randn(*leading, LATENT_DIM).softmax(-1)
+    return latents, torch.rand(*leading, ACTION_DIM) * 2 - 1
+
+
+def group_sums(latents, group_size):
+    return latents.unflatten(-1, (group_size, -1)).sum(-2)
+
+
+def test_latents_are_simplices(world_model):
+    latents = world_model.encode(torch.randn(6, OBS_DIM))
+    assert latents.shape == (6, LATENT_DIM)
+    following = world_model.next_latents(latents, torch.zeros(6, ACTION_DIM))
+    for simplices in (latents, following):
+        assert_close(group_sums(simplices, 4), torch.ones(6, LATENT_DIM // 4))
+
+
+@pytest.mark.parametrize("leading", LEADING)
+@pytest.mark.parametrize("reward_bins", [0, 11])
+def test_shapes(make_world_model, leading, reward_bins):
+    model = make_world_model(reward_bins=reward_bins)
+    latents, actions = latents_and_actions(*leading)
+    assert model.next_latents(latents, actions).shape == (*leading, LATENT_DIM)
+    assert model.rewards(latents, actions).shape == leading
+    assert model.reward_error(latents, actions, torch.ones(leading)).shape == leading
+    assert model.termination_logits(latents).shape == leading
+    assert model.continuations(latents).shape == leading
+    assert model.termination_error(latents, torch.ones(leading)).shape == leading
+
+
+def test_every_row_is_predicted_for_itself(world_model):
+    latents, actions = latents_and_actions(4, 5)
+    together = world_model.next_latents(latents, actions), world_model.rewards(latents, actions)
+    alone = world_model.next_latents(latents[2, 3], actions[2, 3]), world_model.rewards(latents[2, 3], actions[2, 3])
+    assert_close((together[0][2, 3], together[1][2, 3]), alone)
+
+
+@pytest.mark.parametrize("reward_bins", [0, 11])
+def test_a_new_model_predicts_no_reward_and_even_odds(reward_bins):
+    model = WorldModel(
+        nn.Identity(), OBS_DIM, ACTION_DIM, latent_dim=LATENT_DIM, simnorm_dim=4, reward_bins=reward_bins, **HIDDEN
+    )
+    latents, actions = latents_and_actions(5)
+    assert_close(model.rewards(latents, actions), torch.zeros(5), atol=1e-6, rtol=0)
+    assert_close(model.continuations(latents), torch.full((5,), 0.5))
+    assert_close(model.termination_error(latents, torch.ones(5)), torch.full((5,), math.log(2)))
+    weights = [layer.weight for layer in model.dynamics.modules() if isinstance(layer, nn.Linear)]
+    assert all(0 < weight.std() < 0.03 for weight in weights)
+
+
+def test_dynamics_and_rewards_depend_on_latents_and_actions(world_model):
+    latents, actions = latents_and_actions(5)
+    others, other_actions = latents_and_actions(5)
+    for predict in (world_model.next_latents, world_model.rewards):
+        base = predict(latents, actions)
+        assert (predict(others, actions) - base).abs().max() > 1e-3
+        assert (predict(latents, other_actions) - base).abs().max() > 1e-3
+
+
+def test_scalar_reward_error_is_the_squared_error(world_model):
+    latents, actions = latents_and_actions(5)
+    rewards = torch.randn(5)
+    expected = (world_model.rewards(latents, actions) - rewards) ** 2
+    assert_close(world_model.reward_error(latents, actions, rewards), expected)
+
+
+def test_two_hot_reward_error_is_the_cross_entropy(make_world_model):
+    model = make_world_model(reward_bins=11)
+    latents, actions = latents_and_actions(5)
+    rewards = 5 * torch.randn(5)
+    logits = model.reward(torch.cat([latents, actions], -1))
+    expected = F.cross_entropy(logits, two_hot(rewards, model.bins), reduction="none")
+    assert_close(model.reward_error(latents, actions, rewards), expected)
+    assert_close(model.rewards(latents, actions), symexp(logits.softmax(-1) @ model.bins))
+
+
+@pytest.mark.parametrize("reward", [0.0, 0.5, -3.0, 200.0])
+def test_a_two_hot_head_can_learn_a_reward(make_world_model, reward):
+    model = make_world_model(reward_bins=11)
+    latents, actions = latents_and_actions(1)
+    optimizer = torch.optim.Adam(model.reward.parameters(), lr=0.1)
+    for _ in range(150):
+        optimizer.zero_grad()
+        model.reward_error(latents, actions, torch.tensor([reward])).sum().backward()
+        optimizer.step()
+    assert model.rewards(latents, actions).item() == pytest.approx(reward, rel=0.05, abs=0.02)
+
+
+@pytest.mark.parametrize(("logit", "continuation"), [(0.0, 0.5), (math.log(3), 0.25), (-math.log(9), 0.9)])
+def test_terminations_by_hand(world_model, logit, continuation):
+    nn.init.zeros_(world_model.termination[-1].weight)
+    nn.init.constant_(world_model.termination[-1].bias, logit)
+    latents, _ = latents_and_actions(2)
+    assert_close(world_model.continuations(latents), torch.full((2,), continuation))
+    errors = world_model.termination_error(latents, torch.tensor([0.0, 1.0]))
+    assert_close(errors, torch.tensor([-math.log(continuation), -math.log(1 - continuation)]))
+
+
+def test_features_are_part_of_the_model(make_world_model):
+    model = make_world_model(features=HalvedDict())
+    observations = {"a": torch.ones(4, 1), "b": torch.randn(4, OBS_DIM - 1)}
+    latents = model.encode(observations)
+    assert latents.shape == (4, LATENT_DIM)
+    latents[:, 0].sum().backward()
+    assert model.features.factor.grad.abs() > 0
+    assert "features.factor" in dict(model.named_parameters())
+
+
+def test_bins_are_not_saved(make_world_model):
+    model = make_world_model(reward_bins=11)
+    assert "bins" not in model.state_dict()
+    assert_close(model.bins, torch.linspace(-10, 10, 11))
