@@ -106,6 +106,7 @@ def test_video_checks_its_arguments(untrained: SAC, tmp_path: Path) -> None:
         record_episode(untrained, "Pendulum-v1", tmp_path / "episode.mp4", max_steps=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*RGB-array rendering")
 @pytest.mark.parametrize("frame", [OSError("no GL"), None], ids=["fails", "gives nothing"])
 def test_video_says_that_it_cannot_render(
     untrained: SAC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frame: Exception | None
