@@ -1,0 +1,249 @@
+import math
+import pickle
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from helpers import ACTIONS, BOX, make, same, space_envs
+from stable_baselines3 import PPO, SAC, TD3
+from stable_baselines3.common.buffers import ReplayBuffer
+
+from sb3_pwm import PWM
+
+DICT = spaces.Dict({"a": BOX, "b": spaces.Discrete(3)})
+
+
+BAD_VALUES = [
+    ("gamma", [0, -0.1, 1.1, math.nan, math.inf], r"\(0, 1\]"),
+    ("td_lambda", [-0.1, 1.1, math.nan], r"\[0, 1\]"),
+    ("tau", [0, 1.5, math.nan], r"\(0, 1\]"),
+    *[
+        (name, [-1, math.nan, math.inf], r"\[0, inf\)")
+        for name in ("ent_coef", "consistency_coef", "reward_coef", "termination_coef")
+    ],
+    ("policy_updates", [0, -1, math.inf], r"\(0, inf\)"),
+    *[
+        (name, [0, -3], "1 or more")
+        for name in (
+            *("horizon", "sequence_length", "batch_size", "critic_batch_size", "critic_updates"),
+            *("buffer_size", "train_freq"),
+        )
+    ],
+    ("learning_starts", [-1], "0 or more"),
+    ("pretrain_steps", [-1], "0 or more"),
+    ("gradient_steps", [-2], "-1 or more"),
+    *[
+        (name, [-1e-3, math.nan, math.inf], r"\[0, inf\)")
+        for name in ("learning_rate", "critic_learning_rate", "model_learning_rate")
+    ],
+    ("critic", ["w"], '"q" and "v"'),
+    ("train_freq", [(0, "step"), (4, "epoch")], "episode"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"), [(name, value, allowed) for name, values, allowed in BAD_VALUES for value in values]
+)
+def test_arguments_out_of_range(name, value, allowed):
+    with pytest.raises(ValueError, match=rf"{name}=.*allowed.*{allowed}") as error:
+        make(**{name: value})
+    assert repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[(name, value) for name in ("gamma", "tau", "ent_coef", "policy_updates") for value in ("auto", True, None)],
+        *[(name, value) for name in ("horizon", "batch_size", "gradient_steps") for value in (2.5, "3", True, None)],
+        *[(name, value) for name in ("learning_rate", "critic_learning_rate") for value in ("3e-4", True, [1])],
+        ("train_freq", "episode"),
+        ("train_freq", (2.5, "step")),
+        ("train_freq", (1, "episode", 2)),
+        ("replay_buffer_class", ReplayBuffer),
+        ("policy", SAC.policy_aliases["MlpPolicy"]),
+    ],
+)
+def test_arguments_of_the_wrong_kind(name, value):
+    with pytest.raises(TypeError, match=name) as error:
+        make(**{name: value})
+    assert (value.__name__ if isinstance(value, type) else repr(value)) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("policy_kwargs", "message"),
+    [
+        ({"net_arch": {"vf": [8]}}, r"net_arch has unknown keys \['vf'\]; allowed: .*'qf'"),
+        ({"latent_dim": 12}, "latent_dim=12 must be a positive multiple of simnorm_dim=8"),
+        ({"reward_bins": 1}, "reward_bins=1: allowed"),
+        ({"n_critics": 0}, "n_critics=0"),
+        ({"critic": "v"}, "critic.* argument of PWM"),
+    ],
+)
+def test_policy_arguments_out_of_range(policy_kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make(policy_kwargs=policy_kwargs)
+
+
+@pytest.mark.parametrize("name", ["use_sde", "use_sde_at_warmup", "n_steps", "optimize_memory_usage", "typo"])
+def test_unknown_arguments(tmp_path, name):
+    with pytest.raises(TypeError, match=name):
+        make(**{name: True})
+    make().save(tmp_path / "model")
+    with pytest.raises(TypeError, match=rf"unknown keywords \['{name}'\]; allowed: .*'gamma'"):
+        PWM.load(tmp_path / "model", **{name: True})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("gamma", 2), ("horizon", 0), ("learning_rate", -1.0), ("train_freq", 0), ("batch_size", 501)]
+)
+def test_bad_arguments_of_load(tmp_path, name, value):
+    make().save(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"{name}={value!r}"):
+        PWM.load(tmp_path / "model", **{name: value})
+
+
+def test_one_episode_needs_one_environment():
+    with pytest.raises(ValueError, match=r"train_freq=\(1, 'episode'\).* 2 environments"):
+        make(space_envs(2), train_freq=(1, "episode"))
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)])
+def test_discrete_actions_are_refused(space):
+    with pytest.raises(AssertionError, match=r"only supports .*Box.* as action spaces"):
+        make(space_envs(action_space=space))
+
+
+def test_infinite_action_bounds_are_refused():
+    with pytest.raises(AssertionError, match="finite lower and upper bound"):
+        make(space_envs(action_space=spaces.Box(-np.inf, np.inf, (2,), np.float32)))
+
+
+def test_dict_observations_need_multi_input_policy():
+    with pytest.raises(ValueError, match="MultiInputPolicy"):
+        make(space_envs(observation_space=DICT))
+
+
+# --- too little data ---
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"buffer_size": 8, "sequence_length": 9}, "sequence_length=9 .*buffer_size=8"),
+        ({"buffer_size": 7}, "batch_size=8 .*buffer_size=7"),
+        ({"buffer_size": 11, "batch_size": 10, "n_envs": 3}, "batch_size=10 .* 3 environments; allowed: at most 9"),
+    ],
+)
+def test_buffer_is_too_small_for_a_batch(kwargs, message):
+    env = space_envs(kwargs.pop("n_envs", 1))
+    with pytest.raises(ValueError, match=message):
+        make(env, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("n_envs", "kwargs", "message"),
+    [
+        (1, {"learning_starts": 9}, "batch_size=13 .* 12 transitions"),  # 3 collections of 4 steps
+        (1, {"learning_starts": 0}, "windows of 3 steps .* holds 0 steps"),  # pre-training comes first
+        (1, {"learning_starts": 0, "pretrain_steps": 0}, "batch_size=13 .* 4 transitions"),
+        (2, {"learning_starts": 8, "sequence_length": 5}, "windows of 5 steps .* holds 4 steps"),
+    ],
+)
+def test_too_few_steps_are_refused_before_the_first_one(n_envs, kwargs, message):
+    model = make(space_envs(n_envs), batch_size=13, **kwargs)
+    with pytest.raises(ValueError, match=message):
+        model.learn(100)
+    assert model.num_timesteps == 0
+    assert model.replay_buffer.n_transitions == 0
+    model.batch_size, model.sequence_length, model.learning_starts = 8, 3, 20
+    model.learn(40, reset_num_timesteps=False)
+    assert model._n_updates > 0
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "total"),
+    [
+        ({"learning_starts": 10}, 100),  # 12 steps before the first update
+        ({"learning_starts": 4, "gradient_steps": 0, "pretrain_steps": 0}, 100),  # there is no update
+        ({"learning_starts": 4, "train_freq": (2, "episode")}, 100),  # not known; 14 in fact
+        ({"learning_starts": 9}, 8),  # never reached
+    ],
+)
+def test_enough_steps_are_not_refused(kwargs, total):
+    assert make(batch_size=12, **kwargs).learn(total).num_timesteps >= total
+
+
+def test_stored_steps_count_as_data():
+    model = make(learning_starts=0, batch_size=12, pretrain_steps=0, gradient_steps=0).learn(12)
+    model.gradient_steps = 1
+    model.learn(4)
+    assert model._n_updates == 1
+
+
+@pytest.mark.parametrize("method", [lambda m: m.pretrain(1), lambda m: m.train(1, 8)])
+def test_updates_need_data(method):
+    with pytest.raises(ValueError, match=r"replay buffer .*empty"):
+        method(make())
+
+
+# --- foreign files ---
+
+
+def buffer_file(path, space=BOX, n_envs=1, **kwargs):
+    buffer = ReplayBuffer(50, space, ACTIONS, n_envs=n_envs, **kwargs)
+    with open(path, "wb") as file:
+        pickle.dump(buffer, file)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"space": spaces.Box(-1, 1, (4,))}, r"observation_space is Box\(.*\(4,\).* model's is Box\(.*\(3,\)"),
+        ({"n_envs": 2}, "n_envs is 2, the model's is 1"),
+        ({"optimize_memory_usage": True, "handle_timeout_termination": False}, "optimize_memory_usage=True"),
+        ({"handle_timeout_termination": False}, "handle_timeout_termination=False"),
+        (None, "not dict"),
+    ],
+)
+def test_buffers_that_do_not_fit(tmp_path, kwargs, message):
+    path = tmp_path / "buffer.pkl"
+    if kwargs is None:
+        path.write_bytes(pickle.dumps({"a": 1}))
+    else:
+        buffer_file(path, **kwargs)
+    model = make().learn(10)
+    buffer, dones = model.replay_buffer, model.replay_buffer.dones.copy()
+    with pytest.raises(TypeError if kwargs is None else ValueError, match=message):
+        model.load_replay_buffer(path)
+    assert model.replay_buffer is buffer
+    np.testing.assert_array_equal(buffer.dones, dones)
+    model.learn(40, reset_num_timesteps=False)
+
+
+def test_own_buffer_needs_time_outs():
+    with pytest.raises(ValueError, match="handle_timeout_termination=False"):
+        make(replay_buffer_kwargs={"handle_timeout_termination": False})
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3, PPO])
+def test_models_of_other_algorithms(tmp_path, algorithm):
+    algorithm("MlpPolicy", space_envs(), policy_kwargs={"net_arch": [4]}, device="cpu").save(tmp_path / "model")
+    with pytest.raises(TypeError, match=r"policy .*PWMPolicy"):
+        PWM.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("kwargs", [{"critic": "v"}, {"custom_objects": {"policy_kwargs": {"latent_dim": 8}}}])
+def test_models_of_other_sizes(tmp_path, kwargs):
+    make().save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"(?s)cannot load .*size mismatch"):
+        PWM.load(tmp_path / "model", **kwargs)
+
+
+def test_missing_parameters_are_named():
+    model = make()
+    parameters = model.get_parameters()
+    before = {k: v.clone() for k, v in model.policy.state_dict().items()}
+    del parameters["policy.model_optimizer"]
+    with pytest.raises(ValueError, match=r"policy\.model_optimizer"):
+        model.set_parameters(parameters)
+    assert same(before, dict(model.policy.state_dict()))

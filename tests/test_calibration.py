@@ -1,0 +1,162 @@
+import math
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from helpers import make, space_envs
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_pwm.calibration import StartValues, follow_episodes, observation_of
+
+
+def follow(tracker, steps, value=lambda observation: float(observation)):
+    """Give a tracker steps of one environment: (observation, reward, end), end being "", "true" or "time-out"."""
+    for observation, reward, end in steps:
+        infos = [{"TimeLimit.truncated": end == "time-out", "terminal_observation": np.array(100.0)} if end else {}]
+        follow_episodes(tracker, value, np.array([observation]), np.array([reward]), np.array([bool(end)]), infos)
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [("true", 1 + 0.5 * 2 + 0.25 * 4), ("time-out", 1 + 0.5 * 2 + 0.25 * 4 + 0.125 * 100)],
+)
+def test_return_of_one_episode(end, expected):
+    tracker = StartValues(0.5, 1, 10)
+    follow(tracker, [(6.0, 1, ""), (7.0, 2, ""), (8.0, 4, end)])
+    assert list(tracker.finished) == [(6.0, expected)]
+    assert tracker.ratio == pytest.approx(6 / expected)
+
+
+def test_episodes_do_not_leak_into_each_other():
+    tracker = StartValues(0.5, 1, 10)
+    follow(tracker, [(6.0, 1, "true"), (7.0, 2, ""), (8.0, 4, "true"), (9.0, 8, "")])
+    assert list(tracker.finished) == [(6.0, 1.0), (7.0, 4.0)]
+    assert tracker.ratio == pytest.approx(13 / 5)  # of the means, not the mean of the ratios
+
+
+def test_environments_are_followed_apart():
+    tracker = StartValues(0.5, 3, 10)
+    rewards = np.array([[1.0, 10.0, 100.0], [2.0, 20.0, 200.0], [4.0, 40.0, 400.0]])
+    dones = np.array([[False, True, False], [False, False, True], [True, False, False]])
+    for t in range(3):
+        observations = np.array([[0.0, t], [1.0, t], [2.0, t]])
+        infos = [{"terminal_observation": np.zeros(2)} if done else {} for done in dones[t]]
+        follow_episodes(tracker, lambda o: 10 * o[0] + o[1], observations, rewards[t], dones[t], infos)
+    assert list(tracker.finished) == [(10.0, 10.0), (20.0, 200.0), (0.0, 3.0)]
+    assert tracker.starts[1].tolist() == [1.0, 1.0]
+    assert tracker.returns[1] == 20 + 0.5 * 40
+
+
+def test_only_the_last_episodes_count():
+    tracker = StartValues(1.0, 1, 2)
+    follow(tracker, [(5.0, 1, "true"), (6.0, 2, "true"), (7.0, 3, "true")])
+    assert tracker.ratio == pytest.approx(13 / 5)
+
+
+@pytest.mark.parametrize("steps", [[], [(1.0, 1, "")], [(1.0, 0, "true")], [(1.0, 1, "true"), (1.0, -1, "true")]])
+def test_nothing_to_compare(steps):
+    tracker = StartValues(0.9, 1, 5)
+    follow(tracker, steps)
+    assert math.isnan(tracker.ratio)
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_start_observations_are_copies(as_dict):
+    values = np.arange(6.0).reshape(3, 2)
+    observation = observation_of({"a": values} if as_dict else values, 1)
+    values[:] = 0
+    np.testing.assert_array_equal(observation["a"] if as_dict else observation, [2, 3])
+
+
+class Clock(gym.Env):
+    """Reward 1 per step; the observation is the time, plus the number of the environment times 10."""
+
+    observation_space = spaces.Box(0, 100, (1,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, end, index=0, length=3):
+        self.end, self.index, self.length = end, index, length
+
+    def observe(self):
+        return np.array([self.time + 10 * self.index], np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.time = 0
+        return self.observe(), {}
+
+    def step(self, action):
+        self.time += 1
+        over = self.time == self.length
+        return self.observe(), 1.0, over and self.end == "true", over and self.end == "time-out", {}
+
+
+def clocks(end, n_envs):
+    return DummyVecEnv([lambda i=i: Clock(end, i) for i in range(n_envs)])
+
+
+@pytest.fixture
+def clock_model(monkeypatch):
+    """A model whose critics promise 8 plus the observation."""
+    model = make(Clock("true"), gamma=0.5)
+    monkeypatch.setattr(model.policy, "predict_values", lambda observations: 8 + observations[:, 0])
+    return model
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize(
+    ("end", "n_envs", "expected"),
+    [
+        ("true", 1, 8 / 1.75),
+        ("time-out", 1, 8 / (1.75 + 0.125 * 11)),
+        ("true", 2, (8 + 18) / (2 * 1.75)),
+        ("time-out", 2, (8 + 18) / (2 * 1.75 + 0.125 * (11 + 21))),
+    ],
+)
+def test_value_calibration(clock_model, end, n_envs, expected, deterministic):
+    env = clocks(end, n_envs)
+    assert clock_model.value_calibration(env, 4, deterministic) == pytest.approx(expected)
+    assert clock_model.value_calibration(clocks(end, n_envs).envs[0], 1) == pytest.approx(
+        8 / (1.75 + (0.125 * 11 if end == "time-out" else 0))
+    )
+
+
+def test_value_calibration_of_normalized_rewards(clock_model):
+    env = VecNormalize(clocks("true", 1), training=False, norm_obs=False)
+    env.ret_rms.var = np.array(0.25)  # rewards become 2
+    assert clock_model.value_calibration(env, 2) == pytest.approx(8 / 3.5, rel=1e-4)
+
+
+def test_value_calibration_leaves_the_model_alone():
+    model = make().learn(40)
+    observations, finished = model._last_obs.copy(), list(model._start_values.finished)
+    model.value_calibration(space_envs(), 3)
+    np.testing.assert_array_equal(model._last_obs, observations)
+    assert list(model._start_values.finished) == finished
+    assert model.num_timesteps == 40
+
+
+def test_training_follows_its_own_episodes():
+    model = make(clocks("time-out", 2), gamma=0.5, learning_starts=1_000)
+    model.policy.predict_values = lambda observations: 8 + observations[:, 0]
+    model.learn(11 * 2)  # the train_freq makes it 12 steps of each environment: 4 episodes
+    assert list(model._start_values.finished) == [(8, 1.75 + 0.125 * 11), (18, 1.75 + 0.125 * 21)] * 4
+    model.learn(2, reset_num_timesteps=True)
+    assert len(model._start_values.finished) == 2
+
+
+@pytest.mark.parametrize("critic", ["q", "v"])
+def test_values_are_in_units_of_the_environment(critic):
+    model = make(critic=critic).learn(40)
+    policy = model.policy
+    policy.reward_scale.scale.fill_(3.0)
+    observations = torch.randn(7, 3)
+    torch.manual_seed(0)
+    values = policy.predict_values(observations)
+    torch.manual_seed(0)
+    latents = policy.world_model.encode(observations)
+    inputs = (latents, policy.actor.sample(latents)[0]) if critic == "q" else (latents,)
+    torch.testing.assert_close(values, 3 * policy.critics(*inputs).min(0).values)
+    assert values.shape == (7,)
+    assert not values.requires_grad

@@ -1,0 +1,139 @@
+import pytest
+import torch
+from helpers import ACTIONS, make
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.utils import LinearSchedule
+
+
+def rates_of(model):
+    return {name: optimizer.param_groups[0]["lr"] for name, optimizer in model.policy.optimizers.items()}
+
+
+def test_three_schedules():
+    model = make(
+        learning_rate=lambda progress: 1e-3 * progress,
+        critic_learning_rate=LinearSchedule(2e-3, 1e-3, 1.0),
+        model_learning_rate=5e-3,
+        learning_starts=80,
+    )
+    model.learn(80)
+    assert rates_of(model) == pytest.approx({"actor": 0.0, "critic": 1e-3, "model": 5e-3}, abs=1e-12)
+    model.learn(40, reset_num_timesteps=False)  # 80 of 120 steps done, 40 of them now
+    assert rates_of(model)["actor"] == pytest.approx(0, abs=1e-12)
+    model.learn(4, reset_num_timesteps=True)
+    assert rates_of(model)["model"] == 5e-3
+
+
+def test_rates_follow_the_actors_unless_given():
+    model = make(learning_rate=LinearSchedule(1e-2, 0, 1.0)).learn(
+        40, callback=lambda local, _: local["self"].num_timesteps < 30
+    )
+    assert rates_of(model) == pytest.approx(dict.fromkeys(("actor", "critic", "model"), 1e-2 * (1 - 28 / 40)))
+    assert rates_of(make(learning_rate=1e-5).learn(24)) == dict.fromkeys(("actor", "critic", "model"), 1e-5)
+
+
+def test_pretraining_at_the_start_of_a_run_has_the_rate_of_its_start(tmp_path):
+    make(learning_starts=100).learn(100).save_replay_buffer(tmp_path / "buffer")
+    model = make(learning_rate=LinearSchedule(1e-2, 0, 1.0), learning_starts=100).learn(40)  # ends at rate 0
+    model.load_replay_buffer(tmp_path / "buffer")
+    rates = []
+    model._learner.update_model = lambda _: rates.append(rates_of(model)["model"])
+    model.learn(0)
+    assert rates == [1e-2] * 3
+
+
+@pytest.mark.parametrize("name", ["actor", "critic", "model"])
+def test_rate_zero_freezes_one_network(name):
+    rates = {"actor": "learning_rate", "critic": "critic_learning_rate", "model": "model_learning_rate"}
+    zero = {rates[n]: 0.0 if n == name else 1e-2 for n in rates}
+    model = make(**zero)
+    networks = {"actor": model.policy.actor, "critic": model.policy.critics, "model": model.policy.world_model}
+    before = {n: [p.clone() for p in network.parameters()] for n, network in networks.items()}
+    model.learn(40)
+    for n, network in networks.items():
+        unchanged = [torch.equal(p, q) for p, q in zip(network.parameters(), before[n], strict=True)]
+        assert all(unchanged) == (n == name)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kwargs"),
+    [
+        (torch.optim.SGD, {"momentum": 0.9}),
+        (torch.optim.RMSprop, {"alpha": 0.9}),
+        (torch.optim.AdamW, {"weight_decay": 0.1}),
+        (torch.optim.Adam, {"betas": (0.7, 0.95), "fused": False}),
+        (torch.optim.Adam, {"foreach": True}),
+    ],
+)
+def test_optimizers(optimizer, kwargs):
+    model = make(policy_kwargs={"optimizer_class": optimizer, "optimizer_kwargs": kwargs})
+    before = [p.clone() for p in model.policy.parameters()]
+    model.learn(24)
+    for each in model.policy.optimizers.values():
+        assert type(each) is optimizer
+        assert all(each.param_groups[0][name] == value for name, value in kwargs.items())
+    assert not all(torch.equal(p, q) for p, q in zip(model.policy.parameters(), before, strict=True))
+    assert all(torch.isfinite(p).all() for p in model.policy.parameters())
+
+
+# --- networks ---
+
+
+def hidden_sizes(network):
+    return [layer.out_features for layer in network.modules() if isinstance(layer, torch.nn.Linear)][:-1]
+
+
+def test_net_arch():
+    policy = make(policy_kwargs={"net_arch": [7, 5]}).policy
+    networks = {
+        "encoder": policy.world_model.encoder,
+        "dynamics": policy.world_model.dynamics,
+        "reward": policy.world_model.reward,
+        "termination": policy.world_model.termination,
+        "pi": policy.actor,
+        "qf": policy.critics.critics[0],
+    }
+    assert all(hidden_sizes(network) == [7, 5] for network in networks.values())
+    policy = make(policy_kwargs={"net_arch": {"pi": [3], "encoder": []}}).policy
+    assert hidden_sizes(policy.actor) == [3]
+    assert hidden_sizes(policy.world_model.encoder) == []
+    assert len(hidden_sizes(policy.world_model.dynamics)) > 0
+
+
+class Halves(FlattenExtractor):
+    """An extractor with parameters of its own."""
+
+    def __init__(self, observation_space, features_dim=5):
+        super().__init__(observation_space)
+        self._features_dim = features_dim
+        self.linear = torch.nn.Linear(3, features_dim)
+
+    def forward(self, observations):
+        return self.linear(super().forward(observations))
+
+
+@pytest.mark.parametrize("critic", ["q", "v"])
+@pytest.mark.parametrize(
+    "policy_kwargs",
+    [
+        {"features_extractor_class": Halves, "features_extractor_kwargs": {"features_dim": 6}},
+        {"activation_fn": torch.nn.ReLU, "n_critics": 1},
+        {"reward_bins": 101, "n_critics": 4},
+        {"state_dependent_std": False, "norm_after_activation": True, "latent_dim": 8, "simnorm_dim": 2},
+    ],
+    ids=lambda kwargs: next(iter(kwargs)),
+)
+def test_policy_arguments(policy_kwargs, critic):
+    model = make(policy_kwargs=policy_kwargs, critic=critic)
+    policy = model.policy
+    before = {name: p.clone() for name, p in policy.named_parameters() if "target" not in name}
+    model.learn(60)
+    assert model.n_skipped_updates == 0
+    unchanged = [name for name, p in policy.named_parameters() if name in before and torch.equal(p, before[name])]
+    assert unchanged == []
+    assert len(policy.critics.critics) == policy_kwargs.get("n_critics", 3)
+    assert policy.critics.critics[0][0].in_features == policy.latent_dim + (ACTIONS.shape[0] if critic == "q" else 0)
+    assert policy.world_model.reward[-1].out_features == max(1, policy_kwargs.get("reward_bins", 0))
+    activation = policy_kwargs.get("activation_fn", torch.nn.SiLU)
+    assert any(isinstance(module, activation) for module in policy.modules())
+    assert "critic" not in model.policy_kwargs
