@@ -48,6 +48,7 @@ paper_single_task: dict[str, Any] = {
     "critic_learning_rate": LinearSchedule(5e-4, 1e-5, end_fraction=1.0),
     "model_learning_rate": LinearSchedule(3e-4, 1e-5, end_fraction=1.0),
     "buffer_size": 1_000_000,
+    "learning_starts": 1_000,
     "pretrain_steps": 0,
     "batch_size": 256,
     "sequence_length": 16,
@@ -57,6 +58,7 @@ paper_single_task: dict[str, Any] = {
     "critic_batch_size": 256,
     "gamma": 0.99,
     "td_lambda": 0.95,
+    "tau": 0.01,  # not in the paper
     "ent_coef": 0.0,
     "consistency_coef": 1.0,
     "reward_coef": 1 / 16,
