@@ -88,7 +88,7 @@ class Learner:
         )
         values = state_values(policy.critics, policy.actor, rollout.latents[-1], q_critic=policy.q_critic)
         weights = continuation_weights(rollout.continuations)
-        returns = imagined_returns(rollout.rewards, weights, values, self.model.gamma)
+        returns = imagined_returns(rollout.rewards, weights, values.sum(-1), self.model.gamma)
         policy.return_scale.update(returns.detach())
         scale = policy.return_scale.scale
         loss, metrics = actor_loss(returns, rollout.log_probs, weights[:-1], scale, ent_coef=self.model.ent_coef)
@@ -120,10 +120,10 @@ class Learner:
             td_lambda=self.model.td_lambda,
             entropy_weight=self.model.ent_coef * self.model.policy.return_scale.scale,
         )
-        self._fit_critics(rollout.latents[:-1].detach().flatten(0, 1), targets.flatten(), weights.flatten())
+        self._fit_critics(rollout.latents[:-1].detach().flatten(0, 1), targets.flatten(0, 1), weights.flatten())
 
     def _fit_critics(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
-        """Take ``critic_updates`` minibatch steps towards (N,) targets of (N, ...) inputs with (N,) weights."""
+        """Take ``critic_updates`` minibatch steps towards (N, 2) targets of (N, ...) inputs with (N,) weights."""
         policy = self.model.policy
         for rows in minibatches(len(inputs), self.model.critic_batch_size, self.model.critic_updates, inputs.device):
             loss, metrics = critic_loss(policy.critics(inputs[rows]), targets[rows], weights[rows])

@@ -58,18 +58,28 @@ def world_model_loss(
     }
 
 
+def lowest(values: torch.Tensor) -> torch.Tensor:
+    """Return, of (n_critics, ..., 2) values, the (..., 2) parts of the critic with the lowest sum."""
+    critic = values.sum(-1, keepdim=True).argmin(0, keepdim=True)  # (1, ..., 1)
+    return values.gather(0, critic.expand(1, *values.shape[1:])).squeeze(0)
+
+
+def rewards_and_bonuses(rewards: torch.Tensor, bonuses: torch.Tensor) -> torch.Tensor:
+    """Join (...) rewards and (...) entropy bonuses to the (..., 2) parts of a value."""
+    return torch.stack([rewards, bonuses], -1)
+
+
 def state_values(critics: CriticEnsemble, actor: Actor, latents: torch.Tensor, *, q_critic: bool) -> torch.Tensor:
-    """Return the (...) value of (..., Z) latents: the minimum over the critics.
+    """Return the value of latents: that of the lowest critic.
 
     :param critics: V(latents), or Q(latents, actions).
     :param actor: draws the action at which a Q is evaluated, from detached latents.
     :param latents: (..., Z) latents.
     :param q_critic: whether the critics are Q functions.
-    :return: (...) values in reward scales.
+    :return: (..., 2) discounted rewards and entropy bonuses to come, in reward scales.
     """
     inputs = (latents, actor.sample(latents.detach())[0]) if q_critic else (latents,)
-    values: torch.Tensor = critics(*inputs).amin(0)
-    return values
+    return lowest(critics(*inputs))
 
 
 def actor_loss(
@@ -118,7 +128,7 @@ def replay_targets(
 
     .. math:: y = r + \gamma (1 - d) [\min_i \bar Q_i(z', a') - \beta \log \pi(a' | z')], \quad a' \sim \pi(z')
 
-    (SAC, arXiv 1812.05905, eq. 3, on latents.)
+    (SAC, arXiv 1812.05905, eq. 3, on latents, with rewards and entropy bonuses kept apart.)
 
     :param critics_target: target ensemble of Q functions.
     :param actor: the present policy.
@@ -127,11 +137,12 @@ def replay_targets(
     :param next_latents: (N, Z) encodings of the next observations.
     :param gamma: discount in (0, 1].
     :param entropy_weight: () weight beta, in reward scales.
-    :return: (N,) targets.
+    :return: (N, 2) targets of the values' two parts.
     """
     actions, log_probs = actor.sample(next_latents)
-    values: torch.Tensor = critics_target(next_latents, actions).amin(0) - entropy_weight * log_probs
-    return rewards + gamma * (1 - terminations) * values
+    none = torch.zeros_like(rewards)
+    values = lowest(critics_target(next_latents, actions)) + rewards_and_bonuses(none, -entropy_weight * log_probs)
+    return rewards_and_bonuses(rewards, none) + gamma * (1 - terminations)[:, None] * values
 
 
 @torch.no_grad()
@@ -152,22 +163,23 @@ def imagined_targets(
     :param gamma: discount in (0, 1].
     :param td_lambda: lambda in [0, 1].
     :param entropy_weight: () weight of the entropy bonus, in reward scales.
-    :return: (H, B) targets, and (H, B) weights: the probability that the episode is still running.
+    :return: (H, B, 2) targets of the values' two parts, and (H, B) weights: the probability that the episode is
+        still running.
     """
-    values = critics_target(rollout.latents[1:]).amin(0)
-    rewards = rollout.rewards - entropy_weight * rollout.log_probs
-    targets = lambda_returns(rewards, gamma * rollout.continuations, values, td_lambda)
+    values = lowest(critics_target(rollout.latents[1:]))
+    rewards = rewards_and_bonuses(rollout.rewards, -entropy_weight * rollout.log_probs)
+    targets = lambda_returns(rewards, gamma * rollout.continuations[..., None], values, td_lambda)
     return targets, continuation_weights(rollout.continuations)[:-1]
 
 
 def critic_loss(values: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
-    """Return the weighted mean squared error, summed over the ensemble.
+    """Return the weighted mean squared error, summed over the ensemble and the two parts of a value.
 
-    :param values: (n_critics, N) the critics' values.
-    :param targets: (N,) targets, without gradient.
+    :param values: (n_critics, N, 2) the critics' values.
+    :param targets: (N, 2) targets, without gradient.
     :param weights: (N,) weights in [0, 1].
     :return: () loss, and metrics.
     """
     # The bound matters only where a small minibatch holds nothing but masked steps: its loss is 0, not 0 / 0.
-    loss = ((values - targets).square() * weights).sum() / weights.sum().clamp(min=1e-8)
-    return loss, {"critic_loss": loss.detach(), "value": values.detach().mean()}
+    loss = ((values - targets).square().sum(-1) * weights).sum() / weights.sum().clamp(min=1e-8)
+    return loss, {"critic_loss": loss.detach(), "value": values[..., 0].detach().mean()}

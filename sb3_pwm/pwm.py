@@ -501,7 +501,7 @@ class PWM(OffPolicyAlgorithm):
         """Compare the critics' value of start states with the discounted returns of evaluation episodes.
 
         Both are in the units of the environment's rewards and discounted with ``gamma``; what a time-out cuts off is
-        estimated by the critics. The value belongs to the stochastic policy and contains its entropy bonus.
+        estimated by the critics. The value is that of the stochastic policy.
 
         :param env: environment to evaluate in, not the one that the model trains in.
         :param n_episodes: number of episodes.

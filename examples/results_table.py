@@ -1,0 +1,73 @@
+"""Print the tables of docs/results.md from the CSV files that examples/learning_curve.py wrote.
+
+    python examples/results_table.py docs/results/online
+
+Each cell is the mean over the seeds of the evaluations' mean return, with the lowest and the highest seed.
+"""
+
+import argparse
+import csv
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+
+Row = dict[str, str]
+
+
+def read_rows(folder: Path) -> list[Row]:
+    rows: list[Row] = []
+    for path in sorted(folder.glob("*.csv")):
+        with path.open(newline="") as file:
+            rows.extend(csv.DictReader(file))
+    return rows
+
+
+def cell(rows: list[Row]) -> str:
+    if not rows:
+        return ""
+    returns = [float(row["return_mean"]) for row in rows]
+    text = f"{mean(returns):,.0f}"
+    return text if len(returns) == 1 else f"{text} ({min(returns):,.0f} to {max(returns):,.0f})"
+
+
+def calibration(rows: list[Row]) -> str:
+    values = [float(row["value_calibration"]) for row in rows if row["value_calibration"]]
+    return ", ".join(f"{value:.2f}" for value in values)
+
+
+def print_table(environment: str, rows: list[Row]) -> None:
+    by_algorithm: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_algorithm[row["algorithm"]].append(row)
+    # Up to six columns, evenly spread over the longest run and ending with it
+    steps = sorted({int(row["env_steps"]) for row in rows})
+    steps = steps[:: -max(1, len(steps) // 6)][::-1][-6:]
+    print(f"### {environment}\n")
+    header = ["algorithm", "seeds", *[f"{step:,}" for step in steps], "CPU s at the end", "calibration at the end"]
+    print("| " + " | ".join(header) + " |")
+    print("|" + "---|" * len(header))
+    for algorithm, own in sorted(by_algorithm.items()):
+        at = {step: [row for row in own if int(row["env_steps"]) == step] for step in steps}
+        last = max(int(row["env_steps"]) for row in own)
+        final = [row for row in own if int(row["env_steps"]) == last]
+        cells = [
+            algorithm,
+            ", ".join(sorted({row["seed"] for row in own})),
+            *[cell(at[step]) for step in steps],
+            f"{mean(float(row['cpu_seconds']) for row in final):,.0f}",
+            calibration(final),
+        ]
+        print("| " + " | ".join(cells) + " |")
+    print()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/results/online"))
+    rows = read_rows(parser.parse_args().folder)
+    for environment in sorted({row["environment"] for row in rows}):
+        print_table(environment, [row for row in rows if row["environment"] == environment])
+
+
+if __name__ == "__main__":
+    main()
