@@ -1,4 +1,5 @@
 import copy
+import inspect
 import io
 import pathlib
 
@@ -153,7 +154,8 @@ def test_custom_objects_and_schedules(tmp_path):
 def test_exclude_and_include(model, tmp_path):
     model.save(tmp_path / "model", exclude=["learning_starts", "gamma"], include=["replay_buffer"])
     loaded = PWM.load(tmp_path / "model", env=envs())
-    assert (loaded.learning_starts, loaded.gamma) == (1_000, 0.99)  # the defaults
+    for name in ("learning_starts", "gamma"):
+        assert getattr(loaded, name) == inspect.signature(PWM).parameters[name].default
     np.testing.assert_array_equal(loaded.replay_buffer.actions, model.replay_buffer.actions)
     assert same(loaded.get_parameters(), model.get_parameters())
     loaded.learn(8, reset_num_timesteps=False)
