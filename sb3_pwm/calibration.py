@@ -78,6 +78,23 @@ def follow_episodes(
         tracker.finish(index, value(tracker.starts[index]), end_value)
 
 
+def run_episodes(
+    tracker: StartValues, value: Callable[[Any], float], env: Any, act: Callable[[Any], np.ndarray]
+) -> None:
+    """Run episodes until the tracker has as many finished ones as it keeps.
+
+    :param tracker: the tracker.
+    :param value: estimates the value of one observation.
+    :param env: SB3 VecEnv, which is reset first.
+    :param act: returns the (n_envs, *action_shape) actions for the env's observations.
+    """
+    observations = env.reset()
+    while len(tracker.finished) < (tracker.finished.maxlen or 0):
+        next_observations, rewards, dones, infos = env.step(act(observations))
+        follow_episodes(tracker, value, observations, rewards, dones, infos)
+        observations = next_observations
+
+
 def observation_of(observations: Any, index: int) -> Any:
     """Return a copy of environment ``index``'s observation."""
     if isinstance(observations, dict):

@@ -10,21 +10,19 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule, configure_logger, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
 from sb3_pwm.buffers import SequenceReplayBuffer, check_replay_buffer, sequence_buffer_class
-from sb3_pwm.calibration import StartValues, follow_episodes
-from sb3_pwm.checks import check_arguments, check_finite, check_train_freq
+from sb3_pwm.calibration import StartValues, follow_episodes, run_episodes
+from sb3_pwm.checks import check_arguments, check_train_freq
 from sb3_pwm.learner import Learner
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
+from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_pwm.type_aliases import SequenceSamples
 from sb3_pwm.updates import encode_windows
 
@@ -34,7 +32,7 @@ STATISTICS_INTERVAL = 1_000  # environment steps between refreshes of the observ
 CALIBRATION_EPISODES = 10
 
 
-class PWM(OffPolicyAlgorithm):
+class PWM(SequenceOffPolicyAlgorithm):
     """Policy learning with large World Models (PWM, arXiv 2407.02466).
 
     Fits a smooth latent world model to replayed windows, improves a stochastic actor by first-order gradients through
@@ -264,38 +262,6 @@ class PWM(OffPolicyAlgorithm):
                 raise ValueError(f"cannot load {path}: {error}") from error
             raise
 
-    @property
-    def sequences(self) -> SequenceReplayBuffer:
-        """The replay buffer; one of SB3's own that a user assigned is taken over first."""
-        if self.replay_buffer is None:
-            raise ValueError("the model has no replay buffer; call _setup_model() or load_replay_buffer() first")
-        if not isinstance(self.replay_buffer, SequenceReplayBuffer):
-            self._take_over_buffer(self.replay_buffer)
-        return self.replay_buffer  # type: ignore[return-value]
-
-    def _take_over_buffer(self, buffer: ReplayBuffer) -> None:
-        sequences = SequenceReplayBuffer.from_replay_buffer(buffer)
-        for name in ("observation_space", "action_space", "n_envs"):
-            found, expected = getattr(sequences, name), getattr(self, name)
-            if found != expected:
-                raise ValueError(f"the replay buffer's {name} is {found}, the model's is {expected}")
-        sequences.device = self.device
-        sequences.end_trajectories()
-        self.replay_buffer = sequences
-        self._steps_since_statistics = STATISTICS_INTERVAL
-
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """Load a pickled replay buffer, also one that SAC, TD3 or another SB3 algorithm saved.
-
-        A pickle runs code: load only files that you trust.
-
-        :param path: file.
-        :param truncate_last_traj: not used: the newest episode always ends here, since no step can follow it.
-        :raises TypeError: if the file holds no SB3 replay buffer.
-        :raises ValueError: if its spaces or number of environments differ, or it cannot give windows.
-        """
-        self._take_over_buffer(load_from_pkl(path, self.verbose))
-
     def _sample(self, batch_size: int) -> SequenceSamples:
         return self.sequences.sample_sequences(batch_size, self.sequence_length, self._vec_normalize_env)
 
@@ -307,37 +273,6 @@ class PWM(OffPolicyAlgorithm):
         self.policy.features.set_statistics(observations)
         self.policy.reward_scale.set_statistics(rewards)
         self._steps_since_statistics = 0
-
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        if reset_num_timesteps or self._last_obs is None:
-            # The environment will be reset: what comes next does not follow the newest stored steps.
-            self.sequences.end_trajectories()
-            self._start_values = StartValues(self.gamma, self.n_envs, CALIBRATION_EPISODES)
-        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        try:
-            self._check_observations(self._last_obs)
-        except ValueError:
-            self._last_obs = None  # reset again next time
-            raise
-        # Pre-training may come before the first step, at which SB3 updates the progress.
-        self._update_current_progress_remaining(self.num_timesteps, max(1, self._total_timesteps))
-        return result
-
-    def _check_observations(self, observations: Any) -> None:
-        """Check (n_envs, *obs_shape) observations that the environment has just given."""
-        if self._vec_normalize_env is None:
-            check_finite("observation", observations, self.num_timesteps)
-        else:
-            # What is stored; one bad value here spoils the normalised values of all environments.
-            check_finite("observation", self._vec_normalize_env.get_original_obs(), self.num_timesteps)
-            check_finite("normalized observation", observations, self.num_timesteps)
 
     def _check_first_update(self, warm_up: int, total_timesteps: int) -> None:
         """Refuse before the first step what the first update would refuse after ``warm_up`` steps."""
@@ -351,12 +286,13 @@ class PWM(OffPolicyAlgorithm):
                 return  # how many steps an episode has is not known
         self.sequences.check_size(self.batch_size, self.sequence_length, steps)
 
-    def _sample_action(
-        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
-    ) -> tuple[np.ndarray, np.ndarray]:
-        actions, buffer_actions = super()._sample_action(learning_starts, action_noise, n_envs)
-        check_finite("action", buffer_actions, self.num_timesteps)
-        return actions, buffer_actions
+    def _on_env_reset(self) -> None:
+        super()._on_env_reset()
+        self._start_values = StartValues(self.gamma, self.n_envs, CALIBRATION_EPISODES)
+
+    def _take_over_buffer(self, buffer: ReplayBuffer) -> None:
+        super()._take_over_buffer(buffer)
+        self._steps_since_statistics = STATISTICS_INTERVAL
 
     def _store_transition(
         self,
@@ -367,16 +303,9 @@ class PWM(OffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        self._check_observations(new_obs)
-        if self._vec_normalize_env is not None:
-            check_finite("reward", self._vec_normalize_env.get_original_reward(), self.num_timesteps)
-        check_finite("reward", reward, self.num_timesteps)
-        for index, info in enumerate(infos):
-            if dones[index] and "terminal_observation" in info:
-                terminal = [info["terminal_observation"]]
-                check_finite("terminal observation", terminal, self.num_timesteps, first_env=index)
-        follow_episodes(self._start_values, self._start_value, self._last_obs, reward, dones, infos)
+        observations = self._last_obs
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        follow_episodes(self._start_values, self._start_value, observations, reward, dones, infos)
         self._steps_since_statistics += self.n_envs
 
     def learn(
@@ -403,6 +332,8 @@ class PWM(OffPolicyAlgorithm):
         )
         warm_up = max(0, self.learning_starts - self.sequences.n_transitions)
         self._check_first_update(warm_up, total_timesteps)
+        # Pre-training may come before the first step, at which SB3 updates the progress.
+        self._update_current_progress_remaining(self.num_timesteps, max(1, self._total_timesteps))
         callback.on_training_start(locals(), globals())
         warm_up_end = self.num_timesteps + warm_up
         # A policy that has learnt fills an empty buffer with its own actions, not with random ones.
@@ -510,10 +441,5 @@ class PWM(OffPolicyAlgorithm):
         """
         vec_env = self._wrap_env(env, monitor_wrapper=False)
         tracker = StartValues(self.gamma, vec_env.num_envs, n_episodes)
-        observations: Any = vec_env.reset()
-        while len(tracker.finished) < n_episodes:
-            actions, _ = self.predict(observations, deterministic=deterministic)
-            next_observations, rewards, dones, infos = vec_env.step(actions)
-            follow_episodes(tracker, self._start_value, observations, rewards, dones, infos)
-            observations = next_observations
+        run_episodes(tracker, self._start_value, vec_env, lambda x: self.predict(x, deterministic=deterministic)[0])
         return tracker.ratio

@@ -12,7 +12,7 @@ LEVELS = (
     {"world_model", "networks", "normalization"},
     {"imagination", "losses", "updates", "buffers"},
     {"policies"},
-    {"learner"},
+    {"learner", "sequence_algorithm"},
     {"pwm"},
     {"presets", "video"},
     {"__init__"},

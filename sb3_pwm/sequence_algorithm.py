@@ -1,0 +1,112 @@
+"""SB3's off-policy loop, made safe for replaying sequences."""
+
+import io
+import pathlib
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import load_from_pkl
+from stable_baselines3.common.type_aliases import MaybeCallback
+
+from sb3_pwm.buffers import SequenceReplayBuffer
+from sb3_pwm.checks import check_finite
+
+
+class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
+    """Off-policy algorithm whose stored steps follow each other wherever the replay buffer says so.
+
+    SB3 may reset an environment without a stored ``done``, takes over any buffer, and stores whatever an environment
+    gives; for single transitions this is harmless, for windows it is not.
+    """
+
+    @property
+    def sequences(self) -> SequenceReplayBuffer:
+        """The replay buffer; one of SB3's own that a user assigned is taken over first."""
+        if self.replay_buffer is None:
+            raise ValueError("the model has no replay buffer; call _setup_model() or load_replay_buffer() first")
+        if not isinstance(self.replay_buffer, SequenceReplayBuffer):
+            self._take_over_buffer(self.replay_buffer)
+        return self.replay_buffer  # type: ignore[return-value]
+
+    def _take_over_buffer(self, buffer: ReplayBuffer) -> None:
+        sequences = SequenceReplayBuffer.from_replay_buffer(buffer)
+        for name in ("observation_space", "action_space", "n_envs"):
+            found, expected = getattr(sequences, name), getattr(self, name)
+            if found != expected:
+                raise ValueError(f"the replay buffer's {name} is {found}, the model's is {expected}")
+        sequences.device = self.device
+        sequences.end_trajectories()
+        self.replay_buffer = sequences
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """Load a pickled replay buffer, also one that SAC, TD3 or another SB3 algorithm saved.
+
+        A pickle runs code: load only files that you trust.
+
+        :param path: file.
+        :param truncate_last_traj: not used: the newest episode always ends here, since no step can follow it.
+        :raises TypeError: if the file holds no SB3 replay buffer.
+        :raises ValueError: if its spaces or number of environments differ, or it cannot give windows.
+        """
+        self._take_over_buffer(load_from_pkl(path, self.verbose))
+
+    def _on_env_reset(self) -> None:
+        """Prepare for a reset of the environments: what comes next does not follow the newest stored steps."""
+        self.sequences.end_trajectories()
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps or self._last_obs is None:
+            self._on_env_reset()
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        try:
+            self._check_observations(self._last_obs)
+        except ValueError:
+            self._last_obs = None  # reset again next time
+            raise
+        return result
+
+    def _check_observations(self, observations: Any) -> None:
+        """Check (n_envs, *obs_shape) observations that the environment has just given."""
+        if self._vec_normalize_env is None:
+            check_finite("observation", observations, self.num_timesteps)
+        else:
+            # What is stored; one bad value here spoils the normalised values of all environments.
+            check_finite("observation", self._vec_normalize_env.get_original_obs(), self.num_timesteps)
+            check_finite("normalized observation", observations, self.num_timesteps)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        actions, buffer_actions = super()._sample_action(learning_starts, action_noise, n_envs)
+        check_finite("action", buffer_actions, self.num_timesteps)
+        return actions, buffer_actions
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        self._check_observations(new_obs)
+        if self._vec_normalize_env is not None:
+            check_finite("reward", self._vec_normalize_env.get_original_reward(), self.num_timesteps)
+        check_finite("reward", reward, self.num_timesteps)
+        for index, info in enumerate(infos):
+            if dones[index] and "terminal_observation" in info:
+                terminal = [info["terminal_observation"]]
+                check_finite("terminal observation", terminal, self.num_timesteps, first_env=index)
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
