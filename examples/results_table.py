@@ -13,6 +13,8 @@ from statistics import mean
 
 Row = dict[str, str]
 
+COLUMNS = (1_000, 1_500, 2_000, 2_500, 5_000, 10_000, 20_000, 30_000, 40_000, 50_000, 75_000, 100_000)
+
 
 def read_rows(folder: Path) -> list[Row]:
     rows: list[Row] = []
@@ -39,9 +41,7 @@ def print_table(environment: str, rows: list[Row]) -> None:
     by_algorithm: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_algorithm[row["algorithm"]].append(row)
-    # Up to six columns, evenly spread over the longest run and ending with it
-    steps = sorted({int(row["env_steps"]) for row in rows})
-    steps = steps[:: -max(1, len(steps) // 6)][::-1][-6:]
+    steps = sorted({int(row["env_steps"]) for row in rows} & set(COLUMNS))
     print(f"### {environment}\n")
     header = ["algorithm", "seeds", *[f"{step:,}" for step in steps], "CPU s at the end", "calibration at the end"]
     print("| " + " | ".join(header) + " |")

@@ -1,0 +1,73 @@
+"""Learning as learning: each path through the algorithm reaches a stated return on a real environment."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_pwm import PWM
+
+pytestmark = pytest.mark.slow
+
+PENDULUM = {"learning_starts": 500, "pretrain_steps": 500}
+PENDULUM_STEPS = 2_500
+PENDULUM_RETURN = -250  # random actions reach about -1,200, the best policies about -150
+
+
+class DictPendulum(gym.ObservationWrapper):
+    def __init__(self):
+        super().__init__(gym.make("Pendulum-v1"))
+        self.observation_space = spaces.Dict(
+            {"angle": spaces.Box(-1, 1, (2,), np.float32), "velocity": spaces.Box(-8, 8, (1,), np.float32)}
+        )
+
+    def observation(self, observation):
+        return {"angle": observation[:2], "velocity": observation[2:]}
+
+
+def mean_return(model, env, episodes=20):
+    env.reset(seed=1_000)
+    return evaluate_policy(model, env, n_eval_episodes=episodes)[0]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"critic": "v"},
+        {"policy_kwargs": {"reward_bins": 101}, "reward_coef": 0.1},
+        {"policy_kwargs": {"state_dependent_std": False}},
+    ],
+    ids=["replayed Q", "imagined V", "two-hot rewards", "one standard deviation"],
+)
+def test_pendulum(settings):
+    model = PWM("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", **PENDULUM, **settings).learn(PENDULUM_STEPS)
+    assert mean_return(model, Monitor(gym.make("Pendulum-v1"))) > PENDULUM_RETURN
+
+
+def test_pendulum_with_dict_observations():
+    model = PWM("MultiInputPolicy", DictPendulum(), seed=0, device="cpu", **PENDULUM).learn(PENDULUM_STEPS)
+    assert mean_return(model, Monitor(DictPendulum())) > PENDULUM_RETURN
+
+
+def test_pendulum_in_a_normalized_vector_of_environments():
+    env = VecNormalize(make_vec_env("Pendulum-v1", n_envs=4, seed=0))
+    model = PWM("MlpPolicy", env, seed=0, device="cpu", train_freq=1, **PENDULUM).learn(PENDULUM_STEPS)
+    env.training, env.norm_reward = False, False
+    assert evaluate_policy(model, env, n_eval_episodes=20)[0] > PENDULUM_RETURN
+
+
+def test_half_cheetah():
+    model = PWM("MlpPolicy", "HalfCheetah-v5", seed=0, device="cpu").learn(10_000)
+    assert mean_return(model, Monitor(gym.make("HalfCheetah-v5")), episodes=5) > 700  # random actions: about -280
+
+
+def test_hopper_whose_episodes_terminate():
+    model = PWM("MlpPolicy", "Hopper-v5", seed=0, device="cpu").learn(12_000)
+    env = Monitor(gym.make("Hopper-v5"))
+    assert mean_return(model, env, episodes=5) > 250  # random actions: about 20
+    assert 0.5 < model.value_calibration(gym.make("Hopper-v5")) < 2  # far from the value of never falling
