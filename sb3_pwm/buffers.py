@@ -12,6 +12,7 @@ from sb3_pwm.sequences import draw_windows
 from sb3_pwm.type_aliases import Observations, SequenceSamples
 
 STATISTICS_ROWS = 20_000  # enough for a standard deviation within 1 %, and a bound on the cost of large buffers
+STATISTICS_BYTES = 2**26  # fewer rows where observations are large, such as images
 
 
 class SequenceReplayBuffer(ReplayBuffer):
@@ -96,7 +97,9 @@ class SequenceReplayBuffer(ReplayBuffer):
         )
 
     def statistics_sample(self, env: VecNormalize | None = None) -> tuple[Observations, torch.Tensor]:
-        """Return the observations and rewards of up to ``STATISTICS_ROWS`` steps spread evenly over the buffer.
+        """Return the observations and rewards of steps spread evenly over the buffer.
+
+        They are at most ``STATISTICS_ROWS``, and their observations take at most ``STATISTICS_BYTES``.
 
         :param env: normalise with this wrapper's present statistics.
         :return: (N, *obs_shape) observations and (N,) rewards.
@@ -104,7 +107,10 @@ class SequenceReplayBuffer(ReplayBuffer):
         """
         if self.size() == 0:
             raise ValueError("the replay buffer is empty")
-        places = np.linspace(0, self.n_transitions - 1, min(self.n_transitions, STATISTICS_ROWS)).astype(np.int64)
+        arrays = self.observations.values() if isinstance(self.observations, dict) else [self.observations]
+        bytes_per_row = sum(array.nbytes for array in arrays) // (self.buffer_size * self.n_envs)
+        count = min(self.n_transitions, STATISTICS_ROWS, max(1, STATISTICS_BYTES // bytes_per_row))
+        places = np.linspace(0, self.n_transitions - 1, count).astype(np.int64)
         rows, columns = np.divmod(places, self.n_envs)
         rewards = self._tensor(self._normalize_reward(self.rewards[rows, columns], env))
         return self._gather(self.observations, rows, columns, env), rewards

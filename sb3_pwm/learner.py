@@ -44,7 +44,6 @@ class Learner:
         self.model = model
         self.metrics: dict[str, tuple[torch.Tensor, int]] = {}
         self._consecutive_skips = dict.fromkeys(MAX_GRAD_NORM, 0)
-        self._average_targets = get_ema_multi_avg_fn(1 - model.tau)  # type: ignore[no-untyped-call]
 
     def pop_metrics(self) -> dict[str, float]:
         """Return the means of all metrics since the last call."""
@@ -125,10 +124,11 @@ class Learner:
     def _fit_critics(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
         """Take ``critic_updates`` minibatch steps towards (N, 2) targets of (N, ...) inputs with (N,) weights."""
         policy = self.model.policy
+        average = get_ema_multi_avg_fn(1 - self.model.tau)  # type: ignore[no-untyped-call]
         for rows in minibatches(len(inputs), self.model.critic_batch_size, self.model.critic_updates, inputs.device):
             loss, metrics = critic_loss(policy.critics(inputs[rows]), targets[rows], weights[rows])
             self._apply("critic", loss, policy.critics, metrics)
-            self._average_targets(list(policy.critics_target.parameters()), list(policy.critics.parameters()), 0)
+            average(list(policy.critics_target.parameters()), list(policy.critics.parameters()), 0)
 
     def _apply(self, name: str, loss: torch.Tensor, network: torch.nn.Module, metrics: Metrics) -> None:
         """Take an optimizer step, or skip it if it is not finite, and remember the metrics.

@@ -223,3 +223,14 @@ def test_first_steps_are_uniform_over_what_is_stored():
     _, counts = starts.unique(dim=0, return_counts=True)
     assert len(counts) == 40
     assert counts.min() > 140  # 200 expected, standard deviation 14
+
+
+def test_statistics_of_large_observations_take_bounded_memory(monkeypatch):
+    model = make(space_envs(1, MIXED), policy="MultiInputPolicy").learn(60)
+    image, vector, kind = 3 * 36 * 36, 4 * 8, 8
+    monkeypatch.setattr("sb3_pwm.buffers.STATISTICS_BYTES", 10 * (image + vector + kind))
+    observations, rewards = model.replay_buffer.statistics_sample()
+    assert observations["image"].shape == (10, 3, 36, 36)
+    assert rewards.shape == (10,)
+    # from the oldest to the newest step
+    torch.testing.assert_close(rewards[[0, -1]], torch.tensor(model.replay_buffer.rewards[[0, 59], 0]))

@@ -231,3 +231,11 @@ def test_buffers_are_those_of_sb3(tmp_path):
     assert other._n_updates == 5
     with open(tmp_path / "buffer.pkl", "rb") as file:
         np.testing.assert_array_equal(pickle.load(file).rewards, model.replay_buffer.rewards)
+
+
+def test_hyperparameters_of_a_live_model_can_be_changed():
+    model = make().learn(30)
+    model.tau = 1.0
+    model.train(gradient_steps=1, batch_size=8)
+    for target, online in zip(model.policy.critics_target.parameters(), model.policy.critics.parameters(), strict=True):
+        torch.testing.assert_close(target, online, rtol=0, atol=0)
