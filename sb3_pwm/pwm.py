@@ -13,7 +13,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFrequencyUnit
-from stable_baselines3.common.utils import FloatSchedule, configure_logger, update_learning_rate
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, configure_logger, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
@@ -28,6 +28,9 @@ from sb3_pwm.updates import encode_windows
 
 SelfPWM = TypeVar("SelfPWM", bound="PWM")
 
+# High, because there is one update for four environment steps; falling, because a policy that is good already is easily
+# lost at the high rate (the paper's rates fall linearly as well).
+DEFAULT_LEARNING_RATE = LinearSchedule(1e-3, 1e-4, end_fraction=1.0)
 STATISTICS_INTERVAL = 1_000  # environment steps between refreshes of the observation and reward statistics
 CALIBRATION_EPISODES = 10
 
@@ -90,7 +93,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         self,
         policy: str | type[PWMPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 1e-3,
+        learning_rate: float | Schedule = DEFAULT_LEARNING_RATE,
         *,
         critic_learning_rate: float | Schedule | None = None,
         model_learning_rate: float | Schedule | None = None,
