@@ -297,18 +297,8 @@ class PWM(SequenceOffPolicyAlgorithm):
         super()._take_over_buffer(buffer)
         self._steps_since_statistics = STATISTICS_INTERVAL
 
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: np.ndarray | dict[str, np.ndarray],
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        observations = self._last_obs
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        follow_episodes(self._start_values, self._start_value, observations, reward, dones, infos)
+    def _on_transition(self, observations: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[Any]) -> None:
+        follow_episodes(self._start_values, self._start_value, observations, rewards, dones, infos)
         self._steps_since_statistics += self.n_envs
 
     def learn(

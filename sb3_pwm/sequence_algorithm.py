@@ -109,4 +109,16 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             if dones[index] and "terminal_observation" in info:
                 terminal = [info["terminal_observation"]]
                 check_finite("terminal observation", terminal, self.num_timesteps, first_env=index)
+        observations = self._last_obs
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._on_transition(observations, reward, dones, infos)
+
+    def _on_transition(self, observations: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[Any]) -> None:
+        """Learn of a step that has just been stored.
+
+        :param observations: (n_envs, *obs_shape) observations before the step, or one such array per key, as the policy
+            saw them.
+        :param rewards: (n_envs,) rewards.
+        :param dones: (n_envs,) whether episodes ended, for whatever reason.
+        :param infos: the step's infos.
+        """
