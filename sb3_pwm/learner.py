@@ -87,9 +87,11 @@ class Learner:
         )
         values = state_values(policy.critics, policy.actor, rollout.latents[-1], q_critic=policy.q_critic)
         weights = continuation_weights(rollout.continuations)
-        returns = imagined_returns(rollout.rewards, weights, values.sum(-1), self.model.gamma)
+        returns = imagined_returns(rollout.rewards, weights, values[..., 0], self.model.gamma)
+        # The scale is that of the rewards alone: the bonuses grow with it, and as a part of it would blow it up.
         policy.return_scale.update(returns.detach())
         scale = policy.return_scale.scale
+        returns = returns + self.model.gamma**self.model.horizon * weights[-1] * values[..., 1]
         loss, metrics = actor_loss(returns, rollout.log_probs, weights[:-1], scale, ent_coef=self.model.ent_coef)
         self._apply("actor", loss, policy.actor, metrics)
         if policy.q_critic:
