@@ -87,12 +87,11 @@ class Learner:
         )
         values = state_values(policy.critics, policy.actor, rollout.latents[-1], q_critic=policy.q_critic)
         weights = continuation_weights(rollout.continuations)
-        returns = imagined_returns(rollout.rewards, weights, values[..., 0], self.model.gamma)
-        # The scale is that of the rewards alone: the bonuses grow with it, and as a part of it would blow it up.
+        returns = imagined_returns(rollout.rewards, weights, values, self.model.gamma)
         policy.return_scale.update(returns.detach())
-        scale = policy.return_scale.scale
-        returns = returns + self.model.gamma**self.model.horizon * weights[-1] * values[..., 1]
-        loss, metrics = actor_loss(returns, rollout.log_probs, weights[:-1], scale, ent_coef=self.model.ent_coef)
+        loss, metrics = actor_loss(
+            returns, rollout.log_probs, weights[:-1], policy.return_scale.scale, ent_coef=self.model.ent_coef
+        )
         self._apply("actor", loss, policy.actor, metrics)
         if policy.q_critic:
             self._update_q_critics(samples, latents)
@@ -108,7 +107,6 @@ class Learner:
             samples.terminations.flatten(),
             latents[1:].flatten(0, 1),
             gamma=self.model.gamma,
-            entropy_weight=self.model.ent_coef * policy.return_scale.scale,
         )
         inputs = torch.cat([latents[:-1], samples.actions], -1).flatten(0, 1)
         self._fit_critics(inputs, targets, samples.mask.flatten())
@@ -119,12 +117,11 @@ class Learner:
             rollout,
             gamma=self.model.gamma,
             td_lambda=self.model.td_lambda,
-            entropy_weight=self.model.ent_coef * self.model.policy.return_scale.scale,
         )
-        self._fit_critics(rollout.latents[:-1].detach().flatten(0, 1), targets.flatten(0, 1), weights.flatten())
+        self._fit_critics(rollout.latents[:-1].detach().flatten(0, 1), targets.flatten(), weights.flatten())
 
     def _fit_critics(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
-        """Take ``critic_updates`` minibatch steps towards (N, 2) targets of (N, ...) inputs with (N,) weights."""
+        """Take ``critic_updates`` minibatch steps towards (N,) targets of (N, ...) inputs with (N,) weights."""
         policy = self.model.policy
         average = get_ema_multi_avg_fn(1 - self.model.tau)  # type: ignore[no-untyped-call]
         for rows in minibatches(len(inputs), self.model.critic_batch_size, self.model.critic_updates, inputs.device):

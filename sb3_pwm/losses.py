@@ -58,28 +58,18 @@ def world_model_loss(
     }
 
 
-def lowest(values: torch.Tensor) -> torch.Tensor:
-    """Return, of (n_critics, ..., 2) values, the (..., 2) parts of the critic with the lowest sum."""
-    critic = values.sum(-1, keepdim=True).argmin(0, keepdim=True)  # (1, ..., 1)
-    return values.gather(0, critic.expand(1, *values.shape[1:])).squeeze(0)
-
-
-def rewards_and_bonuses(rewards: torch.Tensor, bonuses: torch.Tensor) -> torch.Tensor:
-    """Join (...) rewards and (...) entropy bonuses to the (..., 2) parts of a value."""
-    return torch.stack([rewards, bonuses], -1)
-
-
 def state_values(critics: CriticEnsemble, actor: Actor, latents: torch.Tensor, *, q_critic: bool) -> torch.Tensor:
-    """Return the value of latents: that of the lowest critic.
+    """Return the (...) value of (..., Z) latents: the minimum over the critics.
 
     :param critics: V(latents), or Q(latents, actions).
     :param actor: draws the action at which a Q is evaluated, from detached latents.
     :param latents: (..., Z) latents.
     :param q_critic: whether the critics are Q functions.
-    :return: (..., 2) discounted rewards and entropy bonuses to come, in reward scales.
+    :return: (...) values in reward scales.
     """
     inputs = (latents, actor.sample(latents.detach())[0]) if q_critic else (latents,)
-    return lowest(critics(*inputs))
+    values: torch.Tensor = critics(*inputs).amin(0)
+    return values
 
 
 def actor_loss(
@@ -122,13 +112,13 @@ def replay_targets(
     next_latents: torch.Tensor,
     *,
     gamma: float,
-    entropy_weight: torch.Tensor,
 ) -> torch.Tensor:
     r"""Return one-step targets of replayed transitions, with their real rewards and terminations.
 
-    .. math:: y = r + \gamma (1 - d) [\min_i \bar Q_i(z', a') - \beta \log \pi(a' | z')], \quad a' \sim \pi(z')
+    .. math:: y = r + \gamma (1 - d) \min_i \bar Q_i(z', a'), \quad a' \sim \pi(z')
 
-    (SAC, arXiv 1812.05905, eq. 3, on latents, with rewards and entropy bonuses kept apart.)
+    (SAC, arXiv 1812.05905, eq. 3, on latents and without its entropy term: bonuses in units of the returns' spread,
+    summed up in the values, would enlarge that spread, until they drown the rewards.)
 
     :param critics_target: target ensemble of Q functions.
     :param actor: the present policy.
@@ -136,13 +126,10 @@ def replay_targets(
     :param terminations: (N,) 1 at true terminal steps.
     :param next_latents: (N, Z) encodings of the next observations.
     :param gamma: discount in (0, 1].
-    :param entropy_weight: () weight beta, in reward scales.
-    :return: (N, 2) targets of the values' two parts.
+    :return: (N,) targets.
     """
-    actions, log_probs = actor.sample(next_latents)
-    none = torch.zeros_like(rewards)
-    values = lowest(critics_target(next_latents, actions)) + rewards_and_bonuses(none, -entropy_weight * log_probs)
-    return rewards_and_bonuses(rewards, none) + gamma * (1 - terminations)[:, None] * values
+    values: torch.Tensor = critics_target(next_latents, actor.sample(next_latents)[0]).amin(0)
+    return rewards + gamma * (1 - terminations) * values
 
 
 @torch.no_grad()
@@ -152,7 +139,6 @@ def imagined_targets(
     *,
     gamma: float,
     td_lambda: float,
-    entropy_weight: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return TD(lambda) targets of the states of an imagined rollout, and their weights.
 
@@ -162,24 +148,21 @@ def imagined_targets(
     :param rollout: imagined rollout.
     :param gamma: discount in (0, 1].
     :param td_lambda: lambda in [0, 1].
-    :param entropy_weight: () weight of the entropy bonus, in reward scales.
-    :return: (H, B, 2) targets of the values' two parts, and (H, B) weights: the probability that the episode is
-        still running.
+    :return: (H, B) targets, and (H, B) weights: the probability that the episode is still running.
     """
-    values = lowest(critics_target(rollout.latents[1:]))
-    rewards = rewards_and_bonuses(rollout.rewards, -entropy_weight * rollout.log_probs)
-    targets = lambda_returns(rewards, gamma * rollout.continuations[..., None], values, td_lambda)
+    values = critics_target(rollout.latents[1:]).amin(0)
+    targets = lambda_returns(rollout.rewards, gamma * rollout.continuations, values, td_lambda)
     return targets, continuation_weights(rollout.continuations)[:-1]
 
 
 def critic_loss(values: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
-    """Return the weighted mean squared error, summed over the ensemble and the two parts of a value.
+    """Return the weighted mean squared error, summed over the ensemble.
 
-    :param values: (n_critics, N, 2) the critics' values.
-    :param targets: (N, 2) targets, without gradient.
+    :param values: (n_critics, N) the critics' values.
+    :param targets: (N,) targets, without gradient.
     :param weights: (N,) weights in [0, 1].
     :return: () loss, and metrics.
     """
     # The bound matters only where a small minibatch holds nothing but masked steps: its loss is 0, not 0 / 0.
-    loss = ((values - targets).square().sum(-1) * weights).sum() / weights.sum().clamp(min=1e-8)
-    return loss, {"critic_loss": loss.detach(), "value": values[..., 0].detach().mean()}
+    loss = ((values - targets).square() * weights).sum() / weights.sum().clamp(min=1e-8)
+    return loss, {"critic_loss": loss.detach(), "value": values.detach().mean()}

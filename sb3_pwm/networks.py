@@ -77,9 +77,6 @@ class Actor(nn.Module):
 class CriticEnsemble(nn.Module):
     """Independent value functions of the same inputs: latents, or latents and actions.
 
-    Each value has two parts, which add up to what the actor maximises: the discounted rewards to come, and the
-    discounted entropy bonuses to come. Kept apart, the first stays an estimate of the return.
-
     :param in_features: Z for V(latents), Z + A for Q(latents, actions).
     :param hidden: hidden sizes of each critic.
     :param n_critics: number of critics.
@@ -98,17 +95,14 @@ class CriticEnsemble(nn.Module):
     ) -> None:
         super().__init__()
         self.critics = nn.ModuleList(
-            mlp(in_features, hidden, 2, activation_fn, norm_after_activation=norm_after_activation)
+            mlp(in_features, hidden, 1, activation_fn, norm_after_activation=norm_after_activation)
             for _ in range(n_critics)
         )
         for critic in self.critics:
             orthogonal_init(critic, last_gain=0.1)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Value (..., Z) latents, or (..., Z) latents and (..., A) actions.
-
-        :return: (n_critics, ..., 2) discounted rewards and entropy bonuses to come, in reward scales.
-        """
+        """Return the (n_critics, ...) values of (..., Z) latents, or of (..., Z) latents and (..., A) actions."""
         x = torch.cat(inputs, -1)
         # A plain loop: on a CPU faster than batched matrices at these sizes.
-        return torch.stack([critic(x) for critic in self.critics])
+        return torch.stack([critic(x).squeeze(-1) for critic in self.critics])

@@ -225,11 +225,11 @@ class PWMPolicy(BasePolicy):
         """Estimate the value of observations under the stochastic policy.
 
         :param observation: (N, *obs_shape) observations.
-        :return: (N,) discounted returns without entropy bonuses, in the units of the environment's rewards.
+        :return: (N,) discounted returns, in the units of the environment's rewards.
         """
         latents = self.world_model.encode(observation)
         values = state_values(self.critics, self.actor, latents, q_critic=self.q_critic)
-        return values[..., 0] * self.reward_scale.scale
+        return values * self.reward_scale.scale
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

@@ -33,8 +33,7 @@ What differs:
 - Rewards are divided by their scale and not shifted, observations are standardised; the paper shifts and scales
   rewards and leaves observations as they are. The scale of returns is a moving, not an all-time, average.
 - The last layers of encoder and dynamics have no LayerNorm in front of SimNorm.
-- The critics have a second output, for entropy bonuses, which are 0 here. Their last layers start smaller; critic
-  losses are summed, not averaged, over the ensemble.
+- The critics' last layers start smaller; critic losses are summed, not averaged, over the ensemble.
 - ``optimizer_kwargs`` holds for all three optimizers. The paper's betas (0.7, 0.95) are those of actor and critics
   only; its model has Adam's (0.9, 0.999).
 """

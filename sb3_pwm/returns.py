@@ -48,12 +48,11 @@ def lambda_returns(
 
     (Sutton and Barto, Reinforcement Learning, 2nd edition, eq. 12.20; in this form lambda = 1 needs no division.)
 
-    :param rewards: (H, B) rewards r_t, or (H, B, K) for K kinds of reward.
-    :param discounts: (H, B), or (H, B, 1): d_t in [0, 1], the discount times the probability that step t does not end
-        the episode.
-    :param next_values: (H, B), or (H, B, K): values V_{t+1} of the state after step t.
+    :param rewards: (H, B) rewards r_t.
+    :param discounts: (H, B) d_t in [0, 1]: the discount, times the probability that step t does not end the episode.
+    :param next_values: (H, B) values V_{t+1} of the state after step t.
     :param td_lambda: in [0, 1]; 0 gives one-step targets, 1 the sum of all rewards and the last value.
-    :return: (H, B), or (H, B, K): targets G_t.
+    :return: (H, B) targets G_t.
     """
     target = next_values[-1]
     targets = []

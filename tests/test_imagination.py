@@ -63,7 +63,7 @@ def test_the_actor_sees_detached_latents(world_model, actor):
 
 def objective(rollout, values):
     weights = continuation_weights(rollout.continuations)
-    returns = imagined_returns(rollout.rewards, weights, values.sum(-1), GAMMA)
+    returns = imagined_returns(rollout.rewards, weights, values, GAMMA)
     loss, _ = actor_loss(returns, rollout.log_probs, weights[:-1], torch.tensor(SCALE), ent_coef=ENT_COEF)
     return loss
 
@@ -92,7 +92,7 @@ def plain_objective(world_model, actor, critics, start, *, seen, noise, entropy_
         latents = world_model.next_latents(latents, action)
         running = running * world_model.continuations(latents)
     inputs = torch.cat([latents, act(horizon)[0]], -1) if q_critic else latents
-    value = torch.stack([critic(inputs).sum(-1) for critic in critics.critics]).min(0).values
+    value = torch.stack([critic(inputs).squeeze(-1) for critic in critics.critics]).min(0).values
     returns = returns + GAMMA**horizon * running * value
     return -returns.mean() / SCALE - ENT_COEF * bonus
 

@@ -13,7 +13,6 @@ from sb3_pwm.losses import (
     actor_loss,
     critic_loss,
     imagined_targets,
-    lowest,
     masked_mean,
     replay_targets,
     state_values,
@@ -125,20 +124,14 @@ def test_every_valid_step_has_influence(world_model, samples):
     assert (to_rewards.ne(0) == samples.mask.bool()).all()
 
 
-def test_lowest_takes_both_parts_of_the_critic_with_the_lowest_sum():
-    # three critics, two states: sums 3, 4, 5 and 0, -1, 9
-    values = tensor([[1, 2], [5, -5]], [[4, 0], [-3, 2]], [[0, 5], [4, 5]])
-    assert_close(lowest(values), tensor([1, 2], [-3, 2]))
-
-
-def test_state_values_are_those_of_the_lowest_critic(q_critics, v_critics, actor):
+def test_state_values_are_the_lowest_critics(q_critics, v_critics, actor):
     latents = simplices(4, 5)
-    assert_close(state_values(v_critics, actor, latents, q_critic=False), lowest(v_critics(latents)))
+    assert_close(state_values(v_critics, actor, latents, q_critic=False), v_critics(latents).min(0).values)
     torch.manual_seed(1)
     values = state_values(q_critics, actor, latents, q_critic=True)
     torch.manual_seed(1)
     actions, _ = actor.sample(latents)
-    assert_close(values.sum(-1), q_critics(latents, actions).sum(-1).min(0).values)
+    assert_close(values, q_critics(latents, actions).min(0).values)
 
 
 def test_state_values_send_no_gradient_through_what_the_actor_sees(q_critics, actor):
@@ -147,7 +140,7 @@ def test_state_values_send_no_gradient_through_what_the_actor_sees(q_critics, ac
     values = state_values(q_critics, actor, latents, q_critic=True)
     torch.manual_seed(1)
     actions = actor.sample(latents)[0].detach()
-    expected = torch.autograd.grad(q_critics(latents, actions).sum(-1).amin(0).sum(), latents)
+    expected = torch.autograd.grad(q_critics(latents, actions).amin(0).sum(), latents)
     assert_close(torch.autograd.grad(values.sum(), latents), expected)
 
 
@@ -180,17 +173,15 @@ def fixed_actor(*log_probs):
 
 def test_replay_targets_by_hand():
     targets = replay_targets(
-        fixed_critics([[9, 1], [5, 5], [2, 1]], [[7, 1], [6, 6], [4, 0]]),
+        fixed_critics([10, 10, 3], [8, 12, 4]),
         fixed_actor(-2, -2, 1),
         rewards=tensor(1, 1, 2),
         terminations=tensor(0, 1, 0),
         next_latents=simplices(3),
         gamma=0.9,
-        entropy_weight=torch.tensor(0.5),
     )
-    # lowest: (7, 1), (5, 5), (2, 1); rewards 1 + 0.9 * 7;  1, it has ended;  2 + 0.9 * 2
-    # bonuses 0.9 * (1 + 0.5 * 2);  0;  0.9 * (1 - 0.5 * 1)
-    assert_close(targets, tensor([7.3, 1.8], [1, 0], [3.8, 0.45]))
+    # 1 + 0.9 * 8;  1, it has ended;  2 + 0.9 * 3: values are estimates of the return, without entropy
+    assert_close(targets, tensor(8.2, 1, 4.7))
 
 
 def test_imagined_targets_by_hand():
@@ -201,49 +192,38 @@ def test_imagined_targets_by_hand():
         rewards=tensor([1], [2]),
         continuations=tensor([0.5], [0]),
     )
-    targets, weights = imagined_targets(
-        fixed_critics([[[4, 1]], [[5, 1]]], [[[5, 2]], [[7, 0]]]),
-        rollout,
-        gamma=0.5,
-        td_lambda=0.5,
-        entropy_weight=torch.tensor(0.5),
-    )
-    # lowest: (4, 1), (5, 1); discounts 0.5 * 0.5 and 0
-    # rewards: G_1 = 2;  G_0 = 1 + 0.25 * (0.5 * 4 + 0.5 * 2) = 1.75
-    # bonuses: G_1 = -0.5;  G_0 = 0.5 + 0.25 * (0.5 * 1 - 0.5 * 0.5) = 0.5625
-    assert_close(targets, tensor([[1.75, 0.5625]], [[2, -0.5]]))
+    targets, weights = imagined_targets(fixed_critics([[4], [6]], [[5], [7]]), rollout, gamma=0.5, td_lambda=0.5)
+    # discounts 0.5 * 0.5 and 0; G_1 = 2;  G_0 = 1 + 0.25 * (0.5 * 4 + 0.5 * 2) = 1.75
+    assert_close(targets, tensor([1.75], [2]))
     assert_close(weights, tensor([1], [0.5]))
 
 
 def test_imagined_targets_use_the_value_of_the_state_after_each_step(world_model, actor, v_critics):
     rollout = imagine(world_model, actor, simplices(BATCH), HORIZON)
-    targets, _ = imagined_targets(v_critics, rollout, gamma=0.9, td_lambda=0.0, entropy_weight=torch.tensor(0.0))
-    following = 0.9 * rollout.continuations[..., None] * lowest(v_critics(rollout.latents[1:]))
-    assert_close(targets[..., 0], (rollout.rewards + following[..., 0]).detach())
-    assert_close(targets[..., 1], following[..., 1].detach())
+    targets, _ = imagined_targets(v_critics, rollout, gamma=0.9, td_lambda=0.0)
+    following = v_critics(rollout.latents[1:]).min(0).values
+    assert_close(targets, (rollout.rewards + 0.9 * rollout.continuations * following).detach())
     assert not targets.requires_grad
 
 
 def test_critic_loss_by_hand():
-    # squared errors of the rewards (1, 1) and (9, 9), of the bonuses (0, 4) and (1, 0)
-    # weighted sums 1 + 0.5 + 9 + 4.5 and 0 + 2 + 1 + 0, over 1 + 0.5
-    values = tensor([[1, 0], [2, 3]], [[3, 1], [4, 1]])
-    loss, metrics = critic_loss(values, tensor([0, 0], [1, 1]), tensor(1, 0.5))
-    assert_close(loss, torch.tensor(12.0))
+    # squared errors (1, 1) and (9, 9); weighted sums 1 + 0.5 and 9 + 4.5, over 1 + 0.5
+    loss, metrics = critic_loss(tensor([1, 2], [3, 4]), tensor(0, 1), tensor(1, 0.5))
+    assert_close(loss, torch.tensor(10.0))
     assert_close(metrics, {"critic_loss": loss, "value": torch.tensor(2.5)})
 
 
 def test_values_without_weight_have_no_influence():
-    values = torch.randn(N_CRITICS, 4, 2, requires_grad=True)
+    values = torch.randn(N_CRITICS, 4, requires_grad=True)
     weights = tensor(1, 0, 0.5, 0)
-    loss, _ = critic_loss(values, torch.randn(4, 2), weights)
+    loss, _ = critic_loss(values, torch.randn(4), weights)
     gradient = torch.autograd.grad(loss, values)[0]
-    assert (gradient.ne(0) == weights.ne(0)[:, None]).all()
+    assert (gradient.ne(0) == weights.ne(0)).all()
 
 
 def test_a_minibatch_without_any_weight_teaches_nothing():
-    values = torch.randn(N_CRITICS, 2, 2, requires_grad=True)
-    loss, _ = critic_loss(values, torch.randn(2, 2), torch.zeros(2))
+    values = torch.randn(N_CRITICS, 2, requires_grad=True)
+    loss, _ = critic_loss(values, torch.randn(2), torch.zeros(2))
     loss.backward()
     assert loss == 0
     assert (values.grad == 0).all()
@@ -273,7 +253,7 @@ def actor_objective(n, samples, observations, *, q_critic):
     critics = n["q_critics" if q_critic else "v_critics"]
     values = state_values(critics, n["actor"], rollout.latents[-1], q_critic=q_critic)
     weights = continuation_weights(rollout.continuations)
-    returns = imagined_returns(rollout.rewards, weights, values.sum(-1), 0.9)
+    returns = imagined_returns(rollout.rewards, weights, values, 0.9)
     return actor_loss(returns, rollout.log_probs, weights[:-1], ONE, ent_coef=0.1)[0]
 
 
@@ -286,7 +266,6 @@ def q_objective(n, samples, observations):
         samples.terminations.flatten(),
         latents[1:].flatten(0, 1),
         gamma=0.9,
-        entropy_weight=ONE,
     )
     values = n["q_critics"](latents[:-1].flatten(0, 1), samples.actions.flatten(0, 1))
     return critic_loss(values, targets, samples.mask.flatten())[0]
@@ -294,9 +273,9 @@ def q_objective(n, samples, observations):
 
 def v_objective(n, samples, observations):
     rollout = imagine(n["world_model"], n["actor"], n["world_model"].encode(observations[0]), HORIZON)
-    targets, weights = imagined_targets(n["v_target"], rollout, gamma=0.9, td_lambda=0.5, entropy_weight=ONE)
+    targets, weights = imagined_targets(n["v_target"], rollout, gamma=0.9, td_lambda=0.5)
     values = n["v_critics"](rollout.latents[:-1].flatten(0, 1))
-    return critic_loss(values, targets.flatten(0, 1), weights.flatten())[0]
+    return critic_loss(values, targets.flatten(), weights.flatten())[0]
 
 
 @pytest.mark.parametrize(
@@ -338,7 +317,7 @@ def test_metrics_are_detached(world_model, actor, v_critics, samples):
             world_model, samples, samples.rewards, simplices(BATCH), simplices(LENGTH, BATCH), **COEFFICIENTS
         ),
         actor_loss(*(nn.Parameter(torch.ones(2)) for _ in range(2)), torch.ones(2), ONE, ent_coef=0.1),
-        critic_loss(v_critics(simplices(BATCH)), torch.zeros(BATCH, 2), torch.ones(BATCH)),
+        critic_loss(v_critics(simplices(BATCH)), torch.zeros(BATCH), torch.ones(BATCH)),
     ]
     for loss, metrics in parts:
         assert loss.requires_grad

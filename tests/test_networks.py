@@ -103,8 +103,8 @@ def test_actions_and_log_probs_are_differentiable_in_every_parameter(state_depen
 @pytest.mark.parametrize("leading", [(5,), (4, 5)])
 def test_critic_shapes(q_critics, v_critics, leading):
     latents, actions = torch.randn(*leading, LATENT_DIM), torch.randn(*leading, ACTION_DIM)
-    assert v_critics(latents).shape == (N_CRITICS, *leading, 2)
-    assert q_critics(latents, actions).shape == (N_CRITICS, *leading, 2)
+    assert v_critics(latents).shape == (N_CRITICS, *leading)
+    assert q_critics(latents, actions).shape == (N_CRITICS, *leading)
     assert_close(q_critics(torch.cat([latents, actions], -1)), q_critics(latents, actions))
 
 

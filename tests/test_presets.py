@@ -44,7 +44,7 @@ def test_paper_preset_builds_the_papers_networks() -> None:
     assert widths(policy.world_model.dynamics) == [512, 512, 512]
     assert widths(policy.world_model.reward) == [512, 512, 1]
     assert widths(policy.actor) == [400, 200, 100, 1]
-    assert [widths(critic) for critic in policy.critics.critics] == [[400, 200, 2]] * 3  # rewards, entropy bonuses
+    assert [widths(critic) for critic in policy.critics.critics] == [[400, 200, 1]] * 3
     assert policy.critics.critics[0][0].in_features == 512  # V of latents, not Q
     assert [type(layer) for layer in list(policy.actor.net)[:3]] == [nn.Linear, nn.Mish, nn.LayerNorm]
     assert [type(layer) for layer in list(policy.world_model.dynamics[0])[:3]] == [nn.Linear, nn.LayerNorm, nn.Mish]

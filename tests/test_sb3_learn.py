@@ -239,15 +239,3 @@ def test_hyperparameters_of_a_live_model_can_be_changed():
     model.train(gradient_steps=1, batch_size=8)
     for target, online in zip(model.policy.critics_target.parameters(), model.policy.critics.parameters(), strict=True):
         torch.testing.assert_close(target, online, rtol=0, atol=0)
-
-
-def test_entropy_bonuses_do_not_enter_the_return_scale():
-    scales = []
-    for bonus in (1.0, 1e4):
-        model = make(policy_kwargs={"n_critics": 1}).learn(30)
-        with torch.no_grad():
-            model.policy.critics.critics[0][-1].weight[1] *= bonus
-        model.policy.return_scale.initialized.fill_(False)
-        model.train(gradient_steps=1, batch_size=8)
-        scales.append(model.policy.return_scale.scale.item())
-    assert scales[0] == scales[1]
