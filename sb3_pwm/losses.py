@@ -117,8 +117,8 @@ def replay_targets(
 
     .. math:: y = r + \gamma (1 - d) \min_i \bar Q_i(z', a'), \quad a' \sim \pi(z')
 
-    (SAC, arXiv 1812.05905, eq. 3, on latents and without its entropy term: bonuses in units of the returns' spread,
-    summed up in the values, would enlarge that spread, until they drown the rewards.)
+    (SAC, arXiv 1812.05905, eq. 3, on latents and without its entropy term: bonuses are in units of the returns'
+    spread, and summed up in the values they would enlarge that spread.)
 
     :param critics_target: target ensemble of Q functions.
     :param actor: the present policy.
