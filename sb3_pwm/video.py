@@ -53,6 +53,7 @@ def record_episode(
     quality = getattr(getattr(getattr(env.unwrapped, "model", None), "vis", None), "quality", None)
     if quality is not None:
         quality.shadowsize = min(quality.shadowsize, SHADOW_SIZE)
+    _follow_body(env)
     normalizer = model.get_vec_normalize_env()
     try:
         observation: Any
@@ -75,6 +76,15 @@ def record_episode(
         return total
     finally:
         env.close()
+
+
+def _follow_body(env: gym.Env[Any, Any]) -> None:
+    """Let a MuJoCo renderer that has not found its camera use the model's camera that follows the body, if any."""
+    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    if renderer is not None and renderer.camera_id == -1:
+        fixed = 0  # mjCAMLIGHT_FIXED; other modes follow or look at a body
+        following = np.flatnonzero(renderer.model.cam_mode != fixed)
+        renderer.camera_id = int(following[0]) if len(following) else -1
 
 
 def _first_frame(env: gym.Env[Any, Any]) -> np.ndarray:

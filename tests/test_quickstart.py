@@ -9,7 +9,10 @@ import sys
 import types
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
+
+from sb3_pwm.video import _follow_body
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "examples" / "quickstart.py"
@@ -97,3 +100,10 @@ def test_refuses_too_little(arguments: list[str], capsys: pytest.CaptureFixture[
         load_script().main(arguments)
     assert error.value.code == 2
     assert f"{arguments[0]} must be at least" in capsys.readouterr().err
+
+
+def test_the_camera_follows_the_body() -> None:
+    env = gym.make("HalfCheetah-v5", render_mode="rgb_array")
+    _follow_body(env)
+    assert env.unwrapped.model.cam_mode[env.unwrapped.mujoco_renderer.camera_id] > 0  # type: ignore[attr-defined]
+    env.close()
