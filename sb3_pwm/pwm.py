@@ -28,8 +28,7 @@ from sb3_pwm.updates import encode_windows
 
 SelfPWM = TypeVar("SelfPWM", bound="PWM")
 
-# High, because there is one update for four environment steps; falling, because a policy that is good already is easily
-# lost at the high rate (the paper's rates fall linearly as well).
+# High at the start, because there is one update for four environment steps; falling linearly, as the paper's rates do.
 DEFAULT_LEARNING_RATE = LinearSchedule(1e-3, 1e-4, end_fraction=1.0)
 STATISTICS_INTERVAL = 1_000  # environment steps between refreshes of the observation and reward statistics
 CALIBRATION_EPISODES = 10
@@ -372,10 +371,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         :return: the model.
         :raises ValueError: if the replay buffer holds too little.
         """
-        self._ensure_logger()
-        self.policy.set_training_mode(True)
-        self._update_learning_rate([])
-        self._refresh_statistics()
+        self._prepare_updates()
         for _ in tqdm(range(gradient_steps), "world model", disable=not progress_bar, leave=False):
             self._learner.update_model(self._sample(self.batch_size))
         return self
@@ -386,10 +382,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         :param gradient_steps: number of world-model updates.
         :param batch_size: number of windows per update.
         """
-        self._ensure_logger()
-        self.policy.set_training_mode(True)
-        self._update_learning_rate([])
-        self._refresh_statistics()
+        self._prepare_updates()
         for _ in range(gradient_steps):
             samples = self._sample(batch_size)
             latents = self._learner.update_model(samples)
@@ -402,10 +395,13 @@ class PWM(SequenceOffPolicyAlgorithm):
                         latents = encode_windows(self.policy.world_model, samples.observations)
                 self._learner.update_policy(samples, latents)
 
-    def _ensure_logger(self) -> None:
-        """Make a logger if neither ``learn`` nor the user has made one."""
+    def _prepare_updates(self) -> None:
+        """Bring rates and scales up to date; make a logger if neither ``learn`` nor the user has made one."""
         if not hasattr(self, "_logger"):
             self._logger = configure_logger(self.verbose, self.tensorboard_log, "PWM", True)
+        self.policy.set_training_mode(True)
+        self._update_learning_rate([])
+        self._refresh_statistics()
 
     def dump_logs(self) -> None:
         """Write the log: SB3's figures, and the losses' means since the last time."""
