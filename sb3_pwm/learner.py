@@ -103,13 +103,14 @@ class Learner:
         targets = replay_targets(
             policy.critics_target,
             policy.actor,
-            policy.reward_scale(samples.rewards).flatten(),
-            samples.terminations.flatten(),
-            latents[1:].flatten(0, 1),
+            samples,
+            policy.reward_scale(samples.rewards),
+            latents[1:],
             gamma=self.model.gamma,
+            td_lambda=self.model.td_lambda,
         )
         inputs = torch.cat([latents[:-1], samples.actions], -1).flatten(0, 1)
-        self._fit_critics(inputs, targets, samples.mask.flatten())
+        self._fit_critics(inputs, targets.flatten(), samples.mask.flatten())
 
     def _update_v_critics(self, rollout: ImaginedRollout) -> None:
         targets, weights = imagined_targets(

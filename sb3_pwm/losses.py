@@ -59,7 +59,10 @@ def world_model_loss(
 
 
 def state_values(critics: CriticEnsemble, actor: Actor, latents: torch.Tensor, *, q_critic: bool) -> torch.Tensor:
-    """Return the (...) value of (..., Z) latents: the minimum over the critics.
+    """Return the (...) value of (..., Z) latents: the mean over the critics.
+
+    Its gradient is what the actor follows, and a mean has less noise than the one critic that happens to be lowest;
+    the pessimism is in the critics' targets, which take the minimum.
 
     :param critics: V(latents), or Q(latents, actions).
     :param actor: draws the action at which a Q is evaluated, from detached latents.
@@ -68,7 +71,7 @@ def state_values(critics: CriticEnsemble, actor: Actor, latents: torch.Tensor, *
     :return: (...) values in reward scales.
     """
     inputs = (latents, actor.sample(latents.detach())[0]) if q_critic else (latents,)
-    values: torch.Tensor = critics(*inputs).amin(0)
+    values: torch.Tensor = critics(*inputs).mean(0)
     return values
 
 
@@ -80,9 +83,10 @@ def actor_loss(
     *,
     ent_coef: float,
 ) -> tuple[torch.Tensor, Metrics]:
-    r"""Return the negative imagined return, in return scales, less an entropy bonus.
+    r"""Return the negative of imagined return and entropy bonus, in return scales.
 
-    .. math:: L = -\frac{1}{B} \sum_b R_b / \sigma + \alpha \frac{1}{HB} \sum_{t,b} w_{t,b} \log \pi(a_{t,b} | z_{t,b})
+    .. math:: L = -\frac{1}{\sigma} \left(\frac{1}{B} \sum_b R_b
+        - \alpha \frac{1}{HB} \sum_{t,b} w_{t,b} \log \pi(a_{t,b} | z_{t,b})\right)
 
     (PWM, arXiv 2407.02466, eq. 7, with continuation weights w and an entropy bonus.)
 
@@ -91,11 +95,11 @@ def actor_loss(
     :param log_probs: (H, B) log-densities of the actions, differentiable in the actor.
     :param weights: (H, B) probability w in [0, 1] that the episode is still running; its gradient is not used.
     :param return_scale: () standard deviation sigma of imagined returns.
-    :param ent_coef: weight alpha of the bonus; 0 for none.
+    :param ent_coef: weight alpha of the bonus, in reward scales per nat; 0 for none.
     :return: () loss, and metrics.
     """
     entropy = -(weights.detach() * log_probs).mean()
-    loss = -returns.mean() / return_scale - ent_coef * entropy
+    loss = -(returns.mean() + ent_coef * entropy) / return_scale
     return loss, {
         "actor_loss": loss.detach(),
         "entropy": entropy.detach(),
@@ -107,29 +111,35 @@ def actor_loss(
 def replay_targets(
     critics_target: CriticEnsemble,
     actor: Actor,
+    samples: SequenceSamples,
     rewards: torch.Tensor,
-    terminations: torch.Tensor,
     next_latents: torch.Tensor,
     *,
     gamma: float,
+    td_lambda: float,
 ) -> torch.Tensor:
-    r"""Return one-step targets of replayed transitions, with their real rewards and terminations.
+    r"""Return TD(lambda) targets of replayed windows, with their real rewards and terminations.
 
-    .. math:: y = r + \gamma (1 - d) \min_i \bar Q_i(z', a'), \quad a' \sim \pi(z')
+    .. math:: y_t = r_t + \gamma (1 - d_t) [(1 - \lambda_t) \min_i \bar Q_i(z_{t+1}, a') + \lambda_t y_{t+1}],
+        \quad a' \sim \pi(z_{t+1})
 
-    (SAC, arXiv 1812.05905, eq. 3, on latents and without its entropy term: bonuses are in units of the returns'
-    spread, and summed up in the values they would enlarge that spread.)
+    with :math:`\lambda_t = \lambda` where the window goes on in the same episode, and 0 elsewhere (Peng's Q(lambda),
+    arXiv 2103.00107: replayed actions of the next steps stand for the present policy's, uncorrected; and without an
+    entropy term, so that values stay estimates of the return).
 
     :param critics_target: target ensemble of Q functions.
     :param actor: the present policy.
-    :param rewards: (N,) rewards in reward scales.
-    :param terminations: (N,) 1 at true terminal steps.
-    :param next_latents: (N, Z) encodings of the next observations.
+    :param samples: windows of T steps; their terminations and mask are used.
+    :param rewards: (T, B) the samples' rewards in reward scales.
+    :param next_latents: (T, B, Z) encodings of the next observations.
     :param gamma: discount in (0, 1].
-    :return: (N,) targets.
+    :param td_lambda: lambda in [0, 1]; 0 gives one-step targets.
+    :return: (T, B) targets; those of masked steps mean nothing.
     """
-    values: torch.Tensor = critics_target(next_latents, actor.sample(next_latents)[0]).amin(0)
-    return rewards + gamma * (1 - terminations) * values
+    values = critics_target(next_latents, actor.sample(next_latents)[0]).amin(0)
+    # Behind the mask, and behind the window, is nothing that a target could go on with.
+    lambdas = td_lambda * torch.cat([samples.mask[1:], torch.zeros_like(samples.mask[:1])])
+    return lambda_returns(rewards, gamma * (1 - samples.terminations), values, lambdas)
 
 
 @torch.no_grad()

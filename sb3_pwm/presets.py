@@ -9,7 +9,7 @@ The same as in the paper:
 - the sizes of all networks, their activation (Mish) and the order of layers in actor and critics
 - latents of 512 SimNorm features in groups of 8; a scalar reward head
 - a state-independent standard deviation with its start and floor; no entropy bonus; no random exploration noise
-- the horizon, discount and lambda; V critics on TD(lambda) targets; the minimum of three critics as bootstrap
+- the horizon, discount and lambda; V critics on TD(lambda) targets; the minimum of three critics in the targets
 - per collection of 16 steps in each environment: 8 model updates of 256 windows of 16 steps, 1 actor update and 32
   critic updates of 256 states
 - the three learning rates, which fall linearly to 1e-5, and the gradient clips
@@ -27,8 +27,8 @@ What differs:
   remaining steps. The paper weights step t by gamma^t and drops shorter windows.
 - A termination head is trained, and its probabilities discount imagined returns. The paper cuts imagined rollouts
   where the real episode ended.
-- The last value of a rollout is discounted by gamma^H, not gamma^(H + 1), and an episode that ends on the last step
-  counts.
+- The last value of a rollout is the mean over the critics, not their minimum, and discounted by gamma^H, not
+  gamma^(H + 1); an episode that ends on the last step counts.
 - Target critics are kept, which the paper does not have. ``tau=1.0`` removes them: they then equal the critics.
 - Rewards are divided by their scale and not shifted, observations are standardised; the paper shifts and scales
   rewards and leaves observations as they are. The scale of returns is a moving, not an all-time, average.

@@ -52,14 +52,14 @@ class PWM(SequenceOffPolicyAlgorithm):
     :param batch_size: number B of windows per update, and of imagined rollouts.
     :param sequence_length: number T of steps in a window over which the model predicts open-loop.
     :param horizon: number H of imagined steps.
-    :param critic: ``"q"``: Q(latents, actions) learnt from replayed transitions; ``"v"``: the paper's V(latents)
-        learnt from TD(lambda) targets of the imagined rollouts, which overestimates where episodes end.
+    :param critic: ``"q"``: Q(latents, actions) learnt from replayed windows; ``"v"``: the paper's V(latents)
+        learnt from imagined rollouts.
     :param critic_updates: critic updates per actor update.
     :param critic_batch_size: transitions per critic update.
     :param gamma: discount in (0, 1].
-    :param td_lambda: lambda in [0, 1] of the targets of ``critic="v"``.
+    :param td_lambda: lambda in [0, 1] of the critics' targets; 0 for one-step targets.
     :param tau: weight in (0, 1] of the critics in each Polyak update of the target critics.
-    :param ent_coef: weight of the entropy bonus, in units of the returns' standard deviation; 0 for none.
+    :param ent_coef: weight of the entropy bonus: reward scales that one nat is worth; 0 for none.
     :param consistency_coef: weight of the model's latent error.
     :param reward_coef: weight of the model's reward error.
     :param termination_coef: weight of the model's termination error; 0 trains no termination head, and imagined
@@ -105,10 +105,10 @@ class PWM(SequenceOffPolicyAlgorithm):
         critic: Literal["q", "v"] = "q",
         critic_updates: int = 2,
         critic_batch_size: int = 256,
-        gamma: float = 0.99,
-        td_lambda: float = 0.95,
+        gamma: float = 0.995,
+        td_lambda: float = 0.5,
         tau: float = 0.05,
-        ent_coef: float = 0.02,
+        ent_coef: float = 0.4,
         consistency_coef: float = 20.0,
         reward_coef: float = 1.0,
         termination_coef: float = 1.0,

@@ -40,23 +40,25 @@ def imagined_returns(
 
 
 def lambda_returns(
-    rewards: torch.Tensor, discounts: torch.Tensor, next_values: torch.Tensor, td_lambda: float
+    rewards: torch.Tensor, discounts: torch.Tensor, next_values: torch.Tensor, td_lambda: float | torch.Tensor
 ) -> torch.Tensor:
     r"""Return the TD(lambda) targets of every state of a rollout.
 
-    .. math:: G_t = r_t + d_t [(1 - \lambda) V_{t+1} + \lambda G_{t+1}], \quad G_H = V_H
+    .. math:: G_t = r_t + d_t [(1 - \lambda_t) V_{t+1} + \lambda_t G_{t+1}], \quad G_H = V_H
 
     (Sutton and Barto, Reinforcement Learning, 2nd edition, eq. 12.20; in this form lambda = 1 needs no division.)
 
     :param rewards: (H, B) rewards r_t.
     :param discounts: (H, B) d_t in [0, 1]: the discount, times the probability that step t does not end the episode.
     :param next_values: (H, B) values V_{t+1} of the state after step t.
-    :param td_lambda: in [0, 1]; 0 gives one-step targets, 1 the sum of all rewards and the last value.
+    :param td_lambda: in [0, 1]; 0 gives one-step targets, 1 the sum of all rewards and the last value; one number, or
+        (H, B) numbers.
     :return: (H, B) targets G_t.
     """
+    lambdas = td_lambda if isinstance(td_lambda, torch.Tensor) else torch.full_like(rewards, td_lambda)
     target = next_values[-1]
     targets = []
     for t in reversed(range(len(rewards))):
-        target = rewards[t] + discounts[t] * ((1 - td_lambda) * next_values[t] + td_lambda * target)
+        target = rewards[t] + discounts[t] * ((1 - lambdas[t]) * next_values[t] + lambdas[t] * target)
         targets.append(target)
     return torch.stack(targets[::-1])

@@ -126,12 +126,12 @@ def test_every_valid_step_has_influence(world_model, samples):
 
 def test_state_values_are_the_lowest_critics(q_critics, v_critics, actor):
     latents = simplices(4, 5)
-    assert_close(state_values(v_critics, actor, latents, q_critic=False), v_critics(latents).min(0).values)
+    assert_close(state_values(v_critics, actor, latents, q_critic=False), v_critics(latents).mean(0))
     torch.manual_seed(1)
     values = state_values(q_critics, actor, latents, q_critic=True)
     torch.manual_seed(1)
     actions, _ = actor.sample(latents)
-    assert_close(values, q_critics(latents, actions).min(0).values)
+    assert_close(values, q_critics(latents, actions).mean(0))
 
 
 def test_state_values_send_no_gradient_through_what_the_actor_sees(q_critics, actor):
@@ -140,16 +140,16 @@ def test_state_values_send_no_gradient_through_what_the_actor_sees(q_critics, ac
     values = state_values(q_critics, actor, latents, q_critic=True)
     torch.manual_seed(1)
     actions = actor.sample(latents)[0].detach()
-    expected = torch.autograd.grad(q_critics(latents, actions).amin(0).sum(), latents)
+    expected = torch.autograd.grad(q_critics(latents, actions).mean(0).sum(), latents)
     assert_close(torch.autograd.grad(values.sum(), latents), expected)
 
 
 def test_actor_loss_by_hand():
-    # return: -(2 + 4) / 2 / 2; entropy: -(1 * 1 + 1 * 2 + 0.5 * 3 + 0 * 4) / 4
+    # return: (2 + 4) / 2; entropy: -(1 * 1 + 1 * 2 + 0.5 * 3 + 0 * 4) / 4; both over the scale 2
     loss, metrics = actor_loss(
         tensor(2, 4), tensor([1, 2], [3, 4]), tensor([1, 1], [0.5, 0]), torch.tensor(2.0), ent_coef=0.1
     )
-    assert_close(loss, torch.tensor(-1.5 + 0.1 * 1.125))
+    assert_close(loss, torch.tensor(-(3 - 0.1 * 1.125) / 2))
     expected = {"actor_loss": loss, "entropy": torch.tensor(-1.125), "imagined_return": torch.tensor(3.0)}
     assert_close(metrics, expected)
 
@@ -167,21 +167,52 @@ def fixed_critics(*values):
     return lambda *inputs: tensor(*values)
 
 
-def fixed_actor(*log_probs):
-    return SimpleNamespace(sample=lambda latents: (torch.zeros(len(latents), ACTION_DIM), tensor(*log_probs)))
+fixed_actor = SimpleNamespace(sample=lambda latents: (torch.zeros(*latents.shape[:-1], ACTION_DIM), None))
+
+
+def windows(rewards, terminations, mask):
+    return SequenceSamples(torch.empty(0), torch.empty(0), rewards, terminations, mask)
 
 
 def test_replay_targets_by_hand():
+    # three windows of two steps: one goes on, one ends in its first step, one times out in its first step
+    rewards = tensor([1, 1, 2], [3, 100, 100])
     targets = replay_targets(
-        fixed_critics([10, 10, 3], [8, 12, 4]),
-        fixed_actor(-2, -2, 1),
-        rewards=tensor(1, 1, 2),
-        terminations=tensor(0, 1, 0),
-        next_latents=simplices(3),
-        gamma=0.9,
+        fixed_critics([[10, 10, 3], [6, 100, 100]], [[8, 12, 4], [4, 100, 100]]),
+        fixed_actor,
+        windows(rewards, tensor([0, 1, 0], [0, 0, 0]), tensor([1, 1, 1], [1, 0, 0])),
+        rewards,
+        simplices(2, 3),
+        gamma=0.5,
+        td_lambda=0.25,
     )
-    # 1 + 0.9 * 8;  1, it has ended;  2 + 0.9 * 3: values are estimates of the return, without entropy
-    assert_close(targets, tensor(8.2, 1, 4.7))
+    # 3 + 0.5 * 4 = 5;  1 + 0.5 * (0.75 * 8 + 0.25 * 5);  1, it has ended;  2 + 0.5 * 3, nothing behind a time-out
+    assert_close(targets[1, 0], torch.tensor(5.0))
+    assert_close(targets[0], tensor(4.625, 1, 3.5))
+
+
+@pytest.mark.parametrize("td_lambda", [0.0, 0.3, 1.0])
+def test_replay_targets_are_those_of_a_plain_loop(actor, q_critics, samples, td_lambda):
+    # what the mask hides must not matter
+    samples = samples._replace(rewards=torch.where(samples.mask > 0, samples.rewards, torch.tensor(1e6)))
+    following = simplices(LENGTH, BATCH)
+    torch.manual_seed(1)
+    targets = replay_targets(q_critics, actor, samples, samples.rewards, following, gamma=0.9, td_lambda=td_lambda)
+    torch.manual_seed(1)
+    values = q_critics(following, actor.sample(following)[0]).min(0).values
+    for b in range(BATCH):
+        length = int(samples.mask[:, b].sum())
+        for t in range(length):
+            expected, weight = 0.0, 1.0  # of the n-step target
+            for n in range(1, length - t + 1):
+                end = t + n - 1
+                steps = sum(0.9**i * samples.rewards[t + i, b] for i in range(n))
+                target = steps + 0.9**n * (1 - samples.terminations[end, b]) * values[end, b]
+                last = end == length - 1
+                expected = expected + weight * (1 if last else 1 - td_lambda) * target
+                weight = weight * td_lambda
+            assert_close(targets[t, b], expected)
+    assert not targets.requires_grad
 
 
 def test_imagined_targets_by_hand():
@@ -259,16 +290,9 @@ def actor_objective(n, samples, observations, *, q_critic):
 
 def q_objective(n, samples, observations):
     latents = n["world_model"].encode(observations.flatten(0, 1)).view(LENGTH + 1, BATCH, LATENT_DIM)
-    targets = replay_targets(
-        n["q_target"],
-        n["actor"],
-        samples.rewards.flatten(),
-        samples.terminations.flatten(),
-        latents[1:].flatten(0, 1),
-        gamma=0.9,
-    )
+    targets = replay_targets(n["q_target"], n["actor"], samples, samples.rewards, latents[1:], gamma=0.9, td_lambda=0.5)
     values = n["q_critics"](latents[:-1].flatten(0, 1), samples.actions.flatten(0, 1))
-    return critic_loss(values, targets, samples.mask.flatten())[0]
+    return critic_loss(values, targets.flatten(), samples.mask.flatten())[0]
 
 
 def v_objective(n, samples, observations):
