@@ -10,7 +10,6 @@ REAL_RANGES: dict[str, tuple[float, float, bool]] = {
     "gamma": (0, 1, False),
     "td_lambda": (0, 1, True),
     "tau": (0, 1, False),
-    "ent_coef": (0, math.inf, True),
     "consistency_coef": (0, math.inf, True),
     "reward_coef": (0, math.inf, True),
     "termination_coef": (0, math.inf, True),
@@ -51,10 +50,23 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             raise TypeError(f"{name} must be an integer, not {value!r}")
         if value < lowest:
             raise ValueError(f"{name}={value!r} is out of range; allowed: {lowest} or more")
+    for name, low in (("ent_coef", 0.0), ("target_entropy", -math.inf)):
+        check_number_or_auto(name, arguments[name], low)
     for name in LEARNING_RATES:
         check_learning_rate(name, arguments[name])
     if arguments["critic"] not in ("q", "v"):
         raise ValueError(f'critic={arguments["critic"]!r}: allowed are "q" and "v"')
+
+
+def check_number_or_auto(name: str, value: Any, low: float) -> None:
+    """Check a finite number of at least ``low``; ``"auto"`` passes."""
+    allowed = f'"auto" or a number in {"(" if math.isinf(low) else "["}{low:g}, inf)'
+    if isinstance(value, str) and value != "auto":
+        raise ValueError(f"{name}={value!r}; allowed: {allowed}")
+    if isinstance(value, bool) or not isinstance(value, str | int | float | np.number):
+        raise TypeError(f"{name} must be {allowed}, not {value!r}")
+    if not isinstance(value, str) and not (low <= value < math.inf and value > -math.inf):
+        raise ValueError(f"{name}={value!r} is out of range; allowed: {allowed}")
 
 
 def check_train_freq(value: Any, n_envs: int) -> None:

@@ -1,18 +1,26 @@
 """The learner: one update of world model, actor and critics, from windows to optimizer steps."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sb3_pwm.imagination import imagine
-from sb3_pwm.losses import actor_loss, critic_loss, imagined_targets, replay_targets, state_values, world_model_loss
+from sb3_pwm.losses import (
+    actor_loss,
+    critic_loss,
+    entropy_coefficient_loss,
+    imagined_targets,
+    replay_targets,
+    state_values,
+    world_model_loss,
+)
 from sb3_pwm.policies import PWMPolicy
 from sb3_pwm.returns import continuation_weights, imagined_returns
 from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
 from sb3_pwm.updates import apply_gradients, encode_windows, minibatches, steps_of
 
-MAX_GRAD_NORM = {"actor": 1.0, "critic": 100.0, "model": 20.0}  # the paper's
+MAX_GRAD_NORM = {"actor": 1.0, "critic": 100.0, "model": 20.0, "entropy": 100.0}  # the first three are the paper's
 MAX_SKIPPED_UPDATES = 100  # of one network, in a row
 
 
@@ -26,7 +34,8 @@ class Trainable(Protocol):
     gamma: float
     td_lambda: float
     tau: float
-    ent_coef: float
+    ent_coef: float | Literal["auto"]
+    target_entropy: float | Literal["auto"]
     consistency_coef: float
     reward_coef: float
     termination_coef: float
@@ -89,14 +98,27 @@ class Learner:
         weights = continuation_weights(rollout.continuations)
         returns = imagined_returns(rollout.rewards, weights, values, self.model.gamma)
         policy.return_scale.update(returns.detach())
+        ent_coef = self._entropy_coefficient(rollout.log_probs, weights[:-1])
         loss, metrics = actor_loss(
-            returns, rollout.log_probs, weights[:-1], policy.return_scale.scale, ent_coef=self.model.ent_coef
+            returns, rollout.log_probs, weights[:-1], policy.return_scale.scale, ent_coef=ent_coef
         )
         self._apply("actor", loss, policy.actor, metrics)
         if policy.q_critic:
             self._update_q_critics(samples, latents)
         else:
             self._update_v_critics(rollout)
+
+    def _entropy_coefficient(self, log_probs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor | float:
+        """Return the weight of the entropy bonus, after an update if it is learnt."""
+        if not isinstance(self.model.ent_coef, str):
+            return self.model.ent_coef
+        policy, target = self.model.policy, self.model.target_entropy
+        if isinstance(target, str):
+            target = -policy.actor.action_dim / 2
+        coefficient = policy.entropy_coefficient
+        loss, metrics = entropy_coefficient_loss(coefficient.log_ent_coef, log_probs, weights, target)
+        self._apply("entropy", loss, coefficient, metrics)
+        return coefficient.log_ent_coef.detach().exp()
 
     def _update_q_critics(self, samples: SequenceSamples, latents: torch.Tensor) -> None:
         policy = self.model.policy

@@ -81,12 +81,11 @@ def actor_loss(
     weights: torch.Tensor,
     return_scale: torch.Tensor,
     *,
-    ent_coef: float,
+    ent_coef: float | torch.Tensor,
 ) -> tuple[torch.Tensor, Metrics]:
-    r"""Return the negative of imagined return and entropy bonus, in return scales.
+    r"""Return the negative imagined return, in return scales, less an entropy bonus.
 
-    .. math:: L = -\frac{1}{\sigma} \left(\frac{1}{B} \sum_b R_b
-        - \alpha \frac{1}{HB} \sum_{t,b} w_{t,b} \log \pi(a_{t,b} | z_{t,b})\right)
+    .. math:: L = -\frac{1}{B} \sum_b R_b / \sigma + \alpha \frac{1}{HB} \sum_{t,b} w_{t,b} \log \pi(a_{t,b} | z_{t,b})
 
     (PWM, arXiv 2407.02466, eq. 7, with continuation weights w and an entropy bonus.)
 
@@ -95,16 +94,37 @@ def actor_loss(
     :param log_probs: (H, B) log-densities of the actions, differentiable in the actor.
     :param weights: (H, B) probability w in [0, 1] that the episode is still running; its gradient is not used.
     :param return_scale: () standard deviation sigma of imagined returns.
-    :param ent_coef: weight alpha of the bonus, in reward scales per nat; 0 for none.
+    :param ent_coef: weight alpha of the bonus; 0 for none.
     :return: () loss, and metrics.
     """
     entropy = -(weights.detach() * log_probs).mean()
-    loss = -(returns.mean() + ent_coef * entropy) / return_scale
+    loss = -returns.mean() / return_scale - ent_coef * entropy
     return loss, {
         "actor_loss": loss.detach(),
         "entropy": entropy.detach(),
         "imagined_return": returns.detach().mean(),
     }
+
+
+def entropy_coefficient_loss(
+    log_ent_coef: torch.Tensor, log_probs: torch.Tensor, weights: torch.Tensor, target_entropy: float
+) -> tuple[torch.Tensor, Metrics]:
+    r"""Return the loss whose gradient raises the coefficient where the policy's entropy is below its target.
+
+    .. math:: L = \log \alpha \; \frac{\sum_{t,b} w_{t,b} (-\log \pi(a_{t,b} | z_{t,b}) - \bar H)}{\sum_{t,b} w_{t,b}}
+
+    (SAC, arXiv 1812.05905, eq. 18, in the logarithm as SB3 does, and weighted.)
+
+    :param log_ent_coef: () logarithm of the coefficient alpha.
+    :param log_probs: (H, B) log-densities of the actions; their gradient is not used.
+    :param weights: (H, B) probability w in [0, 1] that the episode is still running; its gradient is not used.
+    :param target_entropy: target H, in nats.
+    :return: () loss, and metrics.
+    """
+    weights = weights.detach()
+    entropy = -(weights * log_probs.detach()).sum() / weights.sum()
+    loss = log_ent_coef * (entropy - target_entropy)
+    return loss, {"ent_coef": log_ent_coef.detach().exp()}
 
 
 @torch.no_grad()

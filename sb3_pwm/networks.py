@@ -12,6 +12,7 @@ from sb3_pwm.layers import mlp, orthogonal_init
 LOG_STD_RANGE = (-5.0, 2.0)
 LOG_STD_INIT = -1.0  # of the state-independent standard deviation, with its floor (the paper's values)
 LOG_STD_FLOOR = -1.427
+ENT_COEF_INIT = 0.02
 LOG_NORMALIZER = 0.5 * math.log(2 * math.pi) + 2 * math.log(2)
 
 
@@ -72,6 +73,14 @@ class Actor(nn.Module):
     def mode(self, latents: torch.Tensor) -> torch.Tensor:
         """Return the (..., A) deterministic actions in [-1, 1] of (..., Z) latents."""
         return torch.tanh(self(latents)[0])
+
+
+class EntropyCoefficient(nn.Module):
+    """Weight of the entropy bonus, as a parameter: learnt where ``ent_coef="auto"``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_ent_coef = nn.Parameter(torch.tensor(math.log(ENT_COEF_INIT)))
 
 
 class CriticEnsemble(nn.Module):

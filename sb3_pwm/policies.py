@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_pwm.losses import state_values
-from sb3_pwm.networks import Actor, CriticEnsemble
+from sb3_pwm.networks import Actor, CriticEnsemble, EntropyCoefficient
 from sb3_pwm.normalization import ReturnScale, RewardScale, Standardizer
 from sb3_pwm.type_aliases import Observations
 from sb3_pwm.world_model import WorldModel
@@ -77,11 +77,11 @@ class ObservationFeatures(nn.Module):
 
 
 class PWMPolicy(BasePolicy):
-    """World model, actor, critics, their scales and their optimizers.
+    """World model, actor, critics, entropy coefficient, their scales and their optimizers.
 
     :param observation_space: space of the observations.
     :param action_space: Box with finite bounds.
-    :param lr_schedule: learning rate of all optimizers at the start; PWM then sets three rates.
+    :param lr_schedule: learning rate of all optimizers at the start; PWM then sets each one's.
     :param net_arch: hidden sizes, one list for every network, or a dict with any of the keys ``encoder``,
         ``dynamics``, ``reward``, ``termination``, ``pi`` (actor) and ``qf`` (critics).
     :param activation_fn: class of the activation.
@@ -95,7 +95,7 @@ class PWMPolicy(BasePolicy):
     :param features_extractor_class: SB3 features extractor in front of the encoder, trained with the world model.
     :param features_extractor_kwargs: its arguments.
     :param normalize_images: divide images by 255.
-    :param optimizer_class: class of the three optimizers.
+    :param optimizer_class: class of the optimizers.
     :param optimizer_kwargs: their arguments but the learning rate.
     """
 
@@ -182,11 +182,13 @@ class PWMPolicy(BasePolicy):
             norm_after_activation=self.norm_after_activation,
         )
         self.critics_target = copy.deepcopy(self.critics).requires_grad_(False)
+        self.entropy_coefficient = EntropyCoefficient()
         self.reward_scale = RewardScale()
         self.return_scale = ReturnScale()
         self.model_optimizer = self._make_optimizer(self.world_model, lr_schedule)
         self.actor_optimizer = self._make_optimizer(self.actor, lr_schedule)
         self.critic_optimizer = self._make_optimizer(self.critics, lr_schedule)
+        self.entropy_optimizer = self._make_optimizer(self.entropy_coefficient, lr_schedule)
 
     def _make_optimizer(self, module: nn.Module, lr_schedule: Schedule) -> torch.optim.Optimizer:
         kwargs = dict(self.optimizer_kwargs)
@@ -196,8 +198,13 @@ class PWMPolicy(BasePolicy):
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The optimizers of ``actor``, ``critic`` and (world) ``model``."""
-        return {"actor": self.actor_optimizer, "critic": self.critic_optimizer, "model": self.model_optimizer}
+        """The optimizers of ``actor``, ``critic``, (world) ``model`` and ``entropy`` coefficient."""
+        return {
+            "actor": self.actor_optimizer,
+            "critic": self.critic_optimizer,
+            "model": self.model_optimizer,
+            "entropy": self.entropy_optimizer,
+        }
 
     @property
     def q_critic(self) -> bool:

@@ -42,7 +42,8 @@ class PWM(SequenceOffPolicyAlgorithm):
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a :class:`PWMPolicy` class.
     :param env: Gymnasium environment with a Box action space, its id, or an SB3 VecEnv.
-    :param learning_rate: of the actor; a number or a schedule of the remaining progress (1 to 0).
+    :param learning_rate: of the actor and the entropy coefficient; a number or a schedule of the remaining progress
+        (1 to 0).
     :param critic_learning_rate: of the critics; None for the actor's.
     :param model_learning_rate: of the world model; None for the actor's.
     :param buffer_size: capacity of the replay buffer, over all environments.
@@ -59,7 +60,9 @@ class PWM(SequenceOffPolicyAlgorithm):
     :param gamma: discount in (0, 1].
     :param td_lambda: lambda in [0, 1] of the critics' targets; 0 for one-step targets.
     :param tau: weight in (0, 1] of the critics in each Polyak update of the target critics.
-    :param ent_coef: weight of the entropy bonus: reward scales that one nat is worth; 0 for none.
+    :param ent_coef: weight of the entropy bonus, in units of the returns' standard deviation; 0 for none; ``"auto"``
+        learns it, so that the policy's entropy is ``target_entropy``.
+    :param target_entropy: in nats; ``"auto"`` for minus half the number of action dimensions.
     :param consistency_coef: weight of the model's latent error.
     :param reward_coef: weight of the model's reward error.
     :param termination_coef: weight of the model's termination error; 0 trains no termination head, and imagined
@@ -108,7 +111,8 @@ class PWM(SequenceOffPolicyAlgorithm):
         gamma: float = 0.995,
         td_lambda: float = 0.5,
         tau: float = 0.05,
-        ent_coef: float = 0.4,
+        ent_coef: float | Literal["auto"] = "auto",
+        target_entropy: float | Literal["auto"] = "auto",
         consistency_coef: float = 20.0,
         reward_coef: float = 1.0,
         termination_coef: float = 1.0,
@@ -160,6 +164,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         self.critic_batch_size = critic_batch_size
         self.td_lambda = td_lambda
         self.ent_coef = ent_coef
+        self.target_entropy = target_entropy
         self.consistency_coef = consistency_coef
         self.reward_coef = reward_coef
         self.termination_coef = termination_coef
@@ -212,6 +217,7 @@ class PWM(SequenceOffPolicyAlgorithm):
                 ("actor", None),
                 ("critic", self.critic_learning_rate),
                 ("model", self.model_learning_rate),
+                ("entropy", None),
             )
         }
 
@@ -223,7 +229,7 @@ class PWM(SequenceOffPolicyAlgorithm):
             self.logger.record("train/learning_rate" if name == "actor" else f"train/{name}_learning_rate", rate)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.actor_optimizer", "policy.critic_optimizer", "policy.model_optimizer"], []
+        return ["policy", *(f"policy.{name}_optimizer" for name in self._schedules)], []
 
     def _excluded_save_params(self) -> list[str]:
         derived = ["_learner", "_schedules", "_start_values", "_steps_since_statistics"]

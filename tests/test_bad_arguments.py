@@ -19,8 +19,10 @@ BAD_VALUES = [
     ("tau", [0, 1.5, math.nan], r"\(0, 1\]"),
     *[
         (name, [-1, math.nan, math.inf], r"\[0, inf\)")
-        for name in ("ent_coef", "consistency_coef", "reward_coef", "termination_coef")
+        for name in ("consistency_coef", "reward_coef", "termination_coef")
     ],
+    ("ent_coef", [-1, math.nan, math.inf, "auto_0.1"], r"\"auto\" or a number in \[0, inf\)"),
+    ("target_entropy", [math.nan, math.inf, -math.inf, "none"], r"\"auto\" or a number in \(-inf, inf\)"),
     ("policy_updates", [0, -1, math.inf], r"\(0, inf\)"),
     *[
         (name, [0, -3], "1 or more")
@@ -53,7 +55,8 @@ def test_arguments_out_of_range(name, value, allowed):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *[(name, value) for name in ("gamma", "tau", "ent_coef", "policy_updates") for value in ("auto", True, None)],
+        *[(name, value) for name in ("gamma", "tau", "policy_updates") for value in ("auto", True, None)],
+        *[(name, value) for name in ("ent_coef", "target_entropy") for value in ([1], True, None)],
         *[(name, value) for name in ("horizon", "batch_size", "gradient_steps") for value in (2.5, "3", True, None)],
         *[(name, value) for name in ("learning_rate", "critic_learning_rate") for value in ("3e-4", True, [1])],
         ("train_freq", "episode"),

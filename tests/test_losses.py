@@ -12,6 +12,7 @@ from sb3_pwm.imagination import imagine
 from sb3_pwm.losses import (
     actor_loss,
     critic_loss,
+    entropy_coefficient_loss,
     imagined_targets,
     masked_mean,
     replay_targets,
@@ -145,11 +146,11 @@ def test_state_values_send_no_gradient_through_what_the_actor_sees(q_critics, ac
 
 
 def test_actor_loss_by_hand():
-    # return: (2 + 4) / 2; entropy: -(1 * 1 + 1 * 2 + 0.5 * 3 + 0 * 4) / 4; both over the scale 2
+    # return: -(2 + 4) / 2 / 2; entropy: -(1 * 1 + 1 * 2 + 0.5 * 3 + 0 * 4) / 4
     loss, metrics = actor_loss(
         tensor(2, 4), tensor([1, 2], [3, 4]), tensor([1, 1], [0.5, 0]), torch.tensor(2.0), ent_coef=0.1
     )
-    assert_close(loss, torch.tensor(-(3 - 0.1 * 1.125) / 2))
+    assert_close(loss, torch.tensor(-1.5 + 0.1 * 1.125))
     expected = {"actor_loss": loss, "entropy": torch.tensor(-1.125), "imagined_return": torch.tensor(3.0)}
     assert_close(metrics, expected)
 
@@ -161,6 +162,20 @@ def test_the_entropy_bonus_does_not_reward_living_longer():
     loss.backward()
     assert weights.grad is None
     assert log_probs.grad is not None
+
+
+def test_entropy_coefficient_loss_by_hand():
+    # entropy: -(1 * 1 + 1 * 2 + 0.5 * 3 + 0 * 4) / 2.5 = -1.8, 0.8 below the target of -1: the coefficient must grow
+    log_ent_coef = torch.tensor(0.5, requires_grad=True)
+    weights = tensor([1, 1], [0.5, 0]).requires_grad_()
+    log_probs = tensor([1, 2], [3, 4]).requires_grad_()
+    loss, metrics = entropy_coefficient_loss(log_ent_coef, log_probs, weights, -1.0)
+    loss.backward()
+    assert_close(loss, torch.tensor(0.5 * -0.8))
+    assert_close(log_ent_coef.grad, torch.tensor(-0.8))
+    assert_close(metrics, {"ent_coef": torch.tensor(0.5).exp()})
+    assert weights.grad is None
+    assert log_probs.grad is None
 
 
 def fixed_critics(*values):

@@ -1,12 +1,18 @@
+import numpy as np
 import pytest
 import torch
 from helpers import ACTIONS, make
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import LinearSchedule
 
+from sb3_pwm import learner
+
 
 def rates_of(model):
     return {name: optimizer.param_groups[0]["lr"] for name, optimizer in model.policy.optimizers.items()}
+
+
+NETWORKS = ("actor", "critic", "model", "entropy")
 
 
 def test_three_schedules():
@@ -17,7 +23,7 @@ def test_three_schedules():
         learning_starts=80,
     )
     model.learn(80)
-    assert rates_of(model) == pytest.approx({"actor": 0.0, "critic": 1e-3, "model": 5e-3}, abs=1e-12)
+    assert rates_of(model) == pytest.approx({"actor": 0.0, "entropy": 0.0, "critic": 1e-3, "model": 5e-3}, abs=1e-12)
     model.learn(40, reset_num_timesteps=False)  # 80 of 120 steps done, 40 of them now
     assert rates_of(model)["actor"] == pytest.approx(0, abs=1e-12)
     model.learn(4, reset_num_timesteps=True)
@@ -28,8 +34,8 @@ def test_rates_follow_the_actors_unless_given():
     model = make(learning_rate=LinearSchedule(1e-2, 0, 1.0)).learn(
         40, callback=lambda local, _: local["self"].num_timesteps < 30
     )
-    assert rates_of(model) == pytest.approx(dict.fromkeys(("actor", "critic", "model"), 1e-2 * (1 - 28 / 40)))
-    assert rates_of(make(learning_rate=1e-5).learn(24)) == dict.fromkeys(("actor", "critic", "model"), 1e-5)
+    assert rates_of(model) == pytest.approx(dict.fromkeys(NETWORKS, 1e-2 * (1 - 28 / 40)))
+    assert rates_of(make(learning_rate=1e-5).learn(24)) == dict.fromkeys(NETWORKS, 1e-5)
 
 
 def test_pretraining_at_the_start_of_a_run_has_the_rate_of_its_start(tmp_path):
@@ -48,11 +54,40 @@ def test_rate_zero_freezes_one_network(name):
     zero = {rates[n]: 0.0 if n == name else 1e-2 for n in rates}
     model = make(**zero)
     networks = {"actor": model.policy.actor, "critic": model.policy.critics, "model": model.policy.world_model}
+    entropy_coefficient = model.policy.entropy_coefficient.log_ent_coef
+    coefficient_before = entropy_coefficient.item()
     before = {n: [p.clone() for p in network.parameters()] for n, network in networks.items()}
     model.learn(40)
     for n, network in networks.items():
         unchanged = [torch.equal(p, q) for p, q in zip(network.parameters(), before[n], strict=True)]
         assert all(unchanged) == (n == name)
+    assert (entropy_coefficient.item() == coefficient_before) == (name == "actor")
+
+
+@pytest.mark.parametrize(("target", "sign"), [(-50.0, -1), (2.0, 1)])
+def test_the_entropy_coefficient_moves_towards_the_target(target, sign):
+    model = make(target_entropy=target)
+    before = model.policy.entropy_coefficient.log_ent_coef.item()
+    model.learn(40)
+    after = model.policy.entropy_coefficient.log_ent_coef.item()
+    assert np.sign(after - before) == sign
+
+
+def test_the_entropy_target_is_minus_half_the_action_dimensions(monkeypatch):
+    targets = []
+    loss = learner.entropy_coefficient_loss
+    monkeypatch.setattr(learner, "entropy_coefficient_loss", lambda *args: targets.append(args[-1]) or loss(*args))
+    model = make().learn(40)
+    assert set(targets) == {-model.action_space.shape[0] / 2}
+
+
+@pytest.mark.parametrize("ent_coef", [0, 0.1])
+def test_a_given_entropy_coefficient_stays(ent_coef):
+    model = make(ent_coef=ent_coef)
+    before = model.policy.entropy_coefficient.log_ent_coef.item()
+    model.learn(40)
+    assert model.policy.entropy_coefficient.log_ent_coef.item() == before
+    assert model.ent_coef == ent_coef
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,9 @@ def test_loaded_model_is_equal_and_continues(any_model, tmp_path, kind):
 
 def test_parameters_include_every_optimizer(model):
     parameters = model.get_parameters()
-    assert set(parameters) == {"policy", "policy.actor_optimizer", "policy.critic_optimizer", "policy.model_optimizer"}
-    for name in ("actor", "critic", "model"):
+    optimizers = ("actor", "critic", "model", "entropy")
+    assert set(parameters) == {"policy", *(f"policy.{name}_optimizer" for name in optimizers)}
+    for name in optimizers:
         steps = [v for k, v in flat_state(parameters[f"policy.{name}_optimizer"]).items() if k.endswith("/step")]
         assert steps
         assert all(step > 0 for step in steps)
@@ -140,7 +141,7 @@ def test_loading_changes_arguments(model, tmp_path):
     assert counts == {"model": 3, "policy": 3}
     assert loaded.num_timesteps == 35
     rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in loaded.policy.optimizers.items()}
-    assert rates == {"actor": 0.25, "critic": 0.25, "model": pytest.approx(0.5 * (1 - 35 / 30))}
+    assert rates == {"actor": 0.25, "entropy": 0.25, "critic": 0.25, "model": pytest.approx(0.5 * (1 - 35 / 30))}
 
 
 def test_custom_objects_and_schedules(tmp_path):
