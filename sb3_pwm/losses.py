@@ -83,9 +83,10 @@ def actor_loss(
     *,
     ent_coef: float | torch.Tensor,
 ) -> tuple[torch.Tensor, Metrics]:
-    r"""Return the negative imagined return, in return scales, less an entropy bonus.
+    r"""Return the negative of imagined return and entropy bonus, in return scales.
 
-    .. math:: L = -\frac{1}{B} \sum_b R_b / \sigma + \alpha \frac{1}{HB} \sum_{t,b} w_{t,b} \log \pi(a_{t,b} | z_{t,b})
+    .. math:: L = -\frac{1}{\sigma} \left(\frac{1}{B} \sum_b R_b
+        - \alpha \frac{1}{HB} \sum_{t,b} w_{t,b} \log \pi(a_{t,b} | z_{t,b})\right)
 
     (PWM, arXiv 2407.02466, eq. 7, with continuation weights w and an entropy bonus.)
 
@@ -94,11 +95,11 @@ def actor_loss(
     :param log_probs: (H, B) log-densities of the actions, differentiable in the actor.
     :param weights: (H, B) probability w in [0, 1] that the episode is still running; its gradient is not used.
     :param return_scale: () standard deviation sigma of imagined returns.
-    :param ent_coef: weight alpha of the bonus; 0 for none.
+    :param ent_coef: weight alpha of the bonus, in reward scales per nat; 0 for none.
     :return: () loss, and metrics.
     """
     entropy = -(weights.detach() * log_probs).mean()
-    loss = -returns.mean() / return_scale - ent_coef * entropy
+    loss = -(returns.mean() + ent_coef * entropy) / return_scale
     return loss, {
         "actor_loss": loss.detach(),
         "entropy": entropy.detach(),

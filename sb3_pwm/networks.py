@@ -12,7 +12,7 @@ from sb3_pwm.layers import mlp, orthogonal_init
 LOG_STD_RANGE = (-5.0, 2.0)
 LOG_STD_INIT = -1.0  # of the state-independent standard deviation, with its floor (the paper's values)
 LOG_STD_FLOOR = -1.427
-ENT_COEF_INIT = 0.02
+ENT_COEF_INIT = 0.2
 LOG_NORMALIZER = 0.5 * math.log(2 * math.pi) + 2 * math.log(2)
 
 

@@ -60,8 +60,8 @@ class PWM(SequenceOffPolicyAlgorithm):
     :param gamma: discount in (0, 1].
     :param td_lambda: lambda in [0, 1] of the critics' targets; 0 for one-step targets.
     :param tau: weight in (0, 1] of the critics in each Polyak update of the target critics.
-    :param ent_coef: weight of the entropy bonus, in units of the returns' standard deviation; 0 for none; ``"auto"``
-        learns it, so that the policy's entropy is ``target_entropy``.
+    :param ent_coef: weight of the entropy bonus: reward scales that one nat is worth; 0 for none; ``"auto"`` learns
+        it, so that the policy's entropy is ``target_entropy``.
     :param target_entropy: in nats; ``"auto"`` for minus half the number of action dimensions.
     :param consistency_coef: weight of the model's latent error.
     :param reward_coef: weight of the model's reward error.

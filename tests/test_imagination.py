@@ -94,7 +94,7 @@ def plain_objective(world_model, actor, critics, start, *, seen, noise, entropy_
     inputs = torch.cat([latents, act(horizon)[0]], -1) if q_critic else latents
     value = torch.stack([critic(inputs).squeeze(-1) for critic in critics.critics]).mean(0)
     returns = returns + GAMMA**horizon * running * value
-    return -returns.mean() / SCALE - ENT_COEF * bonus
+    return -(returns.mean() + ENT_COEF * bonus) / SCALE
 
 
 @pytest.mark.parametrize("q_critic", [True, False])

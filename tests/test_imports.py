@@ -14,7 +14,7 @@ LEVELS = (
     {"policies"},
     {"learner", "sequence_algorithm"},
     {"pwm"},
-    {"presets", "video"},
+    {"presets", "video", "datasets"},
     {"__init__"},
 )
 PURE = {

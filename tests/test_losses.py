@@ -146,11 +146,11 @@ def test_state_values_send_no_gradient_through_what_the_actor_sees(q_critics, ac
 
 
 def test_actor_loss_by_hand():
-    # return: -(2 + 4) / 2 / 2; entropy: -(1 * 1 + 1 * 2 + 0.5 * 3 + 0 * 4) / 4
+    # return: (2 + 4) / 2; entropy: -(1 * 1 + 1 * 2 + 0.5 * 3 + 0 * 4) / 4; both over the scale 2
     loss, metrics = actor_loss(
         tensor(2, 4), tensor([1, 2], [3, 4]), tensor([1, 1], [0.5, 0]), torch.tensor(2.0), ent_coef=0.1
     )
-    assert_close(loss, torch.tensor(-1.5 + 0.1 * 1.125))
+    assert_close(loss, torch.tensor(-(3 - 0.1 * 1.125) / 2))
     expected = {"actor_loss": loss, "entropy": torch.tensor(-1.125), "imagined_return": torch.tensor(3.0)}
     assert_close(metrics, expected)
 

@@ -1,0 +1,152 @@
+"""NumPy arrays in the D4RL layout: observations, actions, rewards, terminals, timeouts, one row per step."""
+
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from sb3_pwm.buffers import SequenceReplayBuffer
+from sb3_pwm.datasets.episodes import Episode, build_buffer, check_field
+
+REQUIRED = ("observations", "actions", "rewards", "terminals")
+
+
+def from_npz(
+    path: str | pathlib.Path,
+    observation_space: spaces.Space[Any] | None = None,
+    action_space: spaces.Space[Any] | None = None,
+    *,
+    buffer_size: int | None = None,
+    directory: str | pathlib.Path | None = None,
+) -> SequenceReplayBuffer:
+    """Read a ``.npz`` file in the D4RL layout; see :func:`from_arrays`.
+
+    :param path: file; it is read without unpickling anything.
+    :raises ValueError: if it is damaged, or its arrays are not as :func:`from_arrays` wants them.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            data = {name: file[name] for name in (*REQUIRED, "timeouts", "next_observations") if name in file}
+    except (
+        ValueError,
+        EOFError,
+        OSError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"cannot read {path} as .npz: {error}") from error
+    return from_arrays(
+        data, observation_space, action_space, buffer_size=buffer_size, directory=directory, source=str(path)
+    )
+
+
+def from_arrays(
+    data: Mapping[str, np.ndarray],
+    observation_space: spaces.Space[Any] | None = None,
+    action_space: spaces.Space[Any] | None = None,
+    *,
+    buffer_size: int | None = None,
+    directory: str | pathlib.Path | None = None,
+    source: str = "the data",
+) -> SequenceReplayBuffer:
+    """Make a replay buffer of N steps, one row each, in the order in which they happened.
+
+    :param data: ``observations`` (N, *obs_shape), ``actions`` (N, *act_shape), ``rewards`` (N,), ``terminals`` (N,) 1
+        where the episode truly ended; ``timeouts`` (N,) 1 where it was cut off; ``next_observations``
+        (N, *obs_shape). One of the last two may be missing: without ``timeouts`` an episode also ends where the next
+        row is not the next observation; without ``next_observations`` the last step of each episode is left out, as
+        nothing says where it led, which is possible only where nothing terminates.
+    :param observation_space: space of the observations; None for an unbounded Box of their shape.
+    :param action_space: Box with finite bounds, from which actions are rescaled to [-1, 1]; None for [-1, 1].
+    :param buffer_size: capacity of the buffer; None for the number of steps.
+    :param directory: keep the arrays in files in this folder, for data larger than memory.
+    :param source: name of the data in error messages.
+    :return: the buffer, of one environment.
+    :raises ValueError: if a field is missing or has a wrong shape or value; the message names field and row.
+    """
+    data = {name: np.asarray(values) for name, values in data.items()}
+    missing = [name for name in REQUIRED if name not in data]
+    if missing:
+        raise ValueError(f"{source} has no {', '.join(missing)}; found: {', '.join(sorted(data)) or 'nothing'}")
+    n_steps = len(data["rewards"]) if data["rewards"].ndim else 0
+    if n_steps == 0:
+        raise ValueError(f"{source} holds no steps")
+    for name in ("rewards", "terminals", "timeouts"):
+        if name in data:
+            data[name] = data[name].reshape(-1) if data[name].shape == (n_steps, 1) else data[name]
+            check_field(f"{source}: {name}", data[name], (n_steps,))
+    for name in ("observations", "actions", "next_observations"):
+        if name in data:
+            shape = data["observations" if name != "actions" else "actions"].shape[1:]
+            check_field(f"{source}: {name}", data[name], (n_steps, *shape))
+    if observation_space is None:
+        observation_space = spaces.Box(-np.inf, np.inf, data["observations"].shape[1:], np.float32)
+    if action_space is None:
+        action_space = spaces.Box(-1, 1, data["actions"].shape[1:], np.float32)
+    bounds = episode_bounds(data, source)
+    return build_buffer(
+        split(data, bounds),
+        sum(stop - start for start, stop in bounds),
+        observation_space,
+        action_space,
+        source=source,
+        buffer_size=buffer_size,
+        directory=directory,
+    )
+
+
+def episode_bounds(data: Mapping[str, np.ndarray], source: str) -> list[tuple[int, int]]:
+    """Return the first row of each episode and the row behind its last usable step.
+
+    :raises ValueError: if episodes cannot be told apart, or rows that should follow each other do not.
+    """
+    terminals = data["terminals"] != 0
+    following = data.get("next_observations")
+    ends = terminals.copy()
+    if "timeouts" in data:
+        ends |= data["timeouts"] != 0
+    elif following is None:
+        raise ValueError(f"{source} has neither timeouts nor next_observations: where episodes end cannot be told")
+    if following is not None:
+        differs = following[:-1] != data["observations"][1:]
+        broken = differs.any(tuple(range(1, differs.ndim))) & ~ends[:-1]
+        if broken.any() and "timeouts" in data:
+            row = int(np.flatnonzero(broken)[0])
+            raise ValueError(
+                f"{source}: next_observations in row {row} are not the observations in row {row + 1}, and neither "
+                "terminals nor timeouts end the episode there; rows must be in the order in which they happened"
+            )
+        ends[:-1] |= broken
+    elif terminals.any():
+        row = int(np.flatnonzero(terminals)[0])
+        raise ValueError(f"{source} terminates in row {row} but has no next_observations, to which that step led")
+    ends[-1] = True
+    stops = np.flatnonzero(ends) + 1
+    starts = np.concatenate([[0], stops[:-1]])
+    cut = following is None
+    return [(int(a), int(b) - cut) for a, b in zip(starts, stops, strict=True) if b - cut > a]
+
+
+def split(data: Mapping[str, np.ndarray], bounds: list[tuple[int, int]]) -> Iterator[Episode]:
+    """Give the episodes of flat arrays."""
+    for start, stop in bounds:
+        observations = data["observations"][start : stop + 1]
+        if "next_observations" in data:
+            observations = np.concatenate(
+                [data["observations"][start:stop], data["next_observations"][stop - 1 : stop]]
+            )
+        yield Episode(
+            observations,
+            data["actions"][start:stop],
+            data["rewards"][start:stop],
+            bool(data["terminals"][stop - 1] != 0),
+        )

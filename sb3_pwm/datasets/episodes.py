@@ -1,0 +1,191 @@
+"""From episodes to a replay buffer: what every importer shares."""
+
+import pathlib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_obs_shape
+
+from sb3_pwm.buffers import SequenceReplayBuffer, sequence_buffer_class
+
+ACTION_TOLERANCE = 1e-4  # of the range of an action; rounding in a file may go so far beyond the bounds
+
+Arrays = np.ndarray | dict[str, np.ndarray]
+
+
+class Episode(NamedTuple):
+    """One episode of T steps, as the environment gave it."""
+
+    observations: Arrays
+    """(T + 1, *obs_shape), or one such array per key."""
+    actions: np.ndarray
+    """(T, *act_shape), within the bounds of the action space."""
+    rewards: np.ndarray
+    """(T,), in the units of the environment."""
+    terminated: bool
+    """Whether the last step ended the episode truly, and not by a time-out or because the recording stopped."""
+
+
+def build_buffer(
+    episodes: Iterable[Episode],
+    n_steps: int,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    *,
+    source: str,
+    buffer_size: int | None = None,
+    directory: str | pathlib.Path | None = None,
+) -> SequenceReplayBuffer:
+    """Store episodes one after the other.
+
+    :param episodes: the episodes; each is read once and need not fit into memory together with the others.
+    :param n_steps: number of steps of all episodes together.
+    :param observation_space: space of the observations.
+    :param action_space: Box with finite bounds; actions are rescaled from them to [-1, 1].
+    :param source: where the data come from, for error messages.
+    :param buffer_size: capacity, ``n_steps`` or more; None for ``n_steps``. Room beyond the data is for steps that
+        ``learn`` adds; without it these replace the oldest ones.
+    :param directory: keep the arrays in files in this folder, for data larger than memory; None keeps them in memory.
+    :return: the buffer, of one environment.
+    :raises TypeError: if the action space is no Box.
+    :raises ValueError: if data do not fit the spaces, are not finite, or are none at all.
+    """
+    action_space = check_action_space(action_space)
+    low, high = action_space.low, action_space.high
+    if n_steps < 1:
+        raise ValueError(f"{source} holds no steps")
+    capacity = n_steps if buffer_size is None else buffer_size
+    if capacity < n_steps:
+        raise ValueError(f"buffer_size={capacity} is less than the {n_steps} steps of {source}")
+    buffer = make_buffer(capacity, observation_space, action_space, directory)
+    start = 0
+    for index, episode in enumerate(episodes):
+        where = f"{source}, episode {index}"
+        length = check_episode(episode, observation_space, action_space, where)
+        stop = start + length
+        if stop > n_steps:
+            raise ValueError(f"{where} goes beyond the {n_steps} steps that {source} should hold")
+        rows = slice(start, stop)
+        store_observations(buffer.observations, episode.observations, rows, slice(None, -1))
+        store_observations(buffer.next_observations, episode.observations, rows, slice(1, None))
+        actions = np.clip(2 * (episode.actions - low) / (high - low) - 1, -1, 1)
+        buffer.actions[rows, 0] = actions.reshape(length, -1)
+        buffer.rewards[rows, 0] = episode.rewards
+        buffer.dones[stop - 1, 0] = 1
+        buffer.timeouts[stop - 1, 0] = not episode.terminated
+        start = stop
+    if start != n_steps:
+        raise ValueError(f"{source} holds {start} steps, not the {n_steps} that it should")
+    buffer.pos, buffer.full = n_steps % capacity, n_steps == capacity
+    return buffer
+
+
+def make_buffer(
+    capacity: int,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    directory: str | pathlib.Path | None = None,
+) -> SequenceReplayBuffer:
+    """Make an empty replay buffer of one environment, in memory or in files of ``directory``."""
+    kind = sequence_buffer_class(observation_space)
+    if directory is None:
+        return kind(capacity, observation_space, action_space, device="cpu", n_envs=1)
+    folder = pathlib.Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = kind(1, observation_space, action_space, device="cpu", n_envs=1)
+    buffer.buffer_size = capacity
+
+    def in_file(name: str, array: np.ndarray) -> np.ndarray:
+        path = folder / f"{name}.npy"
+        return np.lib.format.open_memmap(path, mode="w+", dtype=array.dtype, shape=(capacity, *array.shape[1:]))
+
+    for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
+        array = getattr(buffer, name)
+        if isinstance(array, dict):
+            # Keys are numbered, because a file's name may not hold every character that a key may.
+            files: Any = {key: in_file(f"{name}_{i}", part) for i, (key, part) in enumerate(array.items())}
+        else:
+            files = in_file(name, array)
+        setattr(buffer, name, files)
+    return buffer
+
+
+def store_observations(storage: Any, observations: Arrays, rows: slice, steps: slice) -> None:
+    """Write the ``steps`` of (T + 1, *obs_shape) observations into the ``rows`` of a buffer's array(s)."""
+    if isinstance(storage, dict):
+        for key, array in storage.items():
+            store_observations(array, observations[key], rows, steps)
+        return
+    part = observations[steps]  # type: ignore[index]
+    storage[rows, 0] = np.asarray(part).reshape(storage[rows, 0].shape)
+
+
+def check_action_space(action_space: spaces.Space[Any]) -> spaces.Box:
+    """Return the action space, now known to be a bounded Box.
+
+    :raises TypeError: if it is no Box.
+    :raises ValueError: if it is not bounded.
+    """
+    if not isinstance(action_space, spaces.Box):
+        raise TypeError(f"the action space must be a Box, not {action_space}")
+    if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
+        raise ValueError(f"the action space must have finite bounds, not {action_space}")
+    return action_space
+
+
+def check_episode(episode: Episode, observation_space: spaces.Space[Any], action_space: spaces.Box, where: str) -> int:
+    """Return the number of steps of an episode that fits the spaces.
+
+    :raises ValueError: if it does not; the message names the field and the row.
+    """
+    length = len(episode.rewards)
+    if length < 1:
+        raise ValueError(f"{where} has no steps")
+    check_field(f"{where}: rewards", episode.rewards, (length,))
+    check_field(f"{where}: actions", episode.actions, (length, *action_space.shape))
+    check_actions(f"{where}: actions", episode.actions, action_space)
+    shapes = get_obs_shape(observation_space)
+    if isinstance(shapes, dict):
+        if not isinstance(episode.observations, dict) or set(episode.observations) < set(shapes):
+            raise ValueError(f"{where}: observations must have the keys {sorted(shapes)}")
+        for key, shape in shapes.items():
+            check_field(f"{where}: observations[{key!r}]", episode.observations[key], (length + 1, *shape))
+    elif isinstance(episode.observations, dict):
+        raise ValueError(f"{where}: observations have keys, the observation space {observation_space} has none")
+    else:
+        discrete = isinstance(observation_space, spaces.Discrete)
+        shape = (length + 1,) if discrete else (length + 1, *shapes)
+        check_field(f"{where}: observations", episode.observations, shape)
+    return length
+
+
+def check_field(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Check shape and finiteness.
+
+    :raises ValueError: if they are wrong.
+    """
+    if values.shape != shape:
+        raise ValueError(f"{name} have the shape {values.shape}, expected {shape}")
+    if not np.issubdtype(values.dtype, np.number) and values.dtype != bool:
+        raise ValueError(f"{name} are of type {values.dtype}, expected numbers")
+    finite = np.isfinite(values)
+    if not finite.all():
+        row = int(np.argwhere(~finite)[0][0])
+        raise ValueError(f"{name} are not finite in row {row}: {values[row]}")
+
+
+def check_actions(name: str, actions: np.ndarray, action_space: spaces.Box) -> None:
+    """Check (T, *act_shape) actions against the bounds.
+
+    :raises ValueError: if one is outside by more than rounding.
+    """
+    margin = ACTION_TOLERANCE * (action_space.high - action_space.low)
+    outside = (actions < action_space.low - margin) | (actions > action_space.high + margin)
+    if outside.any():
+        row = int(np.argwhere(outside)[0][0])
+        raise ValueError(
+            f"{name} are outside the bounds in row {row}: {actions[row]}; allowed: {action_space.low} to "
+            f"{action_space.high}"
+        )

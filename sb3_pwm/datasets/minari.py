@@ -1,0 +1,61 @@
+"""Minari data sets (https://minari.farama.org)."""
+
+import pathlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sb3_pwm.buffers import SequenceReplayBuffer
+from sb3_pwm.datasets.episodes import Episode, build_buffer
+
+if TYPE_CHECKING:
+    from minari import MinariDataset
+
+
+def from_minari(
+    dataset: "str | MinariDataset",
+    *,
+    download: bool = False,
+    buffer_size: int | None = None,
+    directory: str | pathlib.Path | None = None,
+) -> SequenceReplayBuffer:
+    """Read a Minari data set, episode by episode.
+
+    :param dataset: a ``MinariDataset``, or its id such as ``"mujoco/hopper/medium-v0"``.
+    :param download: fetch the data set of that id if it is not on this machine.
+    :param buffer_size: capacity of the buffer; None for the number of steps.
+    :param directory: keep the arrays in files in this folder, for data larger than memory.
+    :return: the buffer, of one environment, with the data set's spaces.
+    :raises ImportError: if minari is not installed.
+    :raises TypeError: if the action space is no Box.
+    :raises ValueError: if the data do not fit their spaces or are not finite.
+    """
+    try:
+        import minari
+    except ImportError as error:
+        raise ImportError("from_minari needs minari: pip install 'sb3-pwm[minari]'") from error
+    if isinstance(dataset, str):
+        dataset = minari.load_dataset(dataset, download=download)
+    name = f"Minari data set {dataset.spec.dataset_id}"
+    return build_buffer(
+        episodes_of(dataset),
+        int(dataset.total_steps),
+        dataset.observation_space,
+        dataset.action_space,
+        source=name,
+        buffer_size=buffer_size,
+        directory=directory,
+    )
+
+
+def episodes_of(dataset: "MinariDataset") -> Iterator[Episode]:
+    """Give the episodes of a data set; an episode that neither ended nor timed out was cut off."""
+    for episode in dataset.iterate_episodes():
+        observations: Any = episode.observations
+        yield Episode(
+            observations,
+            np.asarray(episode.actions),
+            np.asarray(episode.rewards),
+            bool(len(episode.terminations) and episode.terminations[-1]),
+        )

@@ -1,0 +1,60 @@
+"""Replay buffers of Stable-Baselines3."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.save_util import load_from_pkl
+
+from sb3_pwm.buffers import SequenceReplayBuffer, check_replay_buffer
+from sb3_pwm.datasets.episodes import make_buffer
+
+
+def from_replay_buffer(
+    source: str | pathlib.Path | ReplayBuffer,
+    *,
+    buffer_size: int | None = None,
+    directory: str | pathlib.Path | None = None,
+) -> SequenceReplayBuffer:
+    """Copy a replay buffer of any number of environments into one of a single environment.
+
+    ``PWM.load_replay_buffer`` is for a model with as many environments as the file has; this is for all others.
+
+    :param source: a :class:`ReplayBuffer` or :class:`DictReplayBuffer`, or the path of a file that
+        ``save_replay_buffer`` wrote (SAC, TD3, DDPG, TQC, ...). A pickle runs code: load only files that you trust.
+    :param buffer_size: capacity of the result; None for the number of stored steps.
+    :param directory: keep the arrays in files in this folder, for data larger than memory.
+    :return: the steps in the order in which they happened, one environment after the other.
+    :raises TypeError: if the file holds no SB3 replay buffer.
+    :raises ValueError: if it is empty, or lacks what windows need.
+    """
+    buffer = source if isinstance(source, ReplayBuffer) else load_from_pkl(source)
+    check_replay_buffer(buffer)
+    size, n_steps = buffer.size(), buffer.size() * buffer.n_envs
+    if n_steps == 0:
+        raise ValueError(f"the replay buffer {'' if isinstance(source, ReplayBuffer) else source} is empty")
+    capacity = n_steps if buffer_size is None else buffer_size
+    if capacity < n_steps:
+        raise ValueError(f"buffer_size={capacity} is less than the {n_steps} steps of the replay buffer")
+    oldest = buffer.pos if buffer.full else 0
+    order = (oldest + np.arange(size)) % buffer.buffer_size
+    result = make_buffer(capacity, buffer.observation_space, buffer.action_space, directory)
+    for env in range(buffer.n_envs):
+        rows = slice(env * size, (env + 1) * size)
+        for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
+            copy_rows(getattr(result, name), getattr(buffer, name), rows, order, env)
+        last = rows.stop - 1
+        if not result.dones[last, 0]:  # the next row belongs to another environment
+            result.dones[last, 0] = result.timeouts[last, 0] = 1
+    result.pos, result.full = n_steps % capacity, n_steps == capacity
+    return result
+
+
+def copy_rows(target: Any, source: Any, rows: slice, order: np.ndarray, env: int) -> None:
+    """Copy the rows ``order`` of one environment from array(s) of (rows, n_envs, ...) to array(s) of (rows, 1, ...)."""
+    if isinstance(target, dict):
+        for key, array in target.items():
+            copy_rows(array, source[key], rows, order, env)
+        return
+    target[rows, 0] = source[order, env]

@@ -1,0 +1,415 @@
+import pickle
+import sys
+
+import gymnasium as gym
+import minari
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
+from stable_baselines3 import TD3
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from tensordict import TensorDict
+
+from sb3_pwm import PWM, SequenceReplayBuffer
+from sb3_pwm.datasets import from_arrays, from_minari, from_npz, from_replay_buffer, from_tdmpc2
+from sb3_pwm.datasets.episodes import Episode, build_buffer
+
+ACTIONS = spaces.Box(np.array([-2, 0], np.float32), np.array([2, 1], np.float32))
+OBSERVATIONS = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+
+
+def episode(number, length, *, terminated=False):
+    """Observations (episode, step, 0); the reward is the step's number."""
+    steps = np.arange(length + 1)
+    observations = np.stack([np.full(length + 1, number), steps, 0 * steps], -1).astype(np.float32)
+    actions = np.stack([np.linspace(-2, 2, length), np.linspace(0, 1, length)], -1).astype(np.float32)
+    return Episode(observations, actions, steps[1:].astype(np.float32), terminated)
+
+
+def flat(episodes):
+    """Give the D4RL layout."""
+    ends = [np.eye(1, len(e.rewards), len(e.rewards) - 1)[0] for e in episodes]
+    return {
+        "observations": np.concatenate([e.observations[:-1] for e in episodes]),
+        "next_observations": np.concatenate([e.observations[1:] for e in episodes]),
+        "actions": np.concatenate([e.actions for e in episodes]),
+        "rewards": np.concatenate([e.rewards for e in episodes]),
+        "terminals": np.concatenate([end * e.terminated for e, end in zip(episodes, ends, strict=True)]),
+        "timeouts": np.concatenate([end * (not e.terminated) for e, end in zip(episodes, ends, strict=True)]),
+    }
+
+
+def check_holds(buffer, episodes):
+    """Check that a buffer holds these episodes and nothing else."""
+    expected = flat(episodes)
+    n = len(expected["rewards"])
+    assert type(buffer).__name__ == "SequenceReplayBuffer"
+    assert (buffer.size(), buffer.n_envs) == (n, 1)
+    np.testing.assert_array_equal(buffer.observations[:n, 0], expected["observations"])
+    np.testing.assert_array_equal(buffer.next_observations[:n, 0], expected["next_observations"])
+    np.testing.assert_array_equal(buffer.rewards[:n, 0], expected["rewards"])
+    np.testing.assert_array_equal(buffer.dones[:n, 0], expected["terminals"] + expected["timeouts"])
+    np.testing.assert_array_equal(buffer.timeouts[:n, 0], expected["timeouts"])
+    scaled = 2 * (expected["actions"] - ACTIONS.low) / (ACTIONS.high - ACTIONS.low) - 1
+    np.testing.assert_allclose(buffer.actions[:n, 0], scaled, atol=1e-6)
+
+
+THREE = [episode(0, 4, terminated=True), episode(1, 1), episode(2, 3)]
+lengths = st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=6)
+
+
+@given(lengths, st.integers(0, 5))
+def test_arrays(cases, room):
+    episodes = [episode(i, length, terminated=terminated) for i, (length, terminated) in enumerate(cases)]
+    n = sum(len(e.rewards) for e in episodes)
+    buffer = from_arrays(flat(episodes), OBSERVATIONS, ACTIONS, buffer_size=n + room)
+    check_holds(buffer, episodes)
+    assert buffer.full == (room == 0)
+    assert buffer.pos == n % (n + room)
+
+
+@given(lengths)
+def test_arrays_without_timeouts_end_where_the_next_row_does_not_follow(cases):
+    episodes = [episode(i, length, terminated=terminated) for i, (length, terminated) in enumerate(cases)]
+    data = flat(episodes)
+    del data["timeouts"]
+    check_holds(from_arrays(data, OBSERVATIONS, ACTIONS), episodes)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=6).filter(lambda lengths: max(lengths) > 1))
+def test_arrays_without_next_observations_lose_the_last_step_of_each_episode(cases):
+    data = flat([episode(i, length) for i, length in enumerate(cases)])
+    del data["next_observations"]
+    kept = [
+        Episode(e.observations[:-1], e.actions[:-1], e.rewards[:-1], terminated=False)
+        for e in (episode(i, length) for i, length in enumerate(cases))
+        if len(e.rewards) > 1
+    ]
+    check_holds(from_arrays(data, OBSERVATIONS, ACTIONS), kept)
+
+
+def test_npz_with_the_spaces_that_its_arrays_suggest(tmp_path):
+    data = flat(THREE)
+    data["actions"] = data["actions"] / 2
+    data["rewards"] = data["rewards"][:, None]
+    np.savez(tmp_path / "data.npz", **data)
+    buffer = from_npz(tmp_path / "data.npz")
+    assert buffer.observation_space == OBSERVATIONS
+    assert buffer.action_space == spaces.Box(-1, 1, (2,), np.float32)
+    np.testing.assert_allclose(buffer.actions[:, 0], data["actions"], atol=1e-6)
+
+
+def test_arrays_in_files(tmp_path):
+    buffer = from_arrays(flat(THREE), OBSERVATIONS, ACTIONS, buffer_size=20, directory=tmp_path / "new")
+    check_holds(buffer, THREE)
+    assert isinstance(buffer.next_observations, np.memmap)
+    assert len(buffer.observations) == 20
+    buffer.add(np.zeros((1, 3)), np.ones((1, 3)), np.zeros((1, 2)), np.ones(1), np.zeros(1), [{}])
+    assert buffer.size() == 9
+    samples = buffer.sample_sequences(5, 3)
+    assert samples.rewards.shape == (3, 5)
+
+
+def change(name, row, value):
+    def apply(data):
+        data[name] = data[name].astype(np.float64)
+        data[name][row] = value
+
+    return apply
+
+
+def drop(*names):
+    return lambda data: [data.pop(name) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (drop("terminals"), "the data has no terminals; found: actions, next_observations"),
+        (drop("rewards", "actions"), "the data has no actions, rewards"),
+        (drop("timeouts", "next_observations"), "neither timeouts nor next_observations"),
+        (drop("next_observations"), "terminates in row 3 but has no next_observations"),
+        (change("rewards", 5, np.nan), "rewards are not finite in row 5: nan"),
+        (change("observations", 2, np.inf), "observations are not finite in row 2"),
+        (change("actions", 1, 2.1), r"episode 0: actions are outside the bounds in row 1: .*allowed"),
+        (change("next_observations", 1, 7), "next_observations in row 1 are not the observations in row 2"),
+        (lambda data: data.update(rewards=data["rewards"][:-1]), r"terminals have the shape \(8,\), expected \(7,\)"),
+        (lambda data: data.update(rewards=np.zeros(0)), "holds no steps"),
+        (lambda data: data.update(rewards=np.float32(1)), "holds no steps"),
+        (
+            lambda data: data.update(observations=data["observations"][:, :2]),
+            r"next_observations have the shape \(8, 3\), expected \(8, 2\)",
+        ),
+        (lambda data: data.update(rewards=data["rewards"].astype(str)), "rewards are of type .*expected numbers"),
+    ],
+)
+def test_bad_arrays(damage, message):
+    data = flat(THREE)
+    damage(data)
+    with pytest.raises(ValueError, match=message):
+        from_arrays(data, OBSERVATIONS, ACTIONS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"buffer_size": 7}, ValueError, "buffer_size=7 is less than the 8 steps"),
+        ({"action_space": spaces.Discrete(2)}, TypeError, "must be a Box, not Discrete"),
+        ({"action_space": spaces.Box(-np.inf, 1, (2,))}, ValueError, "finite bounds"),
+        ({"action_space": spaces.Box(-2, 2, (3,))}, ValueError, r"actions have the shape \(4, 2\), expected \(4, 3\)"),
+        ({"observation_space": spaces.Box(-1, 1, (4,))}, ValueError, r"observations have the shape \(5, 3\)"),
+        ({"observation_space": spaces.Dict(a=OBSERVATIONS)}, ValueError, r"must have the keys \['a'\]"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        from_arrays(flat(THREE), **{"observation_space": OBSERVATIONS, "action_space": ACTIONS} | arguments)
+
+
+def test_episodes_that_are_not_as_many_as_announced():
+    for n_steps, message in ((7, "goes beyond the 7 steps"), (9, "holds 8 steps, not the 9"), (0, "holds no steps")):
+        with pytest.raises(ValueError, match=message):
+            build_buffer(iter(THREE), n_steps, OBSERVATIONS, ACTIONS, source="it")
+    empty = Episode(np.zeros((1, 3)), np.zeros((0, 2)), np.zeros(0), terminated=False)
+    with pytest.raises(ValueError, match="episode 1 has no steps"):
+        build_buffer([THREE[0], empty], 4, OBSERVATIONS, ACTIONS, source="it")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_damaged_npz_file_is_refused_or_read_whole(tmp_path, seed):
+    """Change bytes or cut the end: the file names itself in the error, or the data are those of a whole file."""
+    path = tmp_path / "data.npz"
+    np.savez(path, **flat(THREE))
+    content = bytearray(path.read_bytes())
+    rng = np.random.default_rng(seed)
+    if seed % 2:
+        content = content[: rng.integers(len(content))]
+    else:
+        for place in rng.integers(len(content), size=20):
+            content[place] = rng.integers(256)
+    path.write_bytes(content)
+    try:
+        buffer = from_npz(path, OBSERVATIONS, ACTIONS)
+    except ValueError as error:
+        assert "data" in str(error)  # noqa: PT017
+    else:
+        assert buffer.size() > 0
+        assert np.isfinite(buffer.rewards).all()
+
+
+def test_an_npz_file_is_never_unpickled(tmp_path):
+    data = flat(THREE) | {"rewards": np.array([object()], dtype=object)}
+    np.savez(tmp_path / "data.npz", **data)
+    with pytest.raises(ValueError, match=r"data\.npz as \.npz: Object arrays cannot be loaded"):
+        from_npz(tmp_path / "data.npz")
+    with pytest.raises(FileNotFoundError):
+        from_npz(tmp_path / "none.npz")
+
+
+def sb3_buffer(n_envs, steps, capacity, *, keys=False):
+    """A buffer in which env e's reward at step t is 100 e + t, with episodes of 4 steps that end in either way."""
+    space = spaces.Dict(a=OBSERVATIONS) if keys else OBSERVATIONS
+    kind = DictReplayBuffer if keys else ReplayBuffer
+    buffer = kind(capacity * n_envs, space, ACTIONS, device="cpu", n_envs=n_envs)
+    for t in range(steps):
+        values = np.stack([np.full(3, 100 * e + t, np.float32) for e in range(n_envs)])
+        done = np.full(n_envs, t % 4 == 3)
+        infos = [{"TimeLimit.truncated": bool(t % 8 == 3)} for _ in range(n_envs)]
+        before, after = ({"a": values}, {"a": values + 1}) if keys else (values, values + 1)
+        buffer.add(before, after, np.full((n_envs, 2), 0.25), values[:, 0], done, infos)
+    return buffer
+
+
+@pytest.mark.parametrize("keys", [False, True])
+@pytest.mark.parametrize(("n_envs", "steps", "capacity"), [(1, 6, 10), (3, 10, 10), (2, 25, 10)])
+def test_sb3_buffers_of_several_environments(n_envs, steps, capacity, keys):
+    source = sb3_buffer(n_envs, steps, capacity, keys=keys)
+    buffer = from_replay_buffer(source, buffer_size=40)
+    size = min(steps, capacity)
+    times = np.arange(steps - size, steps)
+    expected = np.concatenate([100 * e + times for e in range(n_envs)])
+    n = size * n_envs
+    assert buffer.size() == n
+    assert isinstance(buffer, SequenceReplayBuffer)
+    np.testing.assert_array_equal(buffer.rewards[:n, 0], expected)
+    stored = buffer.next_observations["a"] if keys else buffer.next_observations
+    np.testing.assert_array_equal(stored[:n, 0], np.repeat(expected[:, None] + 1, 3, 1))
+    last = np.tile(times == times[-1], n_envs)
+    ends, cut = np.tile(times % 4 == 3, n_envs), np.tile(times % 8 == 3, n_envs)
+    np.testing.assert_array_equal(buffer.dones[:n, 0], ends | last)
+    np.testing.assert_array_equal(buffer.timeouts[:n, 0], cut | (last & ~ends))
+
+
+def test_a_buffer_that_td3_saved(tmp_path):
+    td3 = TD3("MlpPolicy", gym.make("Pendulum-v1"), learning_starts=1000, device="cpu").learn(250)
+    td3.save_replay_buffer(tmp_path / "buffer")
+    buffer = from_replay_buffer(tmp_path / "buffer.pkl")
+    np.testing.assert_array_equal(buffer.observations[:, 0], td3.replay_buffer.observations[:250, 0])
+    assert np.flatnonzero(buffer.dones).tolist() == [199, 249]
+    model = PWM("MlpPolicy", "Pendulum-v1", device="cpu")
+    model.replay_buffer = buffer
+    model.pretrain(2)
+    assert model.n_model_updates == 2
+
+
+def test_other_pickles_are_refused(tmp_path):
+    (tmp_path / "list.pkl").write_bytes(pickle.dumps([1]))
+    with pytest.raises(TypeError, match="not list"):
+        from_replay_buffer(tmp_path / "list.pkl")
+    with pytest.raises(ValueError, match="is empty"):
+        from_replay_buffer(ReplayBuffer(4, OBSERVATIONS, ACTIONS, device="cpu"))
+    with pytest.raises(ValueError, match="buffer_size=3 is less than the 4 steps"):
+        from_replay_buffer(sb3_buffer(1, 4, 4), buffer_size=3)
+
+
+@pytest.fixture
+def minari_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+
+
+def minari_dataset(name, episodes, observation_space, action_space=ACTIONS):
+    """Let minari write a data set, and read it again."""
+    buffers = [
+        minari.data_collector.EpisodeBuffer(
+            id=i,
+            observations=e.observations,
+            actions=e.actions,
+            rewards=e.rewards.tolist(),
+            terminations=[False] * (len(e.rewards) - 1) + [e.terminated],
+            truncations=[False] * (len(e.rewards) - 1) + [not e.terminated],
+        )
+        for i, e in enumerate(episodes)
+    ]
+    minari.create_dataset_from_buffers(
+        name, buffers, observation_space=observation_space, action_space=action_space, data_format="hdf5"
+    )
+    return minari.load_dataset(name)
+
+
+def test_minari(minari_home):
+    dataset = minari_dataset("test/three-v0", THREE, OBSERVATIONS)
+    check_holds(from_minari(dataset), THREE)
+    check_holds(from_minari("test/three-v0", buffer_size=100), THREE)
+
+
+def test_minari_with_dict_observations(minari_home):
+    keyed = [Episode({"a b": e.observations, "c": e.observations[:, :1]}, *e[1:]) for e in THREE]
+    space = spaces.Dict({"a b": OBSERVATIONS, "c": spaces.Box(-np.inf, np.inf, (1,), np.float32)})
+    buffer = from_minari(minari_dataset("test/keys-v0", keyed, space))
+    assert buffer.observation_space == space
+    np.testing.assert_array_equal(buffer.next_observations["a b"][:, 0], flat(THREE)["next_observations"])
+    assert PWM("MultiInputPolicy", make_env(space), device="cpu").observation_space == space
+
+
+def make_env(space):
+    env = gym.Env()
+    env.observation_space, env.action_space = space, ACTIONS
+    return env
+
+
+def test_minari_with_discrete_actions_is_refused(minari_home):
+    discrete = [e._replace(actions=np.zeros(len(e.rewards), np.int64)) for e in THREE]
+    dataset = minari_dataset("test/discrete-v0", discrete, OBSERVATIONS, spaces.Discrete(2))
+    with pytest.raises(TypeError, match="must be a Box"):
+        from_minari(dataset)
+
+
+N_EPISODES, N_STEPS = 5, 6
+
+
+def tdmpc2_table(tasks=(0, 1, 0, 1, 1)):
+    """Row t: observation (episode, t, ...) and the action and reward of the step from t - 1 to t; row 0 has none."""
+    time = torch.arange(N_STEPS + 1.0).repeat(N_EPISODES, 1)
+    number = torch.arange(float(N_EPISODES))[:, None].expand_as(time)
+    obs = torch.stack([number, time, 0 * time, 0 * time], -1)
+    action = torch.stack([time / 10, -time / 10, 0 * time], -1)
+    reward = time.clone()
+    action[:, 0], reward[:, 0] = np.nan, np.nan
+    task = torch.tensor(tasks, dtype=torch.int32)[:, None].repeat(1, N_STEPS + 1)
+    return TensorDict(
+        {"obs": obs, "action": action, "reward": reward, "task": task}, batch_size=[N_EPISODES, N_STEPS + 1]
+    )
+
+
+def test_tdmpc2_rows_are_shifted_into_place(tmp_path):
+    torch.save(tdmpc2_table(), tmp_path / "chunk_0.pt")
+    torch.save(tdmpc2_table((1, 1, 1, 1, 0)), tmp_path / "chunk_1.pt")
+    space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    buffer = from_tdmpc2(tmp_path, 0, space, spaces.Box(-1, 1, (2,), np.float32))
+    assert buffer.size() == 3 * N_STEPS
+    steps = np.tile(np.arange(N_STEPS), 3)
+    numbers = np.repeat([0, 2, 4], N_STEPS)
+    np.testing.assert_array_equal(buffer.observations[:, 0], np.stack([numbers, steps], -1))
+    np.testing.assert_array_equal(buffer.next_observations[:, 0], np.stack([numbers, steps + 1], -1))
+    np.testing.assert_array_equal(buffer.rewards[:, 0], steps + 1)
+    np.testing.assert_allclose(buffer.actions[:, 0], np.stack([(steps + 1) / 10, -(steps + 1) / 10], -1), rtol=1e-6)
+    assert np.flatnonzero(buffer.dones).tolist() == np.flatnonzero(buffer.timeouts).tolist() == [5, 11, 17]
+
+
+def test_tdmpc2_files_of_one_task(tmp_path):
+    table = tdmpc2_table()
+    del table["task"]
+    torch.save(table, tmp_path / "data.pt")
+    buffer = from_tdmpc2([tmp_path / "data.pt"])
+    assert buffer.size() == N_EPISODES * N_STEPS
+    assert (buffer.observation_space.shape, buffer.action_space.shape) == ((4,), (3,))
+
+
+class Foreign:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("content", "task", "message"),
+    [
+        (tdmpc2_table, None, r"holds the tasks \[0, 1\]: name one"),
+        (tdmpc2_table, 7, r"no episode of task 7; tasks found: \[0, 1\]"),
+        (Foreign, None, "cannot read .*data.pt"),
+        (lambda: {"obs": torch.zeros(2)}, None, "has no action, reward"),
+        (lambda: [1], None, "has no obs, action, reward"),
+        (lambda: tdmpc2_table()[:, :1], None, "expected .*steps"),
+        (lambda: {n: torch.zeros(2, 3) for n in ("obs", "action", "reward")}, None, "expected three dimensions"),
+        (lambda: tdmpc2_table().apply(lambda x: x + torch.nan if x.is_floating_point() else x), 0, "not finite"),
+    ],
+)
+def test_bad_tdmpc2_files(tmp_path, content, task, message):
+    torch.save(content(), tmp_path / "data.pt")
+    with pytest.raises(ValueError, match=message):
+        from_tdmpc2(tmp_path / "data.pt", task)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_damaged_tdmpc2_file_is_refused_or_read_whole(tmp_path, seed):
+    path = tmp_path / "data.pt"
+    torch.save(tdmpc2_table(), path)
+    content = bytearray(path.read_bytes())
+    rng = np.random.default_rng(seed)
+    if seed % 2:
+        content = content[: rng.integers(len(content))]
+    else:
+        for place in rng.integers(len(content), size=20):
+            content[place] = rng.integers(256)
+    path.write_bytes(content)
+    try:
+        buffer = from_tdmpc2(path, 0)
+    except ValueError as error:
+        assert "data.pt" in str(error)  # noqa: PT017
+    else:
+        assert np.isfinite(buffer.rewards).all()
+
+
+def test_no_tdmpc2_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no \.pt file"):
+        from_tdmpc2(tmp_path)
+
+
+@pytest.mark.parametrize(("module", "read"), [("minari", from_minari), ("tensordict", from_tdmpc2)])
+def test_a_missing_library_names_the_extra(monkeypatch, tmp_path, module, read):
+    (tmp_path / "data.pt").touch()
+    monkeypatch.setitem(sys.modules, module, None)
+    extra = {"minari": "minari", "tensordict": "tdmpc2"}[module]
+    with pytest.raises(ImportError, match=rf"pip install 'sb3-pwm\[{extra}\]'"):
+        read(tmp_path / "data.pt")
