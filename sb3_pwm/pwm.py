@@ -30,6 +30,7 @@ SelfPWM = TypeVar("SelfPWM", bound="PWM")
 
 # High at the start, because there is one update for four environment steps; falling linearly, as the paper's rates do.
 DEFAULT_LEARNING_RATE = LinearSchedule(1e-3, 1e-4, end_fraction=1.0)
+ENTROPY_RATE = 4.0  # times the actor's: the coefficient must follow a policy that changes within hundreds of updates
 STATISTICS_INTERVAL = 1_000  # environment steps between refreshes of the observation and reward statistics
 CALIBRATION_EPISODES = 10
 
@@ -42,8 +43,7 @@ class PWM(SequenceOffPolicyAlgorithm):
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a :class:`PWMPolicy` class.
     :param env: Gymnasium environment with a Box action space, its id, or an SB3 VecEnv.
-    :param learning_rate: of the actor and the entropy coefficient; a number or a schedule of the remaining progress
-        (1 to 0).
+    :param learning_rate: of the actor; a number or a schedule of the remaining progress (1 to 0).
     :param critic_learning_rate: of the critics; None for the actor's.
     :param model_learning_rate: of the world model; None for the actor's.
     :param buffer_size: capacity of the replay buffer, over all environments.
@@ -211,13 +211,14 @@ class PWM(SequenceOffPolicyAlgorithm):
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
+        actor = self.lr_schedule
         self._schedules = {
-            name: self.lr_schedule if rate is None else FloatSchedule(rate)
+            name: actor if rate is None else FloatSchedule(rate)
             for name, rate in (
                 ("actor", None),
                 ("critic", self.critic_learning_rate),
                 ("model", self.model_learning_rate),
-                ("entropy", None),
+                ("entropy", lambda progress: ENTROPY_RATE * actor(progress)),
             )
         }
 

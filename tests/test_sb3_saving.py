@@ -141,7 +141,7 @@ def test_loading_changes_arguments(model, tmp_path):
     assert counts == {"model": 3, "policy": 3}
     assert loaded.num_timesteps == 35
     rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in loaded.policy.optimizers.items()}
-    assert rates == {"actor": 0.25, "entropy": 0.25, "critic": 0.25, "model": pytest.approx(0.5 * (1 - 35 / 30))}
+    assert rates == {"actor": 0.25, "entropy": 1.0, "critic": 0.25, "model": pytest.approx(0.5 * (1 - 35 / 30))}
 
 
 def test_custom_objects_and_schedules(tmp_path):
