@@ -15,6 +15,7 @@ LEVELS = (
     {"learner", "sequence_algorithm"},
     {"pwm"},
     {"presets", "video", "datasets"},
+    {"benchmark"},
     {"__init__"},
 )
 PURE = {

@@ -1,0 +1,1 @@
+"""Benchmarks: ``python -m sb3_pwm.benchmark.speed``."""

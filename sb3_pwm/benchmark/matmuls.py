@@ -1,0 +1,119 @@
+"""Count the matrix multiplications of a piece of work, and measure how fast the machine does nothing but these."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+PRODUCTS = {
+    torch.ops.aten.mm.default: 0,
+    torch.ops.aten.addmm.default: 1,
+    torch.ops.aten.bmm.default: 0,
+    torch.ops.aten.baddbmm.default: 1,
+}
+"""Matrix products, and the place of their first factor among the arguments."""
+
+
+class Product(NamedTuple):
+    """One kind of matrix product: ``batch`` times (rows, inner) x (inner, columns)."""
+
+    batch: int
+    rows: int
+    inner: int
+    columns: int
+    transposed: tuple[bool, bool]
+    """Whether each factor lies transposed in memory, as in the backward pass."""
+    dtype: torch.dtype
+
+    @property
+    def flops(self) -> int:
+        """Operations: a multiplication and an addition for each triple of indices."""
+        return 2 * self.batch * self.rows * self.inner * self.columns
+
+
+class CountProducts(TorchDispatchMode):
+    """Count the matrix products that run inside, also those of backward passes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: Counter[Product] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at one operation, and let it run."""
+        if func in PRODUCTS:
+            first, second = args[PRODUCTS[func] :][:2]
+            batch = first.shape[0] if first.ndim == 3 else 1
+            rows, inner = first.shape[-2:]
+            transposed = (first.stride(-1) != 1, second.stride(-1) != 1)
+            self.counts[Product(batch, rows, inner, second.shape[-1], transposed, first.dtype)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count_products(work: Callable[[], object]) -> Counter[Product]:
+    """Return how often each kind of matrix product runs in ``work``."""
+    counter = CountProducts()
+    with counter:
+        work()
+    return counter.counts
+
+
+def flops_of(counts: Counter[Product]) -> int:
+    """Return the operations of all products."""
+    return sum(product.flops * count for product, count in counts.items())
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, at_least: float = 0.2, rounds: int = 5) -> float:
+    """Return the seconds that ``work`` takes: the lowest mean of several rounds, after a warm-up.
+
+    :param work: what to time.
+    :param device: device on which it runs; a GPU is waited for.
+    :param at_least: seconds that each round lasts at least.
+    :param rounds: number of rounds.
+    """
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def round_of(repeats: int) -> float:
+        wait()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            work()
+        wait()
+        return (time.perf_counter() - start) / repeats
+
+    repeats = max(1, round(at_least / max(min(round_of(1), round_of(1)), 1e-7)))
+    return min(round_of(repeats) for _ in range(rounds))
+
+
+def floor_seconds(counts: Counter[Product], device: torch.device) -> float:
+    """Return the seconds of the same matrix products one after the other, with nothing in between."""
+    total = 0.0
+    for product, count in counts.items():
+
+        def factor(rows: int, columns: int, transposed: bool, product: Product = product) -> torch.Tensor:
+            leading = (product.batch,) if product.batch > 1 else ()
+            shape = (*leading, columns, rows) if transposed else (*leading, rows, columns)
+            values = torch.randn(shape, device=device).to(product.dtype)
+            return values.mT if transposed else values
+
+        first = factor(product.rows, product.inner, product.transposed[0])
+        second = factor(product.inner, product.columns, product.transposed[1])
+        out = first @ second
+
+        def multiply(first: torch.Tensor = first, second: torch.Tensor = second, out: torch.Tensor = out) -> None:
+            torch.matmul(first, second, out=out)
+
+        total += count * seconds_of(multiply, device, at_least=0.01, rounds=3)
+    return total
+
+
+def peak_rate(device: torch.device, dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
+    """Return the operations per second of one large square product."""
+    a = torch.randn(size, size, device=device).to(dtype)
+    out = torch.empty_like(a)
+    return 2 * size**3 / seconds_of(lambda: torch.matmul(a, a, out=out), device, rounds=3)

@@ -1,0 +1,242 @@
+"""Measure how close each part of PWM comes to what the machine's matrix products allow.
+
+    python -m sb3_pwm.benchmark.speed --json speed.json
+
+For each shape and each phase: the matrix products that it needs are counted, the same products are timed alone in the
+same run (the *floor*), and *efficiency* is the floor over the measured time. *of peak* compares with one large square
+product instead. Times are the lowest of several rounds.
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3 import SAC
+
+from sb3_pwm.benchmark.matmuls import count_products, floor_seconds, flops_of, peak_rate, seconds_of
+from sb3_pwm.presets import paper_single_task
+from sb3_pwm.pwm import PWM
+
+N_TRANSITIONS = 20_000
+EPISODE_STEPS = 1_000
+
+
+class Shape(NamedTuple):
+    """Sizes of a task, and settings of PWM."""
+
+    observation_dim: int
+    action_dim: int
+    settings: dict[str, Any]
+
+
+def multi_task(batch_size: int) -> dict[str, Any]:
+    """Return the settings of the paper's 48M multi-task model, without its task embedding."""
+    policy = paper_single_task["policy_kwargs"] | {
+        "net_arch": {
+            "encoder": [1792, 1792, 1792],
+            "dynamics": [1792, 1792],
+            "reward": [1792, 1792],
+            "termination": [1792],
+            "pi": [1792, 1792],
+            "qf": [1792, 1792],
+        },
+        "latent_dim": 768,
+        "reward_bins": 101,
+        "norm_after_activation": False,
+    }
+    return paper_single_task | {"batch_size": batch_size, "critic_batch_size": batch_size, "policy_kwargs": policy}
+
+
+SHAPES = {
+    "default": Shape(17, 6, {}),
+    "paper-64": Shape(17, 6, paper_single_task | {"batch_size": 64}),
+    "paper-512": Shape(17, 6, paper_single_task | {"batch_size": 512}),
+    "humanoid": Shape(348, 17, {}),
+    "snu-humanoid": Shape(53, 152, {}),
+    "multi-task-48M": Shape(39, 6, multi_task(512)),
+}
+
+
+class RandomEnv(gym.Env[np.ndarray, np.ndarray]):
+    """Observations and rewards that mean nothing, at no cost."""
+
+    def __init__(self, observation_dim: int, action_dim: int) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (observation_dim,), np.float32)
+        self.action_space = spaces.Box(-1, 1, (action_dim,), np.float32)
+        self.steps = 0
+
+    def _observe(self) -> np.ndarray:
+        values: np.ndarray = self.np_random.standard_normal(self.observation_space.shape).astype(np.float32)
+        return values
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode of ``EPISODE_STEPS`` steps."""
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observe(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Return noise."""
+        self.steps += 1
+        return self._observe(), float(self.np_random.standard_normal()), False, self.steps >= EPISODE_STEPS, {}
+
+
+def make_model(shape: Shape, device: str) -> PWM:
+    """Build a model whose replay buffer is full of noise."""
+    env = RandomEnv(shape.observation_dim, shape.action_dim)
+    settings = shape.settings | {"buffer_size": N_TRANSITIONS, "learning_starts": 0, "pretrain_steps": 0}
+    model = PWM("MlpPolicy", env, seed=0, device=device, **settings)
+    buffer = model.sequences
+    for array in (buffer.observations, buffer.next_observations, buffer.rewards):
+        array[:] = np.random.standard_normal(array.shape)
+    buffer.actions[:] = np.random.uniform(-1, 1, buffer.actions.shape)
+    buffer.dones[EPISODE_STEPS - 1 :: EPISODE_STEPS] = buffer.timeouts[EPISODE_STEPS - 1 :: EPISODE_STEPS] = 1
+    buffer.full = True
+    model.train(1, model.batch_size)
+    return model
+
+
+def phases_of(model: PWM) -> dict[str, Callable[[], object]]:
+    """Return the parts of an update, and acting on one observation."""
+    samples = model._sample(model.batch_size)
+    latents = model._learner.update_model(samples)
+    observation = np.zeros(model.observation_space.shape or (), np.float32)
+
+    def update() -> None:
+        model._learner.update_policy(samples, model._learner.update_model(model._sample(model.batch_size)))
+
+    return {
+        "sampling": lambda: model._sample(model.batch_size),
+        "model update": lambda: model._learner.update_model(samples),
+        "policy update": lambda: model._learner.update_policy(samples, latents),
+        "model and policy update": update,
+        "acting": lambda: model.predict(observation),
+    }
+
+
+def measure_shape(name: str, device: str) -> list[dict[str, Any]]:
+    """Return one row for each phase of a shape."""
+    torch_device = torch.device(device)
+    model = make_model(SHAPES[name], device)
+    peak = peak_rate(torch_device)
+    rows = []
+    for phase, work in phases_of(model).items():
+        counts = count_products(work)
+        seconds, flops = seconds_of(work, torch_device), flops_of(counts)
+        floor = floor_seconds(counts, torch_device)
+        rows.append(
+            {
+                "shape": name,
+                "phase": phase,
+                "milliseconds": 1e3 * seconds,
+                "gflop": flops / 1e9,
+                "floor_milliseconds": 1e3 * floor,
+                "efficiency": floor / seconds,
+                "of_peak": flops / seconds / peak,
+            }
+        )
+    return rows
+
+
+def measure_acting(device: str) -> dict[str, float]:
+    """Return PWM's and SAC's milliseconds of ``predict`` for one observation, and their ratio."""
+    shape = SHAPES["default"]
+    env = RandomEnv(shape.observation_dim, shape.action_dim)
+    observation = np.zeros(shape.observation_dim, np.float32)
+    models = {"pwm": PWM("MlpPolicy", env, device=device), "sac": SAC("MlpPolicy", env, device=device)}
+    times = {
+        name: 1e3 * seconds_of(lambda model=model: model.predict(observation), torch.device(device))  # type: ignore[misc]
+        for name, model in models.items()
+    }
+    return times | {"ratio": times["pwm"] / times["sac"]}
+
+
+def measure_learning(device: str, steps: int) -> dict[str, float]:
+    """Return CPU milliseconds per step of ``learn`` with default settings, of PWM and of SAC, and updates per second.
+
+    The environment costs next to nothing, so that what is compared is the algorithms.
+    """
+    shape = SHAPES["default"]
+    env = RandomEnv(shape.observation_dim, shape.action_dim)
+    result: dict[str, float] = {}
+    starts = 200
+    algorithms = {
+        "pwm": PWM("MlpPolicy", env, learning_starts=starts, pretrain_steps=0, seed=0, device=device),
+        "sac": SAC("MlpPolicy", env, learning_starts=starts, seed=0, device=device),
+    }
+    for name, model in algorithms.items():
+        model.learn(starts + 40)
+        cpu, wall, updates = time.process_time(), time.perf_counter(), model._n_updates
+        model.learn(steps, reset_num_timesteps=False)
+        wall = time.perf_counter() - wall
+        result[f"{name}_cpu_milliseconds_per_step"] = 1e3 * (time.process_time() - cpu) / steps
+        result[f"{name}_steps_per_second"] = steps / wall
+        result[f"{name}_updates_per_second"] = (model._n_updates - updates) / wall
+    result["cpu_ratio"] = result["pwm_cpu_milliseconds_per_step"] / result["sac_cpu_milliseconds_per_step"]
+    return result
+
+
+def processor() -> str:
+    """Return the name of the processor."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return rows as a markdown table."""
+    names = list(rows[0])
+    lines = ["| " + " | ".join(name.replace("_", " ") for name in names) + " |", "|" + "---|" * len(names)]
+    for row in rows:
+        cells = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the benchmark and print its tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=2_000, help="environment steps of learn(); 0 leaves it out")
+    parser.add_argument("--json", type=pathlib.Path, help="write the figures to this file")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    machine = {
+        "processor": processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": options.threads,
+        "torch": torch.__version__,
+        "peak_gflop_per_second": peak_rate(device) / 1e9,
+    }
+    print(table([machine]), flush=True)
+    rows = []
+    for name in options.shapes:
+        rows += measure_shape(name, options.device)
+        print("\n" + table([row for row in rows if row["shape"] == name]), flush=True)
+    result: dict[str, Any] = {"machine": machine, "phases": rows, "acting": measure_acting(options.device)}
+    print("\n" + table([result["acting"]]), flush=True)
+    if options.steps:
+        result["learning"] = measure_learning(options.device, options.steps)
+        print("\n" + table([result["learning"]]), flush=True)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from sb3_pwm.benchmark import speed
+from sb3_pwm.benchmark.matmuls import Product, count_products, floor_seconds, flops_of, seconds_of
+
+CPU = torch.device("cpu")
+
+
+def test_products_of_a_linear_layer_forward_and_backward():
+    layer, x = nn.Linear(3, 5), torch.randn(7, 3, requires_grad=True)
+    forward = count_products(lambda: layer(x))
+    assert forward == {Product(1, 7, 3, 5, (False, True), torch.float32): 1}
+    assert flops_of(forward) == 2 * 7 * 3 * 5
+    # backward: the gradients of the weight and of the input
+    assert flops_of(count_products(lambda: layer(x).sum().backward())) == 3 * flops_of(forward)
+    assert flops_of(count_products(lambda: layer(x).sum().backward(inputs=[x]))) == 2 * flops_of(forward)
+
+
+def test_products_of_batched_matrices():
+    a, b = torch.randn(4, 2, 3), torch.randn(4, 3, 5)
+    counts = count_products(lambda: [torch.bmm(a, b) for _ in range(6)])
+    assert counts == {Product(4, 2, 3, 5, (False, False), torch.float32): 6}
+    assert flops_of(counts) == 6 * 4 * 2 * 2 * 3 * 5
+    assert not count_products(lambda: a + 1)
+
+
+def test_a_frozen_networks_weight_gradients_are_not_computed():
+    """The floor of a policy update counts what the update does; this is what it must not do."""
+    model = speed.make_model(speed.SHAPES["default"], "cpu")
+    samples = model._sample(model.batch_size)
+    latents = model._learner.update_model(samples)
+    flops = flops_of(count_products(lambda: model._learner.update_policy(samples, latents)))
+    hidden, latent, action = 192, 96, 6
+    dynamics = hidden * (latent + action) + hidden * hidden + latent * hidden
+    reward = hidden * (latent + action) + hidden * hidden + hidden
+    termination = hidden * latent + hidden
+    pi = hidden * latent + hidden * hidden + 2 * action * hidden
+    qf = hidden * (latent + action) + hidden * hidden + hidden
+    batch, horizon, length, critic_rows = 128, 4, 4, 2 * 256
+    # Forward once; backward once more for inputs, and for weights only where they are trained. The actor's input and
+    # the critics' need no gradient in their own updates, and z_0 none at all.
+    rollout = batch * horizon * (2 * dynamics + 2 * reward + 2 * termination)
+    actor = batch * (horizon + 1) * (3 * pi - hidden * latent)
+    bootstrap = batch * 3 * 2 * qf
+    critics = 3 * critic_rows * (3 * qf - hidden * (latent + action))
+    targets = batch * length * (pi + 3 * qf)
+    bound = 2 * (rollout + actor + bootstrap + critics + targets)
+    # The last action's gradient and the first latents' are not needed either: a little less than the sum.
+    assert 0.93 * bound < flops <= bound
+
+
+def test_floor_and_times_are_those_of_work():
+    counts = count_products(lambda: torch.randn(64, 64) @ torch.randn(64, 64))
+    floor = floor_seconds(counts, CPU)
+    assert floor > 0
+    assert floor_seconds(type(counts)({product: 2 * n for product, n in counts.items()}), CPU) > floor
+    calls = []
+    assert seconds_of(lambda: calls.append(1), CPU, at_least=1e-4, rounds=2) > 0
+    assert len(calls) >= 4
+
+
+def test_the_command_prints_and_writes_every_phase(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(speed, "seconds_of", lambda work, device: 0.25)
+    monkeypatch.setattr(speed, "floor_seconds", lambda counts, device: 0.125)
+    monkeypatch.setattr(speed, "peak_rate", lambda device: 1e9)
+    speed.main(["--shapes", "default", "--steps", "40", "--json", str(tmp_path / "new" / "speed.json")])
+    result = json.loads((tmp_path / "new" / "speed.json").read_text())
+    assert {row["phase"]: row["efficiency"] for row in result["phases"]} == dict.fromkeys(
+        ("sampling", "model update", "policy update", "model and policy update", "acting"), 0.5
+    )
+    assert result["acting"]["ratio"] == 1
+    assert result["learning"]["pwm_updates_per_second"] > 0
+    printed = capsys.readouterr().out
+    assert "| default | model update | 250 |" in printed
+    assert "cpu ratio" in printed
+
+
+@pytest.mark.parametrize("name", sorted(speed.SHAPES))
+def test_shapes_are_valid_settings(name):
+    shape = speed.SHAPES[name]
+    env = speed.RandomEnv(shape.observation_dim, shape.action_dim)
+    with torch.device("meta"):  # no memory for the large ones
+        speed.PWM("MlpPolicy", env, device="cpu", _init_setup_model=False, **shape.settings)
