@@ -45,17 +45,21 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             allowed = f"{'[' if closed else '('}{low}, {high}{')' if math.isinf(high) else ']'}"
             raise ValueError(f"{name}={value!r} is out of range; allowed: {allowed}")
     for name, lowest in LOWEST_INTEGERS.items():
-        value = arguments[name]
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise TypeError(f"{name} must be an integer, not {value!r}")
-        if value < lowest:
-            raise ValueError(f"{name}={value!r} is out of range; allowed: {lowest} or more")
+        check_integer(name, arguments[name], lowest)
     for name, low in (("ent_coef", 0.0), ("target_entropy", -math.inf)):
         check_number_or_auto(name, arguments[name], low)
     for name in LEARNING_RATES:
         check_learning_rate(name, arguments[name])
     if arguments["critic"] not in ("q", "v"):
         raise ValueError(f'critic={arguments["critic"]!r}: allowed are "q" and "v"')
+
+
+def check_integer(name: str, value: Any, lowest: int) -> None:
+    """Check an integer of at least ``lowest``."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, not {value!r}")
+    if value < lowest:
+        raise ValueError(f"{name}={value!r} is out of range; allowed: {lowest} or more")
 
 
 def check_number_or_auto(name: str, value: Any, low: float) -> None:

@@ -21,8 +21,8 @@ from sb3_pwm.buffers import SequenceReplayBuffer, check_replay_buffer, sequence_
 from sb3_pwm.calibration import StartValues, follow_episodes, run_episodes
 from sb3_pwm.checks import check_arguments, check_train_freq
 from sb3_pwm.learner import Learner
+from sb3_pwm.offline_algorithm import OfflineAlgorithm
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
-from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_pwm.type_aliases import SequenceSamples
 from sb3_pwm.updates import encode_windows
 
@@ -35,7 +35,7 @@ STATISTICS_INTERVAL = 1_000  # environment steps between refreshes of the observ
 CALIBRATION_EPISODES = 10
 
 
-class PWM(SequenceOffPolicyAlgorithm):
+class PWM(OfflineAlgorithm):
     """Policy learning with large World Models (PWM, arXiv 2407.02466).
 
     Fits a smooth latent world model to replayed windows, improves a stochastic actor by first-order gradients through
@@ -89,7 +89,6 @@ class PWM(SequenceOffPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    policy: PWMPolicy
 
     def __init__(
         self,
@@ -401,6 +400,14 @@ class PWM(SequenceOffPolicyAlgorithm):
                     with torch.no_grad():
                         latents = encode_windows(self.policy.world_model, samples.observations)
                 self._learner.update_policy(samples, latents)
+
+    def _train_offline(self) -> None:
+        self._prepare_updates()
+        samples = self._sample(self.batch_size)
+        with torch.no_grad():
+            latents = encode_windows(self.policy.world_model, samples.observations)
+        self._learner.update_policy(samples, latents)
+        self._n_updates += 1
 
     def _prepare_updates(self) -> None:
         """Bring rates and scales up to date; make a logger if neither ``learn`` nor the user has made one."""

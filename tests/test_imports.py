@@ -13,6 +13,7 @@ LEVELS = (
     {"imagination", "losses", "updates", "buffers"},
     {"policies"},
     {"learner", "sequence_algorithm"},
+    {"offline_algorithm"},
     {"pwm"},
     {"presets", "video", "datasets"},
     {"benchmark"},

@@ -65,7 +65,8 @@ def from_arrays(
         (N, *obs_shape). One of the last two may be missing: without ``timeouts`` an episode also ends where the next
         row is not the next observation; without ``next_observations`` the last step of each episode is left out, as
         nothing says where it led, which is possible only where nothing terminates.
-    :param observation_space: space of the observations; None for an unbounded Box of their shape.
+    :param observation_space: space of the observations; None for an unbounded Box of their shape. Give the
+        environment's own spaces if ``learn`` shall go on there.
     :param action_space: Box with finite bounds, from which actions are rescaled to [-1, 1]; None for [-1, 1].
     :param buffer_size: capacity of the buffer; None for the number of steps.
     :param directory: keep the arrays in files in this folder, for data larger than memory.

@@ -1,0 +1,205 @@
+"""Learning from a replay buffer alone, with SB3's callbacks and logger."""
+
+import pathlib
+import pickle
+import time
+from collections import deque
+from typing import Any, TypeVar
+
+import gymnasium as gym
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.utils import configure_logger
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_pwm.buffers import check_replay_buffer
+from sb3_pwm.checks import check_integer
+from sb3_pwm.policies import PWMPolicy
+from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm
+
+SelfOffline = TypeVar("SelfOffline", bound="OfflineAlgorithm")
+
+
+class SpacesOnlyEnv(gym.Env[Any, Any]):
+    """Stands where SB3 wants an environment while a model learns from data; it cannot be acted in.
+
+    :param observation_space: space of the observations.
+    :param action_space: space of the actions.
+    """
+
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Refuse.
+
+        :raises RuntimeError: always.
+        """
+        raise RuntimeError("this model was made from data and has no environment to act in; call set_env(env) first")
+
+    def step(self, action: Any) -> Any:
+        """Refuse.
+
+        :raises RuntimeError: always.
+        """
+        return self.reset()
+
+
+def spaces_only(observation_space: spaces.Space[Any], action_space: spaces.Space[Any], n_envs: int) -> DummyVecEnv:
+    """Return ``n_envs`` environments that have spaces and nothing else."""
+    return DummyVecEnv([lambda: SpacesOnlyEnv(observation_space, action_space)] * n_envs)
+
+
+class OfflineAlgorithm(SequenceOffPolicyAlgorithm):
+    """Algorithm that also learns without an environment; a subclass says what an update is."""
+
+    policy: PWMPolicy
+    pretrain_steps: int
+    sequence_length: int
+    n_model_updates: int
+    _steps_since_statistics: int
+
+    def pretrain(self: SelfOffline, gradient_steps: int, progress_bar: bool = False) -> SelfOffline:
+        """Update the world model alone."""
+        raise NotImplementedError
+
+    def _train_offline(self) -> None:
+        """Update actor and critics once."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_dataset(
+        cls: type[SelfOffline], dataset: ReplayBuffer, policy: str | type[PWMPolicy] = "MlpPolicy", **kwargs: Any
+    ) -> SelfOffline:
+        """Make a model for a data set, without an environment.
+
+        :param dataset: replay buffer, see :mod:`sb3_pwm.datasets`; the model goes on with it, it is not copied.
+        :param policy: as for the constructor.
+        :param kwargs: constructor arguments; ``env`` and ``buffer_size`` are the data set's.
+        :return: the model; :meth:`learn_offline` trains it, ``set_env`` and ``learn`` go on in an environment.
+        :raises TypeError: if ``dataset`` is no replay buffer, or ``kwargs`` hold what the data set decides.
+        :raises ValueError: if windows cannot be drawn from it.
+        """
+        check_replay_buffer(dataset)
+        decided = sorted({"env", "buffer_size"} & set(kwargs))
+        if decided:
+            raise TypeError(f"from_dataset() takes {' and '.join(decided)} from the data set; leave out the argument")
+        env = spaces_only(dataset.observation_space, dataset.action_space, dataset.n_envs)
+        model = cls(policy, env, buffer_size=dataset.buffer_size * dataset.n_envs, **kwargs)
+        model._take_over_buffer(dataset)
+        return model
+
+    def _setup_offline(
+        self, total_updates: int, callback: MaybeCallback, tb_log_name: str, progress_bar: bool
+    ) -> BaseCallback:
+        """Do what SB3 does before learning, but for the reset of the environment."""
+        if self.env is None:
+            self.env = spaces_only(self.observation_space, self.action_space, self.n_envs)
+        self.start_time = time.time_ns()
+        self.num_timesteps = self._num_timesteps_at_start = self._episode_num = 0
+        self._total_timesteps = total_updates
+        self.ep_info_buffer = deque(maxlen=self._stats_window_size)
+        self.ep_success_buffer = deque(maxlen=self._stats_window_size)
+        self._last_obs = None  # what comes next in an environment does not follow what came last
+        if not self._custom_logger:
+            self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, True)
+        return self._init_callback(callback, progress_bar)
+
+    def learn_offline(
+        self: SelfOffline,
+        total_updates: int,
+        *,
+        pretrain_steps: int | None = None,
+        callback: MaybeCallback = None,
+        log_interval: int = 100,
+        tb_log_name: str = "PWM_offline",
+        progress_bar: bool = False,
+    ) -> SelfOffline:
+        """Learn from the present replay buffer: the world model first, then the policy in imagination.
+
+        No environment is reset or stepped, and the world model no longer changes while the policy learns. In
+        callbacks, schedules and the log ``num_timesteps`` counts policy updates. :meth:`learn` goes on from here.
+
+        :param total_updates: policy updates.
+        :param pretrain_steps: world-model updates before them; None for what is left of the model's
+            ``pretrain_steps``.
+        :param callback: SB3 callback, list of callbacks or function.
+        :param log_interval: policy updates between logs.
+        :param tb_log_name: name of the run in TensorBoard.
+        :param progress_bar: show progress with tqdm and rich.
+        :return: the model.
+        :raises ValueError: if a number is out of range, or the replay buffer holds too little.
+        """
+        check_integer("total_updates", total_updates, 0)
+        check_integer("log_interval", log_interval, 1)
+        if pretrain_steps is None:
+            pretrain_steps = max(0, self.pretrain_steps - self.n_model_updates)
+        check_integer("pretrain_steps", pretrain_steps, 0)
+        self.sequences.check_size(self.batch_size, self.sequence_length)
+        total_timesteps = total_updates  # the name under which callbacks look for it
+        callback = self._setup_offline(total_updates, callback, tb_log_name, progress_bar)
+        self._update_current_progress_remaining(0, max(1, total_timesteps))
+        callback.on_training_start(locals(), globals())
+        self.pretrain(pretrain_steps, progress_bar=progress_bar)
+        while self.num_timesteps < total_timesteps:
+            self._train_offline()
+            self.num_timesteps += 1
+            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+            callback.update_locals(locals())
+            if not callback.on_step():
+                break
+            if self.num_timesteps % log_interval == 0:
+                self.dump_logs()
+        callback.on_training_end()
+        return self
+
+    def save_world_model(self, path: str | pathlib.Path) -> None:
+        """Save the world model and the scales of observations and rewards, without the policy.
+
+        :param path: file.
+        """
+        torch.save(self._world_model_state() | {"n_model_updates": self.n_model_updates}, path)
+
+    def load_world_model(self: SelfOffline, path: str | pathlib.Path) -> SelfOffline:
+        """Take over a world model that :meth:`save_world_model` saved; actor and critics stay as they are.
+
+        One world model so serves many policies: of other sizes, or with other settings.
+
+        :param path: file; nothing in it is run.
+        :return: the model.
+        :raises ValueError: if the file is damaged, or its world model has other sizes; nothing is changed then.
+        """
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except FileNotFoundError:
+            raise
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+            raise ValueError(f"cannot read {path} as a world model: {error}") from error
+        own = self._world_model_state()
+        if not isinstance(state, dict) or set(state) != {*own, "n_model_updates"}:
+            raise ValueError(f"{path} holds no world model of this package")
+        for part, tensors in own.items():
+            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            found = {name: tuple(tensor.shape) for name, tensor in state[part].items()}
+            differing = sorted(name for name in shapes.keys() | found if shapes.get(name) != found.get(name))
+            if differing:
+                name = differing[0]
+                raise ValueError(
+                    f"the world model in {path} does not fit: {name} has the shape {found.get(name)}, this model's "
+                    f"has {shapes.get(name)} ({len(differing)} parameters differ; see net_arch, latent_dim, spaces)"
+                )
+        self.policy.world_model.load_state_dict(state["world_model"])
+        self.policy.reward_scale.load_state_dict(state["reward_scale"])
+        self.n_model_updates = state["n_model_updates"]
+        self._steps_since_statistics = 0  # the model knows these scales; they may move with new steps, not at once
+        return self
+
+    def _world_model_state(self) -> dict[str, dict[str, Any]]:
+        return {
+            "world_model": self.policy.world_model.state_dict(),
+            "reward_scale": self.policy.reward_scale.state_dict(),
+        }

@@ -1,0 +1,211 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from helpers import BOX, MIXED, SMALL, SMALL_POLICY, SpaceEnv, count_updates, make, same, space_envs
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_pwm import PWM
+
+OFFLINE = {name: value for name, value in SMALL.items() if name not in ("buffer_size", "learning_starts")}
+
+
+def dataset(n_envs=1, space=BOX):
+    """Fifty-two random steps of each environment, in a buffer with room for a hundred."""
+    policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+    model = make(space_envs(n_envs, space), policy, buffer_size=100 * n_envs, learning_starts=1_000)
+    return model.learn(52 * n_envs).replay_buffer
+
+
+def from_dataset(buffer, policy="MlpPolicy", **kwargs):
+    return PWM.from_dataset(buffer, policy, policy_kwargs=SMALL_POLICY, **(OFFLINE | kwargs))
+
+
+def networks(model):
+    policy = model.policy
+    return {
+        name: copy.deepcopy(getattr(policy, name).state_dict())
+        for name in ("world_model", "actor", "critics", "critics_target")
+    }
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_learning_from_data_alone(n_envs):
+    buffer = dataset(n_envs)
+    before = copy.deepcopy(buffer.__dict__)
+    model = from_dataset(buffer)
+    counts = count_updates(model)
+    seen = []
+    model.learn_offline(12, callback=lambda local, _: seen.append(local["self"].num_timesteps) or True)
+    assert counts == {"model": SMALL["pretrain_steps"], "policy": 12}
+    assert seen == list(range(1, 13))
+    assert (model.num_timesteps, model._current_progress_remaining) == (12, 0)
+    assert same(model.replay_buffer.observations.tolist(), before["observations"].tolist())
+    assert model.predict(BOX.sample())[0].shape == (2,)
+
+
+def test_the_world_model_stays_while_the_policy_learns():
+    model = from_dataset(dataset()).learn_offline(0)
+    assert model.n_model_updates == SMALL["pretrain_steps"]
+    before = networks(model)
+    model.learn_offline(5)
+    after = networks(model)
+    assert {name: same(before[name], after[name]) for name in before} == {
+        "world_model": True,
+        "actor": False,
+        "critics": False,
+        "critics_target": False,
+    }
+    model.learn_offline(0, pretrain_steps=2)
+    assert model.n_model_updates == SMALL["pretrain_steps"] + 2
+
+
+def test_dict_observations():
+    model = from_dataset(dataset(space=MIXED), "MultiInputPolicy").learn_offline(2)
+    assert model._n_updates == 2
+
+
+def test_no_environment_is_touched():
+    env = SpaceEnv()
+    model = make(env)
+    model.replay_buffer = dataset()
+    model.learn_offline(3)
+    assert env.episode == -1
+    model.learn(30)
+    assert env.episode >= 0
+
+
+def test_going_on_in_an_environment_adds_to_the_data():
+    model = from_dataset(dataset(), learning_starts=20).learn_offline(5)
+    with pytest.raises(RuntimeError, match="no environment to act in; call set_env"):
+        model.learn(10)
+    model.set_env(space_envs())
+    counts = count_updates(model)
+    model.learn(20)
+    assert model.num_timesteps == 20
+    assert model.replay_buffer.size() == 72
+    assert model.replay_buffer.timeouts[51, 0] == 1
+    assert counts == {"model": 5, "policy": 5}  # no second pre-training, no random steps
+    assert model.n_model_updates == SMALL["pretrain_steps"] + 5
+
+
+def test_the_first_online_actions_are_the_policys():
+    model = from_dataset(dataset(), learning_starts=1_000).learn_offline(5)
+    model.set_env(space_envs())
+    model.predict = lambda *args, **kwargs: (np.full((1, 2), 0.125, np.float32), None)
+    model.learn(8)
+    np.testing.assert_array_equal(model.replay_buffer.actions[52:60, 0], 0.125)
+
+
+def test_callbacks_logger_and_progress_bar(tmp_path):
+    model = from_dataset(dataset())
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    evaluate = EvalCallback(space_envs(), n_eval_episodes=1, eval_freq=4, log_path=str(tmp_path), verbose=0)
+    checkpoint = CheckpointCallback(save_freq=5, save_path=str(tmp_path))
+    model.learn_offline(10, callback=[evaluate, checkpoint], log_interval=2, progress_bar=True)
+    assert evaluate.evaluations_timesteps == [4, 8]
+    assert {path.name for path in tmp_path.glob("rl_model*")} == {"rl_model_5_steps.zip", "rl_model_10_steps.zip"}
+    log = (tmp_path / "progress.csv").read_text()
+    for name in ("train/actor_loss", "train/critic_loss", "train/world_model_loss", "eval/mean_reward"):
+        assert name in log
+    loaded = PWM.load(tmp_path / "rl_model_10_steps.zip", device="cpu")
+    assert loaded.env is None
+    loaded.replay_buffer = model.replay_buffer
+    loaded.learn_offline(2, callback=EvalCallback(space_envs(), eval_freq=1, n_eval_episodes=1, verbose=0))
+    assert loaded._n_updates == 12
+
+
+def test_a_callback_can_stop_it():
+    model = from_dataset(dataset()).learn_offline(10, callback=lambda local, _: local["self"].num_timesteps < 4)
+    assert model.num_timesteps == model._n_updates == 4
+
+
+def test_tensorboard(tmp_path):
+    model = from_dataset(dataset(), tensorboard_log=str(tmp_path))
+    model.learn_offline(2, log_interval=1).learn_offline(2, log_interval=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["PWM_offline_1", "PWM_offline_2"]
+
+
+def test_vec_normalize_normalizes_the_data():
+    env = VecNormalize(make_vec_env(SpaceEnv, 2))
+    model = make(env).learn(60)
+    before = copy.deepcopy(env.obs_rms.__dict__)
+    model.learn_offline(3)
+    assert same(
+        {k: np.asarray(v).tolist() for k, v in before.items()},
+        {k: np.asarray(v).tolist() for k, v in env.obs_rms.__dict__.items()},
+    )
+    assert model.num_timesteps == 3
+
+
+def test_the_same_seed_gives_the_same_policy():
+    first, second = (networks(from_dataset(dataset()).learn_offline(5)) for _ in range(2))
+    assert same(first, second)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"total_updates": -1}, ValueError, "total_updates=-1 is out of range; allowed: 0 or more"),
+        ({"total_updates": 2.5}, TypeError, "total_updates must be an integer"),
+        ({"total_updates": 1, "log_interval": 0}, ValueError, "log_interval=0"),
+        ({"total_updates": 1, "pretrain_steps": -1}, ValueError, "pretrain_steps=-1"),
+    ],
+)
+def test_bad_numbers(arguments, error, message):
+    model = from_dataset(dataset())
+    with pytest.raises(error, match=message):
+        model.learn_offline(**arguments)
+    assert model.n_model_updates == 0
+
+
+def test_bad_data_sets():
+    with pytest.raises(ValueError, match="cannot draw windows of 3 steps"):
+        from_dataset(ReplayBuffer(10, BOX, spaces.Box(-1, 1, (2,)), device="cpu")).learn_offline(1)
+    with pytest.raises(TypeError, match="ReplayBuffer, not list"):
+        from_dataset([1])
+    for arguments in ({"env": None}, {"buffer_size": 3}):
+        with pytest.raises(TypeError, match=rf"takes {next(iter(arguments))} from the data set"):
+            from_dataset(dataset(), **arguments)
+
+
+def test_a_world_model_serves_another_policy(tmp_path):
+    buffer = dataset()
+    first = from_dataset(buffer).learn_offline(4)
+    first.save_world_model(tmp_path / "world.pt")
+    other = PWM.from_dataset(buffer, policy_kwargs=SMALL_POLICY | {"net_arch": {"pi": [8], **arch()}}, **OFFLINE)
+    other.load_world_model(tmp_path / "world.pt")
+    assert same(first.policy.world_model.state_dict(), other.policy.world_model.state_dict())
+    assert same(first.policy.reward_scale.state_dict(), other.policy.reward_scale.state_dict())
+    counts = count_updates(other)
+    before = networks(other)["world_model"]
+    other.learn_offline(2)
+    assert counts == {"model": 0, "policy": 2}
+    assert same(before, networks(other)["world_model"])
+
+
+def arch():
+    return {name: [16] for name in ("encoder", "dynamics", "reward", "termination", "qf")}
+
+
+def test_world_models_that_do_not_fit_change_nothing(tmp_path):
+    model = from_dataset(dataset())
+    before = copy.deepcopy(model.get_parameters())
+    make(policy_kwargs={"latent_dim": 8}).save_world_model(tmp_path / "small.pt")
+    with pytest.raises(ValueError, match=r"small\.pt does not fit: .* has the shape .*this model's has"):
+        model.load_world_model(tmp_path / "small.pt")
+    torch.save({"a": 1}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="holds no world model"):
+        model.load_world_model(tmp_path / "other.pt")
+    (tmp_path / "pickle.pt").write_bytes(b"not a file")
+    with pytest.raises(ValueError, match=r"cannot read .*pickle\.pt"):
+        model.load_world_model(tmp_path / "pickle.pt")
+    with pytest.raises(FileNotFoundError):
+        model.load_world_model(tmp_path / "none.pt")
+    assert same(before, model.get_parameters())
