@@ -178,11 +178,8 @@ def test_episodes_that_are_not_as_many_as_announced():
         build_buffer([THREE[0], empty], 4, OBSERVATIONS, ACTIONS, source="it")
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_a_damaged_npz_file_is_refused_or_read_whole(tmp_path, seed):
-    """Change bytes or cut the end: the file names itself in the error, or the data are those of a whole file."""
-    path = tmp_path / "data.npz"
-    np.savez(path, **flat(THREE))
+def damage_file(path, seed):
+    """Cut the end off, or change some bytes."""
     content = bytearray(path.read_bytes())
     rng = np.random.default_rng(seed)
     if seed % 2:
@@ -191,6 +188,14 @@ def test_a_damaged_npz_file_is_refused_or_read_whole(tmp_path, seed):
         for place in rng.integers(len(content), size=20):
             content[place] = rng.integers(256)
     path.write_bytes(content)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_damaged_npz_file_is_refused_or_read_whole(tmp_path, seed):
+    """The file names itself in the error, or the data are those of a whole file."""
+    path = tmp_path / "data.npz"
+    np.savez(path, **flat(THREE))
+    damage_file(path, seed)
     try:
         buffer = from_npz(path, OBSERVATIONS, ACTIONS)
     except ValueError as error:
@@ -385,14 +390,7 @@ def test_bad_tdmpc2_files(tmp_path, content, task, message):
 def test_a_damaged_tdmpc2_file_is_refused_or_read_whole(tmp_path, seed):
     path = tmp_path / "data.pt"
     torch.save(tdmpc2_table(), path)
-    content = bytearray(path.read_bytes())
-    rng = np.random.default_rng(seed)
-    if seed % 2:
-        content = content[: rng.integers(len(content))]
-    else:
-        for place in rng.integers(len(content), size=20):
-            content[place] = rng.integers(256)
-    path.write_bytes(content)
+    damage_file(path, seed)
     try:
         buffer = from_tdmpc2(path, 0)
     except ValueError as error:
