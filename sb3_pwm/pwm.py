@@ -1,9 +1,6 @@
 """PWM as a Stable-Baselines3 algorithm."""
 
-import inspect
-import io
 import math
-import pathlib
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -234,41 +231,6 @@ class PWM(OfflineAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         derived = ["_learner", "_schedules", "_start_values", "_steps_since_statistics"]
         return [*super()._excluded_save_params(), *derived]
-
-    @classmethod
-    def load(
-        cls: type[SelfPWM],
-        path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
-        device: torch.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SelfPWM:
-        """Load a model from a zip file; see :meth:`stable_baselines3.common.base_class.BaseAlgorithm.load`.
-
-        :param kwargs: constructor arguments to change.
-        :raises TypeError: if a keyword is no constructor argument.
-        :raises ValueError: if the file holds other parameters than this version of the model has.
-        """
-        allowed = set(inspect.signature(cls.__init__).parameters) - {"self", "policy", "env", "_init_setup_model"}
-        unknown = sorted(set(kwargs) - allowed)
-        if unknown:
-            raise TypeError(f"load() got unknown keywords {unknown}; allowed: {sorted(allowed)}")
-        if "stats_window_size" in kwargs:  # SB3 keeps this one under another name
-            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
-        try:
-            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-        except KeyError as error:
-            # SB3 answers any mismatch of the parameters' names by looking for DQN's optimizer.
-            if error.args == ("policy.optimizer",):
-                raise ValueError(f"cannot load {path}: {error.__context__}") from error
-            raise
-        except RuntimeError as error:
-            if "loading state_dict" in str(error):
-                raise ValueError(f"cannot load {path}: {error}") from error
-            raise
 
     def _sample(self, batch_size: int) -> SequenceSamples:
         return self.sequences.sample_sequences(batch_size, self.sequence_length, self._vec_normalize_env)

@@ -1,19 +1,23 @@
 """SB3's off-policy loop, made safe for replaying sequences."""
 
+import inspect
 import io
 import pathlib
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_pkl
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.checks import check_finite
+
+SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
 
 
 class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
@@ -122,3 +126,38 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :param dones: (n_envs,) whether episodes ended, for whatever reason.
         :param infos: the step's infos.
         """
+
+    @classmethod
+    def load(
+        cls: type[SelfSequence],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfSequence:
+        """Load a model from a zip file; see :meth:`stable_baselines3.common.base_class.BaseAlgorithm.load`.
+
+        :param kwargs: constructor arguments to change.
+        :raises TypeError: if a keyword is no constructor argument.
+        :raises ValueError: if the file holds other parameters than this version of the model has.
+        """
+        allowed = set(inspect.signature(cls.__init__).parameters) - {"self", "policy", "env", "_init_setup_model"}
+        unknown = sorted(set(kwargs) - allowed)
+        if unknown:
+            raise TypeError(f"load() got unknown keywords {unknown}; allowed: {sorted(allowed)}")
+        if "stats_window_size" in kwargs:  # SB3 keeps this one under another name
+            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
+        try:
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        except KeyError as error:
+            # SB3 answers any mismatch of the parameters' names by looking for DQN's optimizer.
+            if error.args == ("policy.optimizer",):
+                raise ValueError(f"cannot load {path}: {error.__context__}") from error
+            raise
+        except RuntimeError as error:
+            if "loading state_dict" in str(error):
+                raise ValueError(f"cannot load {path}: {error}") from error
+            raise
