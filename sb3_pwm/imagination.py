@@ -24,7 +24,7 @@ def imagine(
     """
     states, actions, log_probs = [latents], [], []
     for _ in range(horizon):
-        action, log_prob = actor.sample(states[-1].detach())
+        action, log_prob = actor.sample_with_log_prob(states[-1].detach())
         states.append(world_model.next_latents(states[-1], action))
         actions.append(action)
         log_probs.append(log_prob)

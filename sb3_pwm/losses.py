@@ -70,7 +70,7 @@ def state_values(critics: CriticEnsemble, actor: Actor, latents: torch.Tensor, *
     :param q_critic: whether the critics are Q functions.
     :return: (...) values in reward scales.
     """
-    inputs = (latents, actor.sample(latents.detach())[0]) if q_critic else (latents,)
+    inputs = (latents, actor.sample(latents.detach())) if q_critic else (latents,)
     values: torch.Tensor = critics(*inputs).mean(0)
     return values
 
@@ -157,7 +157,7 @@ def replay_targets(
     :param td_lambda: lambda in [0, 1]; 0 gives one-step targets.
     :return: (T, B) targets; those of masked steps mean nothing.
     """
-    values = critics_target(next_latents, actor.sample(next_latents)[0]).amin(0)
+    values = critics_target(next_latents, actor.sample(next_latents)).amin(0)
     # Behind the mask, and behind the window, is nothing that a target could go on with.
     lambdas = td_lambda * torch.cat([samples.mask[1:], torch.zeros_like(samples.mask[:1])])
     return lambda_returns(rewards, gamma * (1 - samples.terminations), values, lambdas)

@@ -52,8 +52,13 @@ class Actor(nn.Module):
         low, high = LOG_STD_RANGE
         return mean, low + 0.5 * (high - low) * (torch.tanh(log_std) + 1)
 
-    def sample(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        r"""Draw actions, differentiable in the parameters.
+    def sample(self, latents: torch.Tensor) -> torch.Tensor:
+        """Draw (..., A) actions in [-1, 1] in (..., Z) latents, differentiable in the parameters."""
+        mean, log_std = self(latents)
+        return torch.tanh(mean + log_std.exp() * torch.randn_like(mean))
+
+    def sample_with_log_prob(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""Draw actions as :meth:`sample` does, and return their log-probabilities too.
 
         .. math:: a = \tanh u,\ u = \mu + \sigma \epsilon,\quad
             \log p(a) = \sum_i \log N(u_i; \mu_i, \sigma_i) - \log(1 - \tanh^2 u_i)

@@ -225,7 +225,7 @@ class PWMPolicy(BasePolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
         latents = self.world_model.encode(observation)
-        return self.actor.mode(latents) if deterministic else self.actor.sample(latents)[0]
+        return self.actor.mode(latents) if deterministic else self.actor.sample(latents)
 
     @torch.no_grad()
     def predict_values(self, observation: PyTorchObs) -> torch.Tensor:

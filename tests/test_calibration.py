@@ -156,7 +156,7 @@ def test_values_are_in_units_of_the_environment(critic):
     values = policy.predict_values(observations)
     torch.manual_seed(0)
     latents = policy.world_model.encode(observations)
-    inputs = (latents, policy.actor.sample(latents)[0]) if critic == "q" else (latents,)
+    inputs = (latents, policy.actor.sample(latents)) if critic == "q" else (latents,)
     torch.testing.assert_close(values, 3 * policy.critics(*inputs).mean(0))
     assert values.shape == (7,)
     assert not values.requires_grad

@@ -36,7 +36,7 @@ def test_a_rollout_is_what_single_steps_give(world_model, actor, horizon):
     torch.manual_seed(1)
     latents = start
     for t in range(horizon):
-        actions, log_probs = actor.sample(latents)
+        actions, log_probs = actor.sample_with_log_prob(latents)
         assert_close(rollout.latents[t], latents)
         assert_close(rollout.actions[t], actions)
         assert_close(rollout.log_probs[t], log_probs)

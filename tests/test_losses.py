@@ -131,7 +131,7 @@ def test_state_values_are_the_lowest_critics(q_critics, v_critics, actor):
     torch.manual_seed(1)
     values = state_values(q_critics, actor, latents, q_critic=True)
     torch.manual_seed(1)
-    actions, _ = actor.sample(latents)
+    actions = actor.sample(latents)
     assert_close(values, q_critics(latents, actions).mean(0))
 
 
@@ -140,7 +140,7 @@ def test_state_values_send_no_gradient_through_what_the_actor_sees(q_critics, ac
     torch.manual_seed(1)
     values = state_values(q_critics, actor, latents, q_critic=True)
     torch.manual_seed(1)
-    actions = actor.sample(latents)[0].detach()
+    actions = actor.sample(latents).detach()
     expected = torch.autograd.grad(q_critics(latents, actions).mean(0).sum(), latents)
     assert_close(torch.autograd.grad(values.sum(), latents), expected)
 
@@ -182,7 +182,7 @@ def fixed_critics(*values):
     return lambda *inputs: tensor(*values)
 
 
-fixed_actor = SimpleNamespace(sample=lambda latents: (torch.zeros(*latents.shape[:-1], ACTION_DIM), None))
+fixed_actor = SimpleNamespace(sample=lambda latents: torch.zeros(*latents.shape[:-1], ACTION_DIM))
 
 
 def windows(rewards, terminations, mask):
@@ -214,7 +214,7 @@ def test_replay_targets_are_those_of_a_plain_loop(actor, q_critics, samples, td_
     torch.manual_seed(1)
     targets = replay_targets(q_critics, actor, samples, samples.rewards, following, gamma=0.9, td_lambda=td_lambda)
     torch.manual_seed(1)
-    values = q_critics(following, actor.sample(following)[0]).min(0).values
+    values = q_critics(following, actor.sample(following)).min(0).values
     for b in range(BATCH):
         length = int(samples.mask[:, b].sum())
         for t in range(length):

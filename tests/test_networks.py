@@ -24,7 +24,7 @@ def last_layer(actor, mean, log_std):
 def test_log_prob_is_that_of_a_tanh_normal(state_dependent_std):
     actor = Actor(LATENT_DIM, ACTION_DIM, [10], state_dependent_std=state_dependent_std).double()
     latents = torch.randn(500, LATENT_DIM).double()
-    actions, log_probs = actor.sample(latents)
+    actions, log_probs = actor.sample_with_log_prob(latents)
     mean, log_std = actor(latents)
     distribution = TransformedDistribution(Independent(Normal(mean, log_std.exp()), 1), TanhTransform())
     assert_close(log_probs, distribution.log_prob(actions))
@@ -34,7 +34,7 @@ def test_log_prob_by_hand(actor, monkeypatch):
     # mean 0, log_std -1.5 and noise 0: u = 0, density of each dimension exp(1.5) / sqrt(2 pi)
     last_layer(actor, mean=0.0, log_std=0.0)
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
-    actions, log_probs = actor.sample(torch.zeros(1, LATENT_DIM))
+    actions, log_probs = actor.sample_with_log_prob(torch.zeros(1, LATENT_DIM))
     assert_close(actions, torch.zeros(1, ACTION_DIM))
     assert_close(log_probs, torch.tensor([ACTION_DIM * (1.5 - 0.5 * math.log(2 * math.pi))]))
 
@@ -42,7 +42,7 @@ def test_log_prob_by_hand(actor, monkeypatch):
 @pytest.mark.parametrize("mean", [-100.0, 100.0])
 def test_saturated_actions_have_finite_log_probs_and_gradients(actor, mean):
     last_layer(actor, mean=mean, log_std=0.0)
-    actions, log_probs = actor.sample(torch.zeros(50, LATENT_DIM))
+    actions, log_probs = actor.sample_with_log_prob(torch.zeros(50, LATENT_DIM))
     assert (actions == math.copysign(1, mean)).all()
     # log(1 - tanh(u)^2) = log 4 - 2 |u| for large |u|
     expected = ACTION_DIM * (2 * abs(mean) - math.log(4))
@@ -57,7 +57,7 @@ def test_actor_shapes_and_ranges(state_dependent_std, leading):
     actor = Actor(LATENT_DIM, ACTION_DIM, [10], state_dependent_std=state_dependent_std)
     latents = torch.randn(*leading, LATENT_DIM)
     mean, log_std = actor(latents)
-    actions, log_probs = actor.sample(latents)
+    actions, log_probs = actor.sample_with_log_prob(latents)
     assert mean.shape == log_std.shape == actions.shape == actor.mode(latents).shape == (*leading, ACTION_DIM)
     assert log_probs.shape == leading
     assert (actions.abs() <= 1).all()
@@ -87,7 +87,7 @@ def test_samples_have_the_stated_mean_and_std_before_tanh(state_dependent_std):
     actor = Actor(LATENT_DIM, ACTION_DIM, [10], state_dependent_std=state_dependent_std)
     latents = torch.randn(1, LATENT_DIM)
     mean, log_std = actor(latents)
-    u = torch.atanh(actor.sample(latents.expand(20_000, -1))[0].double())
+    u = torch.atanh(actor.sample(latents.expand(20_000, -1)).double())
     assert_close(u.mean(0).float(), mean[0], atol=0.02, rtol=0)
     assert_close(u.std(0).log().float(), log_std[0], atol=0.05, rtol=0)
 
@@ -95,7 +95,7 @@ def test_samples_have_the_stated_mean_and_std_before_tanh(state_dependent_std):
 @state_dependent
 def test_actions_and_log_probs_are_differentiable_in_every_parameter(state_dependent_std):
     actor = Actor(LATENT_DIM, ACTION_DIM, [10], state_dependent_std=state_dependent_std)
-    for output in actor.sample(torch.randn(5, LATENT_DIM)):
+    for output in actor.sample_with_log_prob(torch.randn(5, LATENT_DIM)):
         gradients = torch.autograd.grad(output.sum(), list(actor.parameters()), retain_graph=True)
         assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
@@ -130,3 +130,11 @@ def test_order_of_the_hidden_layers(norm_after_activation):
     critics = CriticEnsemble(LATENT_DIM, [4], 2, nn.Mish, norm_after_activation=norm_after_activation)
     for net in (actor.net, *critics.critics):
         assert [type(layer) for layer in net] == [*order, nn.Linear]
+
+
+def test_actions_are_the_same_with_and_without_their_probabilities(actor):
+    latents = torch.randn(5, LATENT_DIM)
+    torch.manual_seed(3)
+    actions = actor.sample(latents)
+    torch.manual_seed(3)
+    assert torch.equal(actions, actor.sample_with_log_prob(latents)[0])
