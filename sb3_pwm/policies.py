@@ -223,6 +223,14 @@ class PWMPolicy(BasePolicy):
         """Return the (N, action_dim) actions in [-1, 1] of (N, *obs_shape) observations."""
         return self._predict(observation, deterministic)
 
+    def set_training_mode(self, mode: bool) -> None:
+        """Put all networks into training or evaluation mode.
+
+        SB3 asks for it at every action; walking through all modules then costs more than the action itself.
+        """
+        if mode != self.training:
+            super().set_training_mode(mode)
+
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
         latents = self.world_model.encode(observation)
         return self.actor.mode(latents) if deterministic else self.actor.sample(latents)

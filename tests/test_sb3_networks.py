@@ -174,3 +174,10 @@ def test_policy_arguments(policy_kwargs, critic):
     activation = policy_kwargs.get("activation_fn", torch.nn.SiLU)
     assert any(isinstance(module, activation) for module in policy.modules())
     assert "critic" not in model.policy_kwargs
+
+
+def test_training_mode_reaches_every_module():
+    policy = make().policy
+    for mode in (False, False, True, True, False):
+        policy.set_training_mode(mode)
+        assert {module.training for module in policy.modules()} == {mode}
