@@ -80,7 +80,13 @@ def test_ctrl_c_saves_the_model(tmp_path: Path) -> None:
     script = load_script()
     out = tmp_path / "out"
     with subprocess.Popen(
-        command(out, "Pendulum-v1", 1_600), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
+        command(out, "Pendulum-v1", 1_600),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell's background job ignores Ctrl-C, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
