@@ -69,11 +69,12 @@ class CurveCallback(BaseCallback):
         env = Monitor(gym.make(self.env_id))
         env.reset(seed=10_000 + self.row["seed"])
         returns, _ = evaluate_policy(self.model, env, n_eval_episodes=self.episodes, return_episode_rewards=True)
-        env.close()
         mean = float(torch.tensor(returns).mean())
         calibration = ""
         if hasattr(self.model, "value_calibration"):
-            calibration = f"{self.model.value_calibration(gym.make(self.env_id), n_episodes=self.episodes):.3f}"
+            env.reset(seed=20_000 + self.row["seed"])
+            calibration = f"{self.model.value_calibration(env, n_episodes=self.episodes):.3f}"
+        env.close()
         train_returns = [info["r"] for info in (self.model.ep_info_buffer or [])][-10:]
         row = self.row | {
             "env_steps": self.num_timesteps,
