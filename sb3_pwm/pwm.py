@@ -357,19 +357,22 @@ class PWM(OfflineAlgorithm):
             self._n_updates += 1
             due = math.floor(self._n_updates * self.policy_updates)
             for i in range(due - math.floor((self._n_updates - 1) * self.policy_updates)):
-                if i > 0:
-                    samples = self._sample(batch_size)
-                    with torch.no_grad():
-                        latents = encode_windows(self.policy.world_model, samples.observations)
-                self._learner.update_policy(samples, latents)
+                if i == 0:
+                    self._learner.update_policy(samples, latents)
+                else:
+                    self._update_policy(batch_size)
 
     def _train_offline(self) -> None:
         self._prepare_updates()
-        samples = self._sample(self.batch_size)
+        self._update_policy(self.batch_size)
+        self._n_updates += 1
+
+    def _update_policy(self, batch_size: int) -> None:
+        """Update actor and critics on fresh windows, as the present world model sees them."""
+        samples = self._sample(batch_size)
         with torch.no_grad():
             latents = encode_windows(self.policy.world_model, samples.observations)
         self._learner.update_policy(samples, latents)
-        self._n_updates += 1
 
     def _prepare_updates(self) -> None:
         """Bring rates and scales up to date; make a logger if neither ``learn`` nor the user has made one."""

@@ -173,6 +173,9 @@ def test_episodes_that_are_not_as_many_as_announced():
     for n_steps, message in ((7, "goes beyond the 7 steps"), (9, "holds 8 steps, not the 9"), (0, "holds no steps")):
         with pytest.raises(ValueError, match=message):
             build_buffer(iter(THREE), n_steps, OBSERVATIONS, ACTIONS, source="it")
+    keyed = THREE[0]._replace(observations={"b": THREE[0].observations})
+    with pytest.raises(ValueError, match=r"must have the keys \['a'\]"):
+        build_buffer([keyed], 4, spaces.Dict(a=OBSERVATIONS), ACTIONS, source="it")
     empty = Episode(np.zeros((1, 3)), np.zeros((0, 2)), np.zeros(0), terminated=False)
     with pytest.raises(ValueError, match="episode 1 has no steps"):
         build_buffer([THREE[0], empty], 4, OBSERVATIONS, ACTIONS, source="it")

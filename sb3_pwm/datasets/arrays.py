@@ -31,6 +31,8 @@ def from_npz(
     try:
         with np.load(path, allow_pickle=False) as file:
             data = {name: file[name] for name in (*REQUIRED, "timeouts", "next_observations") if name in file}
+    except FileNotFoundError:
+        raise
     except (
         ValueError,
         EOFError,
@@ -41,8 +43,6 @@ def from_npz(
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise ValueError(f"cannot read {path} as .npz: {error}") from error
     return from_arrays(
         data, observation_space, action_space, buffer_size=buffer_size, directory=directory, source=str(path)

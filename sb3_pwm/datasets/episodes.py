@@ -54,12 +54,7 @@ def build_buffer(
     """
     action_space = check_action_space(action_space)
     low, high = action_space.low, action_space.high
-    if n_steps < 1:
-        raise ValueError(f"{source} holds no steps")
-    capacity = n_steps if buffer_size is None else buffer_size
-    if capacity < n_steps:
-        raise ValueError(f"buffer_size={capacity} is less than the {n_steps} steps of {source}")
-    buffer = make_buffer(capacity, observation_space, action_space, directory)
+    buffer = make_buffer(n_steps, observation_space, action_space, source, buffer_size, directory)
     start = 0
     for index, episode in enumerate(episodes):
         where = f"{source}, episode {index}"
@@ -78,23 +73,41 @@ def build_buffer(
         start = stop
     if start != n_steps:
         raise ValueError(f"{source} holds {start} steps, not the {n_steps} that it should")
-    buffer.pos, buffer.full = n_steps % capacity, n_steps == capacity
     return buffer
 
 
 def make_buffer(
-    capacity: int,
+    n_steps: int,
     observation_space: spaces.Space[Any],
     action_space: spaces.Space[Any],
+    source: str,
+    buffer_size: int | None = None,
     directory: str | pathlib.Path | None = None,
 ) -> SequenceReplayBuffer:
-    """Make an empty replay buffer of one environment, in memory or in files of ``directory``."""
+    """Make a replay buffer of one environment whose first ``n_steps`` rows count as stored; the caller fills them.
+
+    The arguments are those of :func:`build_buffer`.
+
+    :raises ValueError: if there are no steps, or ``buffer_size`` is less.
+    """
+    if n_steps < 1:
+        raise ValueError(f"{source} holds no steps")
+    capacity = n_steps if buffer_size is None else buffer_size
+    if capacity < n_steps:
+        raise ValueError(f"buffer_size={capacity} is less than the {n_steps} steps of {source}")
     kind = sequence_buffer_class(observation_space)
-    if directory is None:
-        return kind(capacity, observation_space, action_space, device="cpu", n_envs=1)
+    in_memory = capacity if directory is None else 1
+    buffer = kind(in_memory, observation_space, action_space, device="cpu", n_envs=1)
+    if directory is not None:
+        move_to_files(buffer, capacity, directory)
+    buffer.pos, buffer.full = n_steps % capacity, n_steps == capacity
+    return buffer
+
+
+def move_to_files(buffer: SequenceReplayBuffer, capacity: int, directory: str | pathlib.Path) -> None:
+    """Replace a buffer's arrays by empty ones of ``capacity`` rows in files of ``directory``."""
     folder = pathlib.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    buffer = kind(1, observation_space, action_space, device="cpu", n_envs=1)
     buffer.buffer_size = capacity
 
     def in_file(name: str, array: np.ndarray) -> np.ndarray:
@@ -109,7 +122,6 @@ def make_buffer(
         else:
             files = in_file(name, array)
         setattr(buffer, name, files)
-    return buffer
 
 
 def store_observations(storage: Any, observations: Arrays, rows: slice, steps: slice) -> None:
@@ -148,7 +160,7 @@ def check_episode(episode: Episode, observation_space: spaces.Space[Any], action
     check_actions(f"{where}: actions", episode.actions, action_space)
     shapes = get_obs_shape(observation_space)
     if isinstance(shapes, dict):
-        if not isinstance(episode.observations, dict) or set(episode.observations) < set(shapes):
+        if not isinstance(episode.observations, dict) or set(shapes) - set(episode.observations):
             raise ValueError(f"{where}: observations must have the keys {sorted(shapes)}")
         for key, shape in shapes.items():
             check_field(f"{where}: observations[{key!r}]", episode.observations[key], (length + 1, *shape))

@@ -7,7 +7,7 @@ import numpy as np
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.save_util import load_from_pkl
 
-from sb3_pwm.buffers import SequenceReplayBuffer, check_replay_buffer
+from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.datasets.episodes import make_buffer
 
 
@@ -30,16 +30,19 @@ def from_replay_buffer(
     :raises ValueError: if it is empty, or lacks what windows need.
     """
     buffer = source if isinstance(source, ReplayBuffer) else load_from_pkl(source)
-    check_replay_buffer(buffer)
-    size, n_steps = buffer.size(), buffer.size() * buffer.n_envs
-    if n_steps == 0:
+    sequences = SequenceReplayBuffer.from_replay_buffer(buffer)  # the same arrays
+    size = sequences.size()
+    if size == 0:
         raise ValueError(f"the replay buffer {'' if isinstance(source, ReplayBuffer) else source} is empty")
-    capacity = n_steps if buffer_size is None else buffer_size
-    if capacity < n_steps:
-        raise ValueError(f"buffer_size={capacity} is less than the {n_steps} steps of the replay buffer")
-    oldest = buffer.pos if buffer.full else 0
-    order = (oldest + np.arange(size)) % buffer.buffer_size
-    result = make_buffer(capacity, buffer.observation_space, buffer.action_space, directory)
+    order = (sequences.oldest + np.arange(size)) % sequences.buffer_size
+    result = make_buffer(
+        sequences.n_transitions,
+        buffer.observation_space,
+        buffer.action_space,
+        "the replay buffer",
+        buffer_size,
+        directory,
+    )
     for env in range(buffer.n_envs):
         rows = slice(env * size, (env + 1) * size)
         for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
@@ -47,7 +50,6 @@ def from_replay_buffer(
         last = rows.stop - 1
         if not result.dones[last, 0]:  # the next row belongs to another environment
             result.dones[last, 0] = result.timeouts[last, 0] = 1
-    result.pos, result.full = n_steps % capacity, n_steps == capacity
     return result
 
 
