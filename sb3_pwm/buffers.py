@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_pwm.sequences import draw_windows
+from sb3_pwm.sequences import Windows, draw_windows, windows_at
 from sb3_pwm.type_aliases import Observations, SequenceSamples
 
 STATISTICS_ROWS = 20_000  # enough for a standard deviation within 1 %, and a bound on the cost of large buffers
@@ -86,7 +86,24 @@ class SequenceReplayBuffer(ReplayBuffer):
         :raises ValueError: if fewer than ``length`` steps or ``batch_size`` transitions are stored.
         """
         self.check_size(batch_size, length)
-        rows, columns, mask = draw_windows(self.dones, self.oldest, self.size(), batch_size, length)
+        return self._samples(draw_windows(self.dones, self.oldest, self.size(), batch_size, length), env)
+
+    def spread_sequences(self, count: int, length: int, env: VecNormalize | None = None) -> SequenceSamples:
+        """Return windows whose first steps are spread evenly over all stored steps, the same at every call.
+
+        :param count: number of windows B, if as many steps are stored; else one for every step.
+        :param length: number of steps T in a window.
+        :param env: normalise observations and rewards with this wrapper's present statistics.
+        :return: the windows on the buffer's device.
+        :raises ValueError: if fewer than ``length`` steps are stored.
+        """
+        self.check_size(1, length)
+        places = np.linspace(0, self.n_transitions - 1, min(count, self.n_transitions)).astype(np.int64)
+        ages, columns = np.divmod(places, self.n_envs)
+        return self._samples(windows_at(ages, columns, self.dones, self.oldest, self.size(), length), env)
+
+    def _samples(self, windows: Windows, env: VecNormalize | None) -> SequenceSamples:
+        rows, columns, mask = windows
         dones, timeouts = self.dones[rows, columns], self.timeouts[rows, columns]
         return SequenceSamples(
             observations=self._window_observations(rows, columns, env),

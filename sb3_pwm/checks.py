@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from sb3_pwm.precision import PRECISIONS
+
 # name -> (lowest, highest, whether the lowest itself is allowed)
 REAL_RANGES: dict[str, tuple[float, float, bool]] = {
     "gamma": (0, 1, False),
@@ -71,6 +73,12 @@ def check_number_or_auto(name: str, value: Any, low: float) -> None:
         raise TypeError(f"{name} must be {allowed}, not {value!r}")
     if not isinstance(value, str) and not (low <= value < math.inf and value > -math.inf):
         raise ValueError(f"{name}={value!r} is out of range; allowed: {allowed}")
+
+
+def check_precision(value: Any) -> None:
+    """Check the name of a number format."""
+    if value not in PRECISIONS:
+        raise ValueError(f"precision={value!r}; allowed: {', '.join(map(repr, PRECISIONS))}")
 
 
 def check_train_freq(value: Any, n_envs: int) -> None:

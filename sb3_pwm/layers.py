@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from sb3_pwm.precision import FullPrecisionLinear
+
 
 class SimNorm(nn.Module):
     """Softmax within groups of features: each group becomes a point of a simplex (TD-MPC2, arXiv 2310.16828, eq. 5).
@@ -23,7 +25,8 @@ class SimNorm(nn.Module):
         is several times faster on a CPU; published weights with contiguous groups need the matching permutation.
         """
         groups = x.view(*x.shape[:-1], self.group_size, -1)  # (..., Z) -> (..., group_size, Z / group_size)
-        return groups.softmax(-2).flatten(-2)
+        # Never in less than float32, so that a group still sums to 1 where products are rounded.
+        return groups.softmax(-2, dtype=torch.promote_types(x.dtype, torch.float32)).flatten(-2)
 
 
 def truncated_normal_init(module: nn.Module) -> None:
@@ -49,6 +52,7 @@ def mlp(
     activation_fn: type[nn.Module] = nn.SiLU,
     *,
     norm_after_activation: bool = False,
+    full_precision_output: bool = True,
 ) -> nn.Sequential:
     """Build a perceptron whose hidden layers are Linear -> LayerNorm -> activation and whose last layer is linear.
 
@@ -57,6 +61,7 @@ def mlp(
     :param out_features: size of the output.
     :param activation_fn: class of the activation.
     :param norm_after_activation: Linear -> activation -> LayerNorm instead (the paper's actor and critics).
+    :param full_precision_output: never round the factors of the last layer's product, whatever the precision.
     :return: the network, (..., in_features) -> (..., out_features).
     """
     layers: list[nn.Module] = []
@@ -65,5 +70,5 @@ def mlp(
         layers.append(nn.Linear(in_features, size))
         layers.extend([activation, norm] if norm_after_activation else [norm, activation])
         in_features = size
-    layers.append(nn.Linear(in_features, out_features))
+    layers.append((FullPrecisionLinear if full_precision_output else nn.Linear)(in_features, out_features))
     return nn.Sequential(*layers)

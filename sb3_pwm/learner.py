@@ -1,5 +1,6 @@
 """The learner: one update of world model, actor and critics, from windows to optimizer steps."""
 
+from contextlib import AbstractContextManager
 from typing import Literal, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from sb3_pwm.losses import (
     world_model_loss,
 )
 from sb3_pwm.policies import PWMPolicy
+from sb3_pwm.precision import Precision, arithmetic, usable_precision
 from sb3_pwm.returns import continuation_weights, imagined_returns
 from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
 from sb3_pwm.updates import apply_gradients, encode_windows, minibatches, steps_of
@@ -28,6 +30,8 @@ class Trainable(Protocol):
     """What the learner reads, and the two counts it keeps; :class:`sb3_pwm.PWM` documents each."""
 
     policy: PWMPolicy
+    device: torch.device
+    precision: Precision
     horizon: int
     critic_updates: int
     critic_batch_size: int
@@ -52,6 +56,7 @@ class Learner:
     def __init__(self, model: Trainable) -> None:
         self.model = model
         self.metrics: dict[str, tuple[torch.Tensor, int]] = {}
+        self._precision = usable_precision(model.device, model.precision)
         self._consecutive_skips = dict.fromkeys(MAX_GRAD_NORM, 0)
 
     def pop_metrics(self) -> dict[str, float]:
@@ -63,19 +68,20 @@ class Learner:
     def update_model(self, samples: SequenceSamples) -> torch.Tensor:
         """Update the world model and return the windows' (T + 1, B, Z) latents, detached."""
         model = self.model.policy.world_model
-        first = encode_windows(model, steps_of(samples.observations, 0, 1))
-        with torch.no_grad():
-            following = encode_windows(model, steps_of(samples.observations, 1, None))
-        loss, metrics = world_model_loss(
-            model,
-            samples,
-            self.model.policy.reward_scale(samples.rewards),
-            first[0],
-            following,
-            consistency_coef=self.model.consistency_coef,
-            reward_coef=self.model.reward_coef,
-            termination_coef=self.model.termination_coef,
-        )
+        with self._arithmetic():
+            first = encode_windows(model, steps_of(samples.observations, 0, 1))
+            with torch.no_grad():
+                following = encode_windows(model, steps_of(samples.observations, 1, None))
+            loss, metrics = world_model_loss(
+                model,
+                samples,
+                self.model.policy.reward_scale(samples.rewards),
+                first[0],
+                following,
+                consistency_coef=self.model.consistency_coef,
+                reward_coef=self.model.reward_coef,
+                termination_coef=self.model.termination_coef,
+            )
         self._apply("model", loss, model, metrics)
         self.model.n_model_updates += 1
         return torch.cat([first.detach(), following])
@@ -87,14 +93,15 @@ class Learner:
         :param latents: (T + 1, B, Z) their latents, detached.
         """
         policy = self.model.policy
-        rollout = imagine(
-            policy.world_model,
-            policy.actor,
-            latents[0],
-            self.model.horizon,
-            terminations=self.model.termination_coef > 0,
-        )
-        values = state_values(policy.critics, policy.actor, rollout.latents[-1], q_critic=policy.q_critic)
+        with self._arithmetic():
+            rollout = imagine(
+                policy.world_model,
+                policy.actor,
+                latents[0],
+                self.model.horizon,
+                terminations=self.model.termination_coef > 0,
+            )
+            values = state_values(policy.critics, policy.actor, rollout.latents[-1], q_critic=policy.q_critic)
         weights = continuation_weights(rollout.continuations)
         returns = imagined_returns(rollout.rewards, weights, values, self.model.gamma)
         policy.return_scale.update(returns.detach())
@@ -122,25 +129,27 @@ class Learner:
 
     def _update_q_critics(self, samples: SequenceSamples, latents: torch.Tensor) -> None:
         policy = self.model.policy
-        targets = replay_targets(
-            policy.critics_target,
-            policy.actor,
-            samples,
-            policy.reward_scale(samples.rewards),
-            latents[1:],
-            gamma=self.model.gamma,
-            td_lambda=self.model.td_lambda,
-        )
+        with self._arithmetic():
+            targets = replay_targets(
+                policy.critics_target,
+                policy.actor,
+                samples,
+                policy.reward_scale(samples.rewards),
+                latents[1:],
+                gamma=self.model.gamma,
+                td_lambda=self.model.td_lambda,
+            )
         inputs = torch.cat([latents[:-1], samples.actions], -1).flatten(0, 1)
         self._fit_critics(inputs, targets.flatten(), samples.mask.flatten())
 
     def _update_v_critics(self, rollout: ImaginedRollout) -> None:
-        targets, weights = imagined_targets(
-            self.model.policy.critics_target,
-            rollout,
-            gamma=self.model.gamma,
-            td_lambda=self.model.td_lambda,
-        )
+        with self._arithmetic():
+            targets, weights = imagined_targets(
+                self.model.policy.critics_target,
+                rollout,
+                gamma=self.model.gamma,
+                td_lambda=self.model.td_lambda,
+            )
         self._fit_critics(rollout.latents[:-1].detach().flatten(0, 1), targets.flatten(), weights.flatten())
 
     def _fit_critics(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
@@ -148,9 +157,13 @@ class Learner:
         policy = self.model.policy
         average = get_ema_multi_avg_fn(1 - self.model.tau)  # type: ignore[no-untyped-call]
         for rows in minibatches(len(inputs), self.model.critic_batch_size, self.model.critic_updates, inputs.device):
-            loss, metrics = critic_loss(policy.critics(inputs[rows]), targets[rows], weights[rows])
+            with self._arithmetic():
+                loss, metrics = critic_loss(policy.critics(inputs[rows]), targets[rows], weights[rows])
             self._apply("critic", loss, policy.critics, metrics)
             average(list(policy.critics_target.parameters()), list(policy.critics.parameters()), 0)
+
+    def _arithmetic(self) -> AbstractContextManager[None]:
+        return arithmetic(self.model.device, self._precision)
 
     def _apply(self, name: str, loss: torch.Tensor, network: torch.nn.Module, metrics: Metrics) -> None:
         """Take an optimizer step, or skip it if it is not finite, and remember the metrics.

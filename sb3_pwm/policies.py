@@ -88,6 +88,7 @@ class PWMPolicy(BasePolicy):
     :param latent_dim: size of a latent state, a multiple of ``simnorm_dim``.
     :param simnorm_dim: number of features that share a softmax.
     :param reward_bins: 0 predicts rewards by squared error; K >= 2 as symlog two-hot over K bins.
+    :param residual_dynamics: the dynamics predict the change of the latents, not the next ones from nothing.
     :param critic: ``"q"`` for Q(latents, actions), ``"v"`` for V(latents); PWM sets it from its own argument.
     :param n_critics: number of critics.
     :param state_dependent_std: predict the policy's standard deviation from the latents.
@@ -109,6 +110,7 @@ class PWMPolicy(BasePolicy):
         latent_dim: int = 96,
         simnorm_dim: int = 8,
         reward_bins: int = 0,
+        residual_dynamics: bool = True,
         critic: Literal["q", "v"] = "q",
         n_critics: int = 3,
         state_dependent_std: bool = True,
@@ -142,6 +144,7 @@ class PWMPolicy(BasePolicy):
         self.latent_dim = latent_dim
         self.simnorm_dim = simnorm_dim
         self.reward_bins = reward_bins
+        self.residual_dynamics = residual_dynamics
         self.critic = critic
         self.n_critics = n_critics
         self.state_dependent_std = state_dependent_std
@@ -165,6 +168,7 @@ class PWMPolicy(BasePolicy):
             termination=arch["termination"],
             activation_fn=self.activation_fn,
             reward_bins=self.reward_bins,
+            residual_dynamics=self.residual_dynamics,
         )
         self.actor = Actor(
             self.latent_dim,
@@ -255,6 +259,7 @@ class PWMPolicy(BasePolicy):
             latent_dim=self.latent_dim,
             simnorm_dim=self.simnorm_dim,
             reward_bins=self.reward_bins,
+            residual_dynamics=self.residual_dynamics,
             critic=self.critic,
             n_critics=self.n_critics,
             state_dependent_std=self.state_dependent_std,

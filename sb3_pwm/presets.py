@@ -79,6 +79,7 @@ paper_single_task: dict[str, Any] = {
         "latent_dim": 512,
         "simnorm_dim": 8,
         "reward_bins": 0,
+        "residual_dynamics": False,
         "n_critics": 3,
         "state_dependent_std": False,
         "norm_after_activation": True,

@@ -16,10 +16,11 @@ from tqdm.auto import tqdm
 
 from sb3_pwm.buffers import SequenceReplayBuffer, check_replay_buffer, sequence_buffer_class
 from sb3_pwm.calibration import StartValues, follow_episodes, run_episodes
-from sb3_pwm.checks import check_arguments, check_train_freq
+from sb3_pwm.checks import check_arguments, check_precision, check_train_freq
 from sb3_pwm.learner import Learner
 from sb3_pwm.offline_algorithm import OfflineAlgorithm
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
+from sb3_pwm.precision import Precision
 from sb3_pwm.type_aliases import SequenceSamples
 from sb3_pwm.updates import encode_windows
 
@@ -67,6 +68,9 @@ class PWM(OfflineAlgorithm):
     :param train_freq: collect this many steps (or ``(n, "episode")``) between updates.
     :param gradient_steps: world-model updates after each collection; -1 for as many as steps were collected.
     :param policy_updates: actor updates per world-model update; 0.125 is one after every eighth.
+    :param precision: of matrix products in updates: ``"float32"``; ``"bfloat16"``, several times faster where the
+        hardware has it and the networks are large; ``"tf32"``, on GPUs only. See
+        :func:`sb3_pwm.precision.arithmetic`.
     :param action_noise: added to the actions that are taken in the environment.
     :param replay_buffer_class: a :class:`SequenceReplayBuffer` class; None for the one that fits the observations.
     :param replay_buffer_kwargs: its further arguments.
@@ -115,6 +119,7 @@ class PWM(OfflineAlgorithm):
         train_freq: int | tuple[int, str] = 4,
         gradient_steps: int = 1,
         policy_updates: float = 1.0,
+        precision: Precision = "float32",
         action_noise: ActionNoise | None = None,
         replay_buffer_class: type[SequenceReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
@@ -165,6 +170,7 @@ class PWM(OfflineAlgorithm):
         self.reward_coef = reward_coef
         self.termination_coef = termination_coef
         self.policy_updates = policy_updates
+        self.precision = precision
         self.n_model_updates = 0
         self.n_skipped_updates = 0
         if _init_setup_model:
@@ -177,6 +183,7 @@ class PWM(OfflineAlgorithm):
                 "algorithm has saved it"
             )
         check_arguments(self.__dict__)
+        check_precision(self.precision)
         check_train_freq(self.train_freq, self.n_envs)
         if "critic" in self.policy_kwargs:
             raise ValueError("critic is an argument of PWM itself; leave it out of policy_kwargs")

@@ -37,14 +37,23 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         return self.replay_buffer  # type: ignore[return-value]
 
     def _take_over_buffer(self, buffer: ReplayBuffer) -> None:
-        sequences = SequenceReplayBuffer.from_replay_buffer(buffer)
-        for name in ("observation_space", "action_space", "n_envs"):
-            found, expected = getattr(sequences, name), getattr(self, name)
-            if found != expected:
-                raise ValueError(f"the replay buffer's {name} is {found}, the model's is {expected}")
+        sequences = self._checked_buffer(buffer, "observation_space", "action_space", "n_envs")
         sequences.device = self.device
         sequences.end_trajectories()
         self.replay_buffer = sequences
+
+    def _checked_buffer(self, buffer: ReplayBuffer, *names: str) -> SequenceReplayBuffer:
+        """Return a buffer as one that gives windows.
+
+        :raises TypeError: if it is no replay buffer.
+        :raises ValueError: if it cannot give windows, or differs from the model in one of the named attributes.
+        """
+        sequences = SequenceReplayBuffer.from_replay_buffer(buffer)
+        for name in names:
+            found, expected = getattr(sequences, name), getattr(self, name)
+            if found != expected:
+                raise ValueError(f"the replay buffer's {name} is {found}, the model's is {expected}")
+        return sequences
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """Load a pickled replay buffer, also one that SAC, TD3 or another SB3 algorithm saved.

@@ -1,5 +1,6 @@
 """The latent world model: encoder, dynamics, reward and termination (TD-MPC2, arXiv 2310.16828, with terminations)."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ from sb3_pwm.layers import SimNorm, mlp, truncated_normal_init
 from sb3_pwm.two_hot import two_hot, two_hot_inv
 from sb3_pwm.type_aliases import Observations
 
+SKIP_OFFSET = 0.1  # keeps the logarithm of residual dynamics, and its slope, bounded where a latent is nearly 0
 TWO_HOT_RANGE = 10.0  # the bins cover symlog(reward) in [-10, 10]: rewards up to 22,025 reward scales
 
 
@@ -27,6 +29,7 @@ class WorldModel(nn.Module):
     :param termination: hidden sizes of the termination head.
     :param activation_fn: class of the activation.
     :param reward_bins: number of two-hot bins of the reward head; 0 for a scalar head with squared error.
+    :param residual_dynamics: predict the change of the latents, see :meth:`next_latents`.
     """
 
     bins: torch.Tensor
@@ -45,18 +48,22 @@ class WorldModel(nn.Module):
         termination: Sequence[int],
         activation_fn: type[nn.Module] = nn.SiLU,
         reward_bins: int = 0,
+        residual_dynamics: bool = True,
     ) -> None:
         super().__init__()
         self.features = features
-        simnorm = SimNorm(simnorm_dim)
-        self.encoder = nn.Sequential(mlp(features_dim, encoder, latent_dim, activation_fn), simnorm)
-        self.dynamics = nn.Sequential(mlp(latent_dim + action_dim, dynamics, latent_dim, activation_fn), simnorm)
+        self.residual_dynamics = residual_dynamics
+        self.simnorm = SimNorm(simnorm_dim)
+        # Both end in SimNorm, which forgives rounding.
+        latent_mlp = functools.partial(mlp, activation_fn=activation_fn, full_precision_output=False)
+        self.encoder = nn.Sequential(latent_mlp(features_dim, encoder, latent_dim), self.simnorm)
+        self.dynamics = latent_mlp(latent_dim + action_dim, dynamics, latent_dim)
         self.reward = mlp(latent_dim + action_dim, reward, max(1, reward_bins), activation_fn)
         self.termination = mlp(latent_dim, termination, 1, activation_fn)
         self.register_buffer("bins", torch.linspace(-TWO_HOT_RANGE, TWO_HOT_RANGE, reward_bins), persistent=False)
         for network in (self.encoder, self.dynamics, self.reward, self.termination):
             truncated_normal_init(network)
-        for head in (self.reward, self.termination):
+        for head in (self.reward, self.termination, *([self.dynamics] if residual_dynamics else [])):
             nn.init.zeros_(head[-1].weight)  # type: ignore[arg-type]
 
     def encode(self, observations: Observations) -> torch.Tensor:
@@ -65,8 +72,17 @@ class WorldModel(nn.Module):
         return latents
 
     def next_latents(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Return the (..., Z) latents after taking (..., A) actions in (..., Z) latents."""
-        following: torch.Tensor = self.dynamics(torch.cat([latents, actions], -1))
+        r"""Return the (..., Z) latents after taking (..., A) actions in (..., Z) latents.
+
+        .. math:: z' = \mathrm{SimNorm}(f(z, a) + \log(z + 0.1))
+
+        Without the logarithm (``residual_dynamics=False``) it is TD-MPC2's (arXiv 2310.16828, eq. 3) and the paper's
+        form. Where one step changes little, that form errs by more than the change for thousands of updates.
+        """
+        logits = self.dynamics(torch.cat([latents, actions], -1))
+        if self.residual_dynamics:
+            logits = logits + (latents + SKIP_OFFSET).log()
+        following: torch.Tensor = self.simnorm(logits)
         return following
 
     def rewards(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:

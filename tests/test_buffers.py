@@ -225,6 +225,19 @@ def test_first_steps_are_uniform_over_what_is_stored():
     assert counts.min() > 140  # 200 expected, standard deviation 14
 
 
+@pytest.mark.parametrize(("count", "starts"), [(1_000, 40), (40, 40), (7, 7)])
+def test_spread_windows_start_at_different_stored_steps_from_the_oldest_to_the_newest(count, starts):
+    buffer = make(truth_envs(2), buffer_size=40, **OFF).learn(70).replay_buffer
+    samples, again = buffer.spread_sequences(count, 4), buffer.spread_sequences(count, 4)
+    assert torch.equal(samples.observations, again.observations)
+    first = samples.observations[0]
+    assert len(first.unique(dim=0)) == first.shape[0] == starts
+    oldest, newest = buffer.pos, (buffer.pos - 1) % buffer.buffer_size
+    assert torch.equal(first[0], torch.as_tensor(buffer.observations[oldest, 0]))
+    assert torch.equal(first[-1], torch.as_tensor(buffer.observations[newest, 1]))
+    assert samples.mask[:, -1].tolist() == [1, 0, 0, 0]  # nothing follows the newest step
+
+
 def test_statistics_of_large_observations_take_bounded_memory(monkeypatch):
     model = make(space_envs(1, MIXED), policy="MultiInputPolicy").learn(60)
     image, vector, kind = 3 * 36 * 36, 4 * 8, 8

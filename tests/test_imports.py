@@ -8,10 +8,11 @@ import sb3_pwm
 PACKAGE = Path(sb3_pwm.__file__).parent
 # From the bottom to the top; a module may import from the lines above its own here, that is, only downwards.
 LEVELS = (
-    {"type_aliases", "returns", "two_hot", "layers", "sequences", "checks", "calibration"},
+    {"type_aliases", "returns", "two_hot", "precision", "sequences", "calibration"},
+    {"layers", "checks"},
     {"world_model", "networks", "normalization"},
     {"imagination", "losses", "updates", "buffers"},
-    {"policies"},
+    {"policies", "diagnostics"},
     {"learner", "sequence_algorithm"},
     {"offline_algorithm"},
     {"pwm"},
@@ -23,6 +24,7 @@ PURE = {
     "type_aliases",
     "returns",
     "two_hot",
+    "precision",
     "layers",
     "sequences",
     "world_model",
@@ -31,6 +33,7 @@ PURE = {
     "imagination",
     "losses",
     "updates",
+    "diagnostics",
 }
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 TREES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}

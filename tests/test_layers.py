@@ -6,6 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from sb3_pwm.layers import SimNorm, mlp, orthogonal_init, truncated_normal_init
+from sb3_pwm.precision import FullPrecisionLinear
 
 
 def linear_layers(module):
@@ -40,7 +41,7 @@ def test_simnorm_groups_are_strided_simplices(group_size, features, leading):
     ],
 )
 def test_mlp_order(norm_after_activation, expected):
-    net = mlp(3, [4, 5], 2, nn.Mish, norm_after_activation=norm_after_activation)
+    net = mlp(3, [4, 5], 2, nn.Mish, norm_after_activation=norm_after_activation, full_precision_output=False)
     assert [type(layer) for layer in net] == expected
     assert [(layer.in_features, layer.out_features) for layer in linear_layers(net)] == [(3, 4), (4, 5), (5, 2)]
     assert net(torch.zeros(6, 7, 3)).shape == (6, 7, 2)
@@ -48,7 +49,7 @@ def test_mlp_order(norm_after_activation, expected):
 
 def test_mlp_without_hidden_layers_is_linear():
     net = mlp(3, [], 2)
-    assert [type(layer) for layer in net] == [nn.Linear]
+    assert [type(layer) for layer in net] == [FullPrecisionLinear]
 
 
 def test_truncated_normal_init():

@@ -9,6 +9,7 @@ from torch.distributions.transforms import TanhTransform
 from torch.testing import assert_close
 
 from sb3_pwm.networks import Actor, CriticEnsemble
+from sb3_pwm.precision import FullPrecisionLinear
 
 state_dependent = pytest.mark.parametrize("state_dependent_std", [True, False])
 
@@ -129,7 +130,7 @@ def test_order_of_the_hidden_layers(norm_after_activation):
     actor = Actor(LATENT_DIM, ACTION_DIM, [4], nn.Mish, norm_after_activation=norm_after_activation)
     critics = CriticEnsemble(LATENT_DIM, [4], 2, nn.Mish, norm_after_activation=norm_after_activation)
     for net in (actor.net, *critics.critics):
-        assert [type(layer) for layer in net] == [*order, nn.Linear]
+        assert [type(layer) for layer in net] == [*order, FullPrecisionLinear]
 
 
 def test_actions_are_the_same_with_and_without_their_probabilities(actor):

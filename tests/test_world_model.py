@@ -71,7 +71,39 @@ def test_a_new_model_predicts_no_reward_and_even_odds(reward_bins):
     assert_close(model.continuations(latents), torch.full((5,), 0.5))
     assert_close(model.termination_error(latents, torch.ones(5)), torch.full((5,), math.log(2)))
     weights = [layer.weight for layer in model.dynamics.modules() if isinstance(layer, nn.Linear)]
-    assert all(0 < weight.std() < 0.03 for weight in weights)
+    assert all(0 < weight.std() < 0.03 for weight in weights[:-1])
+
+
+def new_model(*, residual):
+    return WorldModel(
+        nn.Identity(), OBS_DIM, ACTION_DIM, latent_dim=LATENT_DIM, simnorm_dim=4, residual_dynamics=residual, **HIDDEN
+    )
+
+
+def test_new_residual_dynamics_keep_the_latents_up_to_the_offset():
+    latents, actions = latents_and_actions(5)
+    groups = latents.unflatten(-1, (4, -1))
+    latents = (groups / groups.sum(-2, keepdim=True)).flatten(-2)
+    following = new_model(residual=True).next_latents(latents, actions)
+    # softmax(log(z + 0.1)) in groups of 4 whose z sum to 1
+    assert_close(following, (latents + 0.1) / 1.4)
+
+
+def test_new_plain_dynamics_forget_the_latents():
+    latents, actions = latents_and_actions(5)
+    following = new_model(residual=False).next_latents(latents, actions)
+    assert (following - 0.25).abs().max() < 0.05  # small weights: nearly even groups
+    assert following.std() > 0
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_dynamics_stay_finite_where_a_latent_is_zero(make_world_model, residual):
+    model = make_world_model(residual_dynamics=residual)
+    latents = torch.zeros(1, LATENT_DIM, requires_grad=True)
+    following = model.next_latents(latents, torch.zeros(1, ACTION_DIM))
+    (gradient,) = torch.autograd.grad(following.square().sum(), latents)
+    assert torch.isfinite(following).all()
+    assert torch.isfinite(gradient).all()
 
 
 def test_dynamics_and_rewards_depend_on_latents_and_actions(world_model):
