@@ -1,0 +1,185 @@
+"""The updates of :class:`sb3_pwm.learner.Learner`, written down step by step as one would without a thought of speed.
+
+It is what the fast updates are compared with, in their numbers and in their time: heads at every step instead of over
+the whole rollout, gradients of every network that a loss passes through, PyTorch's default Adam, SimNorm over
+neighbouring features as in the published code, and every loss read by the host. Float32 (or float64) only.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_pwm.learner import MAX_GRAD_NORM
+from sb3_pwm.pwm import PWM
+from sb3_pwm.type_aliases import Observations, SequenceSamples
+
+
+def neighbouring_simnorm(x: torch.Tensor, group_size: int) -> torch.Tensor:
+    """SimNorm whose groups are neighbouring features: for the same function, features are in another order."""
+    return x.view(*x.shape[:-1], -1, group_size).softmax(-1).flatten(-2)
+
+
+class PlainSimNorm(nn.Module):
+    """SimNorm by a given function."""
+
+    def __init__(self, group_size: int, simnorm: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
+        super().__init__()
+        self.group_size = group_size
+        self.simnorm = simnorm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise (..., Z) features."""
+        return self.simnorm(x, self.group_size)
+
+
+class ReferenceLearner:
+    """A copy of a model's networks, and their updates.
+
+    :param model: the model; it stays as it is.
+    :param simnorm: SimNorm as a function of features and group size.
+    """
+
+    def __init__(self, model: PWM, simnorm: Callable[[torch.Tensor, int], torch.Tensor] = neighbouring_simnorm) -> None:
+        self.model = model
+        self.policy = copy.deepcopy(model.policy)
+        world_model = self.policy.world_model
+        world_model.simnorm = PlainSimNorm(world_model.simnorm.group_size, simnorm)  # type: ignore[assignment]
+        world_model.encoder[-1] = world_model.simnorm
+        networks = {
+            "model": world_model,
+            "actor": self.policy.actor,
+            "critic": self.policy.critics,
+            "entropy": self.policy.entropy_coefficient,
+        }
+        self.networks: dict[str, nn.Module] = networks
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        for name, network in networks.items():
+            own = copy.deepcopy(model.policy.optimizers[name].state_dict())
+            rate, betas = (own["param_groups"][0][key] for key in ("lr", "betas"))
+            self.optimizers[name] = torch.optim.Adam(network.parameters(), lr=rate, betas=betas)
+            groups = self.optimizers[name].state_dict()["param_groups"]
+            self.optimizers[name].load_state_dict({"state": own["state"], "param_groups": groups})
+        self.losses: dict[str, float] = {}
+
+    def _step(self, name: str, loss: torch.Tensor) -> None:
+        self.policy.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        parameters = list(self.networks[name].parameters())
+        norm = nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM[name])
+        if bool(torch.isfinite(norm)) and bool(torch.isfinite(loss)):
+            self.optimizers[name].step()
+        self.losses[name] = loss.item()
+
+    def update_model(self, samples: SequenceSamples) -> torch.Tensor:
+        """Update the world model and return the windows' (T + 1, B, Z) latents."""
+        model, world_model = self.model, self.policy.world_model
+        length = len(samples.actions)
+        encoded = [world_model.encode(self._at(samples.observations, t)) for t in range(length + 1)]
+        rewards = self.policy.reward_scale(samples.rewards)
+        count = samples.mask.sum()
+        latents, loss = encoded[0], torch.zeros(())
+        for t in range(length):
+            predicted = world_model.next_latents(latents, samples.actions[t])
+            error = model.consistency_coef * F.mse_loss(predicted, encoded[t + 1].detach(), reduction="none").mean(-1)
+            error = error + model.reward_coef * world_model.reward_error(latents, samples.actions[t], rewards[t])
+            ended = world_model.termination_error(predicted, samples.terminations[t])
+            error = error + model.termination_coef * ended
+            loss = loss + (samples.mask[t] * error).sum() / count
+            latents = predicted
+        self._step("model", loss)
+        return torch.stack(encoded).detach()
+
+    def update_policy(self, samples: SequenceSamples, latents: torch.Tensor) -> None:
+        """Update the actor once, then the critics, on windows and their (T + 1, B, Z) latents."""
+        model, policy, world_model = self.model, self.policy, self.policy.world_model
+        z, weight, returns = latents[0], torch.ones(latents.shape[1], dtype=latents.dtype), torch.zeros(())
+        states, rewards, continuations, weights, log_probs = [z], [], [], [weight], []
+        for t in range(model.horizon):
+            action, log_prob = policy.actor.sample_with_log_prob(z.detach())
+            reward = world_model.rewards(z, action)
+            returns = returns + model.gamma**t * weight * reward
+            z = world_model.next_latents(z, action)
+            go_on = world_model.continuations(z) if model.termination_coef > 0 else torch.ones_like(weight)
+            weight = weight * go_on
+            states.append(z)
+            rewards.append(reward)
+            continuations.append(go_on)
+            weights.append(weight)
+            log_probs.append(log_prob)
+        values = policy.critics(z, policy.actor.sample(z.detach())) if policy.q_critic else policy.critics(z)
+        returns = returns + model.gamma**model.horizon * weight * values.mean(0)
+        policy.return_scale.update(returns.detach())
+        before, densities = torch.stack(weights[:-1]).detach(), torch.stack(log_probs)
+        coefficient = model.ent_coef
+        if isinstance(coefficient, str):
+            entropy = -(before * densities.detach()).sum() / before.sum()
+            target = -policy.actor.action_dim / 2 if isinstance(model.target_entropy, str) else model.target_entropy
+            log_coefficient = policy.entropy_coefficient.log_ent_coef
+            self._step("entropy", log_coefficient * (entropy - target))
+            coefficient = log_coefficient.exp().item()
+        bonus = -coefficient * (before * densities).mean()
+        self._step("actor", -(returns.mean() + bonus) / policy.return_scale.scale)
+        if policy.q_critic:
+            self._fit(*self._q_targets(samples, latents))
+        else:
+            self._fit(*self._v_targets(states, rewards, continuations, weights))
+
+    def _q_targets(
+        self, samples: SequenceSamples, latents: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        model, policy, length = self.model, self.policy, len(samples.actions)
+        with torch.no_grad():
+            values = policy.critics_target(latents[1:], policy.actor.sample(latents[1:])).amin(0)
+            rewards = policy.reward_scale(samples.rewards)
+            targets = [torch.zeros(())] * length
+            for t in reversed(range(length)):
+                following = values[t]
+                if t + 1 < length:
+                    trace = model.td_lambda * samples.mask[t + 1]
+                    following = (1 - trace) * values[t] + trace * targets[t + 1]
+                targets[t] = rewards[t] + model.gamma * (1 - samples.terminations[t]) * following
+        inputs = torch.cat([latents[:-1], samples.actions], -1)
+        return inputs.flatten(0, 1), torch.stack(targets).flatten(), samples.mask.flatten()
+
+    def _v_targets(
+        self,
+        states: list[torch.Tensor],
+        rewards: list[torch.Tensor],
+        continuations: list[torch.Tensor],
+        weights: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        model, horizon = self.model, self.model.horizon
+        with torch.no_grad():
+            values = [self.policy.critics_target(z).amin(0) for z in states[1:]]
+            target, targets = values[-1], [torch.zeros(())] * horizon
+            for t in reversed(range(horizon)):
+                following = (1 - model.td_lambda) * values[t] + model.td_lambda * target
+                target = targets[t] = rewards[t] + model.gamma * continuations[t] * following
+        return (
+            torch.stack(states[:-1]).detach().flatten(0, 1),
+            torch.stack(targets).flatten(),
+            torch.stack(weights[:-1]).detach().flatten(),
+        )
+
+    def _fit(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
+        model, policy, rows = self.model, self.policy, torch.randperm(len(inputs))
+        while len(rows) < model.critic_updates * model.critic_batch_size:
+            rows = torch.cat([rows, torch.randperm(len(inputs))])
+        for i in range(model.critic_updates):
+            chosen = rows[i * model.critic_batch_size : (i + 1) * model.critic_batch_size]
+            loss = torch.zeros(())
+            for critic in policy.critics.critics:
+                error = F.mse_loss(critic(inputs[chosen]).squeeze(-1), targets[chosen], reduction="none")
+                loss = loss + (weights[chosen] * error).sum() / weights[chosen].sum()
+            self._step("critic", loss)
+            with torch.no_grad():
+                parameters = policy.critics.parameters()
+                for slow, fast in zip(policy.critics_target.parameters(), parameters, strict=True):
+                    slow.copy_((1 - model.tau) * slow + model.tau * fast)
+
+    @staticmethod
+    def _at(observations: Observations, t: int) -> Observations:
+        return {k: v[t] for k, v in observations.items()} if isinstance(observations, dict) else observations[t]

@@ -1,0 +1,74 @@
+"""The fast updates against the plain ones, in float64, where rounding cannot hide a difference."""
+
+import pytest
+import torch
+from helpers import make, truth_envs
+from torch.testing import assert_close
+
+from sb3_pwm.benchmark.reference import ReferenceLearner, neighbouring_simnorm
+from sb3_pwm.layers import SimNorm
+
+
+def strided_simnorm(x, group_size):
+    """The package's order of features, by way of the plain form."""
+    neighbours = x.unflatten(-1, (group_size, -1)).mT.flatten(-2)
+    return neighbouring_simnorm(neighbours, group_size).unflatten(-1, (-1, group_size)).mT.flatten(-2)
+
+
+def test_simnorm():
+    x = torch.randn(3, 4, 24)
+    assert_close(strided_simnorm(x, 8), SimNorm(8)(x))
+
+
+def to_float64(model):
+    model.policy.double()
+    for optimizer in model.policy.optimizers.values():
+        for state in optimizer.state.values():
+            state.update({name: value.double() for name, value in state.items() if name != "step"})
+    return model
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"critic": "v", "horizon": 5, "td_lambda": 0.9},
+        {"ent_coef": 0.1, "termination_coef": 0.0, "critic_updates": 7},
+        {"target_entropy": -3.0, "policy_kwargs": {"reward_bins": 11, "residual_dynamics": False, "n_critics": 2}},
+    ],
+)
+def test_every_update_is_that_of_the_reference(settings):
+    settings = {"learning_starts": 60, "batch_size": 40, "sequence_length": 5, "critic_batch_size": 100} | settings
+    # Episodes of up to seven steps, some of which terminate: most windows are masked somewhere.
+    model = to_float64(make(**settings).learn(100))
+    reference = ReferenceLearner(model, strided_simnorm)
+    start = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    samples = model._sample(model.batch_size)
+    assert 0 < samples.mask.mean() < 1
+    assert samples.terminations.sum() > 0
+    samples = samples._replace(
+        **{
+            name: getattr(samples, name).double()
+            for name in ("observations", "actions", "rewards", "terminations", "mask")
+        }
+    )
+    for learner in (model._learner, reference):
+        torch.manual_seed(0)
+        for _ in range(3):
+            learner.update_policy(samples, learner.update_model(samples))
+    assert model.n_skipped_updates == 0
+    expected = reference.policy.state_dict()
+    for name, value in model.policy.state_dict().items():
+        assert_close(value, expected[name], rtol=1e-7, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+    for part in ("world_model.encoder", "world_model.dynamics", "world_model.reward", "actor", "critics", "critics_t"):
+        assert any(name.startswith(part) and not torch.equal(value, start[name]) for name, value in expected.items())
+
+
+def test_the_reference_leaves_the_model_alone():
+    model = make(truth_envs(1)).learn(60)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    reference = ReferenceLearner(model)
+    samples = model._sample(model.batch_size)
+    reference.update_policy(samples, reference.update_model(samples))
+    assert set(reference.losses) == {"model", "actor", "critic", "entropy"}
+    assert all(torch.equal(value, before[name]) for name, value in model.policy.state_dict().items())
