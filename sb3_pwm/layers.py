@@ -1,9 +1,12 @@
 """Building blocks of the networks."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from sb3_pwm.precision import FullPrecisionLinear
 
@@ -27,6 +30,37 @@ class SimNorm(nn.Module):
         groups = x.view(*x.shape[:-1], self.group_size, -1)  # (..., Z) -> (..., group_size, Z / group_size)
         # Never in less than float32, so that a group still sums to 1 where products are rounded.
         return groups.softmax(-2, dtype=torch.promote_types(x.dtype, torch.float32)).flatten(-2)
+
+
+class _FastMish(torch.autograd.Function):
+    r"""With :math:`e = \exp x`: :math:`\tanh(\mathrm{softplus}(x)) = e (e + 2) / (e (e + 2) + 2)`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        exponential = x.clamp(max=20.0).exp_()  # beyond, the quotient is 1
+        tanh = exponential.mul_(exponential + 2)
+        tanh.div_(tanh + 2)
+        ctx.save_for_backward(x, tanh)
+        return x * tanh
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        x, tanh = ctx.saved_tensors
+        slope = tanh.square().neg_().add_(1).mul_(x.sigmoid())  # of tanh(softplus(x))
+        result: torch.Tensor = slope.mul_(x).add_(tanh).mul_(gradient)
+        return result
+
+
+class Mish(nn.Mish):
+    """:class:`torch.nn.Mish`, twice as fast on a CPU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x tanh(softplus(x)) of a tensor of any shape."""
+        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+            result: torch.Tensor = _FastMish.apply(x)  # type: ignore[no-untyped-call]
+            return result
+        return F.mish(x)
 
 
 def truncated_normal_init(module: nn.Module) -> None:

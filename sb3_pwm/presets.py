@@ -41,7 +41,8 @@ What differs:
 from typing import Any
 
 from stable_baselines3.common.utils import LinearSchedule
-from torch import nn
+
+from sb3_pwm.layers import Mish
 
 paper_single_task: dict[str, Any] = {
     "learning_rate": LinearSchedule(5e-4, 1e-5, end_fraction=1.0),
@@ -75,7 +76,7 @@ paper_single_task: dict[str, Any] = {
             "pi": [400, 200, 100],
             "qf": [400, 200],
         },
-        "activation_fn": nn.Mish,
+        "activation_fn": Mish,
         "latent_dim": 512,
         "simnorm_dim": 8,
         "reward_bins": 0,

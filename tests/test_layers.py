@@ -3,14 +3,33 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
-from sb3_pwm.layers import SimNorm, mlp, orthogonal_init, truncated_normal_init
+from sb3_pwm.layers import Mish, SimNorm, mlp, orthogonal_init, truncated_normal_init
 from sb3_pwm.precision import FullPrecisionLinear
 
 
 def linear_layers(module):
     return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_mish_is_torch_mish(dtype):
+    values = [-1000, -88, -30, -3, -0.1, 0, 0.1, 3, 19.99, 20, 20.01, 88, 1000]
+    x, same = (torch.tensor(values, dtype=dtype, requires_grad=True) for _ in range(2))
+    assert_close(Mish()(x), F.mish(same))
+    Mish()(x).sum().backward()
+    F.mish(same).sum().backward()
+    assert_close(x.grad, same.grad)
+    assert_close(x.detach(), torch.tensor(values, dtype=dtype))  # nothing was changed in place
+    assert Mish()(torch.tensor(math.nan)).isnan()
+    assert Mish()(torch.tensor(math.inf)) == math.inf
+
+
+def test_gradient_of_mish():
+    x = torch.linspace(-30, 30, 61, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(Mish(), x)
 
 
 def test_simnorm_by_hand():

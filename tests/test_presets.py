@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sb3_pwm import PWM, presets
+from sb3_pwm.layers import Mish
 
 SMALL_SIZES: dict[str, Any] = {
     "net_arch": {key: [16] for key in ("encoder", "dynamics", "reward", "termination", "pi", "qf")},
@@ -46,8 +47,8 @@ def test_paper_preset_builds_the_papers_networks() -> None:
     assert widths(policy.actor) == [400, 200, 100, 1]
     assert [widths(critic) for critic in policy.critics.critics] == [[400, 200, 1]] * 3
     assert policy.critics.critics[0][0].in_features == 512  # V of latents, not Q
-    assert [type(layer) for layer in list(policy.actor.net)[:3]] == [nn.Linear, nn.Mish, nn.LayerNorm]
-    assert [type(layer) for layer in list(policy.world_model.dynamics)[:3]] == [nn.Linear, nn.LayerNorm, nn.Mish]
+    assert [type(layer) for layer in list(policy.actor.net)[:3]] == [nn.Linear, Mish, nn.LayerNorm]
+    assert [type(layer) for layer in list(policy.world_model.dynamics)[:3]] == [nn.Linear, nn.LayerNorm, Mish]
     assert not policy.world_model.residual_dynamics
     assert policy.actor.log_std is not None
     torch.testing.assert_close(policy.actor.log_std.detach(), torch.full((1,), -1.0))
