@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sb3_pwm.benchmark import speed
-from sb3_pwm.benchmark.matmuls import Product, count_products, floor_seconds, flops_of, seconds_of
+from sb3_pwm.benchmark.matmuls import Product, count_products, floor_seconds, flops_of, seconds_of, seconds_of_each
 
 CPU = torch.device("cpu")
 
@@ -63,8 +63,14 @@ def test_floor_and_times_are_those_of_work():
     assert len(calls) >= 4
 
 
+def test_works_take_turns():
+    calls = []
+    seconds_of_each([lambda: calls.append("a"), lambda: calls.append("b")], CPU, at_least=0, rounds=3)
+    assert calls == ["a", "a", "b", "b", *3 * ["a", "b"]]
+
+
 def test_the_command_prints_and_writes_every_phase(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(speed, "seconds_of", lambda work, device: 0.25)
+    monkeypatch.setattr(speed, "seconds_of_each", lambda works, device: [0.25, 0.5][: len(works)])
     monkeypatch.setattr(speed, "floor_seconds", lambda counts, device: 0.125)
     monkeypatch.setattr(speed, "peak_rate", lambda device: 1e9)
     speed.main(["--shapes", "default", "--steps", "40", "--json", str(tmp_path / "new" / "speed.json")])
@@ -72,7 +78,9 @@ def test_the_command_prints_and_writes_every_phase(tmp_path, capsys, monkeypatch
     assert {row["phase"]: row["efficiency"] for row in result["phases"]} == dict.fromkeys(
         ("sampling", "model update", "policy update", "model and policy update", "acting"), 0.5
     )
-    assert result["acting"]["ratio"] == 1
+    ratios = {row["phase"]: row["reference_ratio"] for row in result["phases"]}
+    assert ratios == dict.fromkeys(ratios) | {"model update": 2, "policy update": 2}
+    assert result["acting"]["ratio"] == 0.5
     assert result["learning"]["pwm_updates_per_second"] > 0
     printed = capsys.readouterr().out
     assert "| default | model update | 250 |" in printed

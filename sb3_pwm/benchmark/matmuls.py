@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -66,28 +66,40 @@ def flops_of(counts: Counter[Product]) -> int:
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, at_least: float = 0.2, rounds: int = 5) -> float:
-    """Return the seconds that ``work`` takes: the lowest mean of several rounds, after a warm-up.
+    """Return the seconds that ``work`` takes, see :func:`seconds_of_each`."""
+    return seconds_of_each([work], device, at_least, rounds)[0]
 
-    :param work: what to time.
+
+def seconds_of_each(
+    works: Sequence[Callable[[], object]], device: torch.device, at_least: float = 0.2, rounds: int = 5
+) -> list[float]:
+    """Return the seconds that each piece of work takes: the lowest mean of several rounds, after a warm-up.
+
+    The pieces take turns, so that what disturbs one disturbs all. On one CPU thread, the time in which other processes
+    have the core does not count.
+
+    :param works: what to time.
     :param device: device on which it runs; a GPU is waited for.
     :param at_least: seconds that each round lasts at least.
     :param rounds: number of rounds.
     """
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
     def wait() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    def round_of(repeats: int) -> float:
+    def round_of(work: Callable[[], object], repeats: int) -> float:
         wait()
-        start = time.perf_counter()
+        start = clock()
         for _ in range(repeats):
             work()
         wait()
-        return (time.perf_counter() - start) / repeats
+        return (clock() - start) / repeats
 
-    repeats = max(1, round(at_least / max(min(round_of(1), round_of(1)), 1e-7)))
-    return min(round_of(repeats) for _ in range(rounds))
+    repeats = [max(1, round(at_least / max(min(round_of(work, 1), round_of(work, 1)), 1e-7))) for work in works]
+    times = [[round_of(work, count) for work, count in zip(works, repeats, strict=True)] for _ in range(rounds)]
+    return [min(column) for column in zip(*times, strict=True)]
 
 
 def floor_seconds(counts: Counter[Product], device: torch.device) -> float:

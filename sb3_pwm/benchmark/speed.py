@@ -4,7 +4,8 @@
 
 For each shape and each phase: the matrix products that it needs are counted, the same products are timed alone in the
 same run (the *floor*), and *efficiency* is the floor over the measured time. *of peak* compares with one large square
-product instead. Times are the lowest of several rounds.
+product instead. *reference ratio* is the time of the same update in :mod:`sb3_pwm.benchmark.reference`, a plain eager
+version, over the measured time. Times are the lowest of several rounds.
 """
 
 import argparse
@@ -21,7 +22,8 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import SAC
 
-from sb3_pwm.benchmark.matmuls import count_products, floor_seconds, flops_of, peak_rate, seconds_of
+from sb3_pwm.benchmark.matmuls import count_products, floor_seconds, flops_of, peak_rate, seconds_of_each
+from sb3_pwm.benchmark.reference import ReferenceLearner
 from sb3_pwm.presets import paper_single_task
 from sb3_pwm.pwm import PWM
 
@@ -106,21 +108,33 @@ def make_model(shape: Shape, device: str) -> PWM:
     return model
 
 
-def phases_of(model: PWM) -> dict[str, Callable[[], object]]:
+class Phase(NamedTuple):
+    """A part of what a model does, and the same in plain eager code where there is such a thing."""
+
+    work: Callable[[], object]
+    reference: Callable[[], object] | None = None
+
+
+def phases_of(model: PWM) -> dict[str, Phase]:
     """Return the parts of an update, and acting on one observation."""
     samples = model._sample(model.batch_size)
     latents = model._learner.update_model(samples)
     observation = np.zeros(model.observation_space.shape or (), np.float32)
+    reference = ReferenceLearner(model)
+    of_reference = reference.update_model(samples)
 
     def update() -> None:
         model._learner.update_policy(samples, model._learner.update_model(model._sample(model.batch_size)))
 
     return {
-        "sampling": lambda: model._sample(model.batch_size),
-        "model update": lambda: model._learner.update_model(samples),
-        "policy update": lambda: model._learner.update_policy(samples, latents),
-        "model and policy update": update,
-        "acting": lambda: model.predict(observation),
+        "sampling": Phase(lambda: model._sample(model.batch_size)),
+        "model update": Phase(lambda: model._learner.update_model(samples), lambda: reference.update_model(samples)),
+        "policy update": Phase(
+            lambda: model._learner.update_policy(samples, latents),
+            lambda: reference.update_policy(samples, of_reference),
+        ),
+        "model and policy update": Phase(update),
+        "acting": Phase(lambda: model.predict(observation)),
     }
 
 
@@ -130,19 +144,21 @@ def measure_shape(name: str, device: str) -> list[dict[str, Any]]:
     model = make_model(SHAPES[name], device)
     peak = peak_rate(torch_device)
     rows = []
-    for phase, work in phases_of(model).items():
-        counts = count_products(work)
-        seconds, flops = seconds_of(work, torch_device), flops_of(counts)
+    for name_of_phase, phase in phases_of(model).items():
+        counts = count_products(phase.work)
+        seconds, *reference = seconds_of_each([work for work in phase if work], torch_device)
+        flops = flops_of(counts)
         floor = floor_seconds(counts, torch_device)
         rows.append(
             {
                 "shape": name,
-                "phase": phase,
+                "phase": name_of_phase,
                 "milliseconds": 1e3 * seconds,
                 "gflop": flops / 1e9,
                 "floor_milliseconds": 1e3 * floor,
                 "efficiency": floor / seconds,
                 "of_peak": flops / seconds / peak,
+                "reference_ratio": reference[0] / seconds if reference else None,
             }
         )
     return rows
@@ -154,10 +170,9 @@ def measure_acting(device: str) -> dict[str, float]:
     env = RandomEnv(shape.observation_dim, shape.action_dim)
     observation = np.zeros(shape.observation_dim, np.float32)
     models = {"pwm": PWM("MlpPolicy", env, device=device), "sac": SAC("MlpPolicy", env, device=device)}
-    times = {
-        name: 1e3 * seconds_of(lambda model=model: model.predict(observation), torch.device(device))  # type: ignore[misc]
-        for name, model in models.items()
-    }
+    works = [lambda model=model: model.predict(observation) for model in models.values()]
+    seconds = seconds_of_each(works, torch.device(device))
+    times = {name: 1e3 * value for name, value in zip(models, seconds, strict=True)}
     return times | {"ratio": times["pwm"] / times["sac"]}
 
 
@@ -200,7 +215,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     names = list(rows[0])
     lines = ["| " + " | ".join(name.replace("_", " ") for name in names) + " |", "|" + "---|" * len(names)]
     for row in rows:
-        cells = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()]
+        cells = [
+            f"{value:.3g}" if isinstance(value, float) else str("" if value is None else value)
+            for value in row.values()
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
