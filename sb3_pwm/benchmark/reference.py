@@ -2,7 +2,8 @@
 
 It is what the fast updates are compared with, in their numbers and in their time: heads at every step instead of over
 the whole rollout, gradients of every network that a loss passes through, PyTorch's default Adam, SimNorm over
-neighbouring features as in the published code, and every loss read by the host. Float32 (or float64) only.
+neighbouring features as in the published code, PyTorch's own activations, and every loss read by the host. Float32 (or
+float64) only.
 """
 
 import copy
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_pwm.layers import Mish
 from sb3_pwm.learner import MAX_GRAD_NORM
 from sb3_pwm.pwm import PWM
 from sb3_pwm.type_aliases import Observations, SequenceSamples
@@ -48,6 +50,10 @@ class ReferenceLearner:
         world_model = self.policy.world_model
         world_model.simnorm = PlainSimNorm(world_model.simnorm.group_size, simnorm)  # type: ignore[assignment]
         world_model.encoder[-1] = world_model.simnorm
+        for layers in [module for module in self.policy.modules() if isinstance(module, nn.Sequential)]:
+            for i, layer in enumerate(layers):
+                if isinstance(layer, Mish):
+                    layers[i] = nn.Mish()
         networks = {
             "model": world_model,
             "actor": self.policy.actor,
