@@ -1,6 +1,7 @@
 """PWM (Policy learning with large World Models) as a Stable-Baselines3-style algorithm."""
 
 from sb3_pwm.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
+from sb3_pwm.callbacks import ModelGapCallback
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.pwm import PWM
 
@@ -11,6 +12,7 @@ __all__ = [
     "CnnPolicy",
     "DictSequenceReplayBuffer",
     "MlpPolicy",
+    "ModelGapCallback",
     "MultiInputPolicy",
     "PWMPolicy",
     "SequenceReplayBuffer",

@@ -49,6 +49,19 @@ class StartValues:
         values, returns = np.array(self.finished).reshape(-1, 2).sum(0)
         return float(values / returns) if returns else float("nan")
 
+    @property
+    def gap(self) -> float:
+        r"""What is promised too much: 0 is right, 1/3 twice the return, below 0 too little; NaN for no episodes.
+
+        .. math:: (\bar V - \bar G) / (|\bar V| + |\bar G|) \in [-1, 1]
+
+        with the means of value estimates V and discounted returns G; unlike their ratio it also says something where
+        their signs differ.
+        """
+        values, returns = np.array(self.finished).reshape(-1, 2).sum(0)
+        size = abs(values) + abs(returns)
+        return float((values - returns) / size) if size else float("nan")
+
 
 def follow_episodes(
     tracker: StartValues,

@@ -9,6 +9,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from sb3_pwm.imagination import imagine
 from sb3_pwm.losses import (
     actor_loss,
+    behaviour_loss,
     critic_loss,
     entropy_coefficient_loss,
     imagined_targets,
@@ -86,11 +87,12 @@ class Learner:
         self.model.n_model_updates += 1
         return torch.cat([first.detach(), following])
 
-    def update_policy(self, samples: SequenceSamples, latents: torch.Tensor) -> None:
+    def update_policy(self, samples: SequenceSamples, latents: torch.Tensor, *, bc_coef: float = 0.0) -> None:
         """Update the actor once, then the critics.
 
         :param samples: windows.
         :param latents: (T + 1, B, Z) their latents, detached.
+        :param bc_coef: weight of the distance to the windows' actions in the actor's loss.
         """
         policy = self.model.policy
         with self._arithmetic():
@@ -109,6 +111,10 @@ class Learner:
         loss, metrics = actor_loss(
             returns, rollout.log_probs, weights[:-1], policy.return_scale.scale, ent_coef=ent_coef
         )
+        if bc_coef > 0:
+            with self._arithmetic():
+                behaviour = behaviour_loss(policy.actor, latents[:-1], samples)
+            loss, metrics = loss + bc_coef * behaviour, metrics | {"behaviour_loss": behaviour.detach()}
         self._apply("actor", loss, policy.actor, metrics)
         if policy.q_critic:
             self._update_q_critics(samples, latents)

@@ -107,6 +107,18 @@ def actor_loss(
     }
 
 
+def behaviour_loss(actor: Actor, latents: torch.Tensor, samples: SequenceSamples) -> torch.Tensor:
+    """Return the () mean squared distance between the policy's deterministic actions and the replayed ones.
+
+    (TD3+BC, arXiv 2106.06860, eq. 3.)
+
+    :param actor: the policy.
+    :param latents: (T, B, Z) encodings of the windows' observations, without gradient.
+    :param samples: windows of T steps; their actions and mask are used.
+    """
+    return masked_mean((actor.mode(latents) - samples.actions).square().mean(-1), samples.mask)
+
+
 def entropy_coefficient_loss(
     log_ent_coef: torch.Tensor, log_probs: torch.Tensor, weights: torch.Tensor, target_entropy: float
 ) -> tuple[torch.Tensor, Metrics]:

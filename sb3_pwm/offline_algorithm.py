@@ -7,7 +7,6 @@ from collections import deque
 from typing import Any, TypeVar
 
 import gymnasium as gym
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -18,9 +17,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pwm.buffers import check_replay_buffer
 from sb3_pwm.checks import check_integer
-from sb3_pwm.diagnostics import open_loop_errors
+from sb3_pwm.evaluation import SelfEvaluatingAlgorithm
 from sb3_pwm.policies import PWMPolicy
-from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm
 
 SelfOffline = TypeVar("SelfOffline", bound="OfflineAlgorithm")
 
@@ -56,10 +54,9 @@ def spaces_only(observation_space: spaces.Space[Any], action_space: spaces.Space
     return DummyVecEnv([lambda: SpacesOnlyEnv(observation_space, action_space)] * n_envs)
 
 
-class OfflineAlgorithm(SequenceOffPolicyAlgorithm):
+class OfflineAlgorithm(SelfEvaluatingAlgorithm):
     """Algorithm that also learns without an environment; a subclass says what an update is."""
 
-    policy: PWMPolicy
     pretrain_steps: int
     sequence_length: int
     n_model_updates: int
@@ -158,27 +155,6 @@ class OfflineAlgorithm(SequenceOffPolicyAlgorithm):
                 self.dump_logs()
         callback.on_training_end()
         return self
-
-    def model_errors(self, dataset: ReplayBuffer, horizon: int = 16, n_windows: int = 2_000) -> dict[str, np.ndarray]:
-        """Measure how far ahead the world model predicts, best on episodes that it has not learnt from.
-
-        :param dataset: replay buffer with episodes of the same spaces, see :mod:`sb3_pwm.datasets`.
-        :param horizon: number T of steps to look ahead.
-        :param n_windows: number of windows, spread evenly over the data.
-        :return: (T,) arrays of the errors 1 ... T steps ahead, see
-            :func:`sb3_pwm.diagnostics.open_loop_errors`: ``latent`` (1 is no better than predicting no change),
-            ``reward`` (1 is no better than the mean) and ``termination`` (cross-entropy in nats).
-        :raises TypeError: if ``dataset`` is no replay buffer.
-        :raises ValueError: if a number is out of range, the spaces differ or the data are shorter than ``horizon``.
-        """
-        check_integer("horizon", horizon, 1)
-        check_integer("n_windows", n_windows, 1)
-        buffer = self._checked_buffer(dataset, "observation_space", "action_space")
-        samples = buffer.spread_sequences(n_windows, horizon, self._vec_normalize_env)
-        self.policy.set_training_mode(False)
-        rewards = self.policy.reward_scale(samples.rewards)
-        errors = open_loop_errors(self.policy.world_model, samples, rewards)
-        return {name: values.cpu().numpy() for name, values in errors.items()}
 
     def save_world_model(self, path: str | pathlib.Path) -> None:
         """Save the world model and the scales of observations and rewards, without the policy.

@@ -11,11 +11,10 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, configure_logger, update_learning_rate
-from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
 from sb3_pwm.buffers import SequenceReplayBuffer, check_replay_buffer, sequence_buffer_class
-from sb3_pwm.calibration import StartValues, follow_episodes, run_episodes
+from sb3_pwm.calibration import StartValues, follow_episodes
 from sb3_pwm.checks import check_arguments, check_precision, check_train_freq
 from sb3_pwm.learner import Learner
 from sb3_pwm.offline_algorithm import OfflineAlgorithm
@@ -68,6 +67,8 @@ class PWM(OfflineAlgorithm):
     :param train_freq: collect this many steps (or ``(n, "episode")``) between updates.
     :param gradient_steps: world-model updates after each collection; -1 for as many as steps were collected.
     :param policy_updates: actor updates per world-model update; 0.125 is one after every eighth.
+    :param bc_coef: in :meth:`learn_offline` only: weight of the squared distance to the replayed actions in the actor's
+        loss, in standard deviations of the imagined return; 0 for none.
     :param precision: of matrix products in updates: ``"float32"``; ``"bfloat16"``, several times faster where the
         hardware has it and the networks are large; ``"tf32"``, on GPUs only. See
         :func:`sb3_pwm.precision.arithmetic`.
@@ -119,6 +120,7 @@ class PWM(OfflineAlgorithm):
         train_freq: int | tuple[int, str] = 4,
         gradient_steps: int = 1,
         policy_updates: float = 1.0,
+        bc_coef: float = 0.5,
         precision: Precision = "float32",
         action_noise: ActionNoise | None = None,
         replay_buffer_class: type[SequenceReplayBuffer] | None = None,
@@ -170,6 +172,7 @@ class PWM(OfflineAlgorithm):
         self.reward_coef = reward_coef
         self.termination_coef = termination_coef
         self.policy_updates = policy_updates
+        self.bc_coef = bc_coef
         self.precision = precision
         self.n_model_updates = 0
         self.n_skipped_updates = 0
@@ -371,15 +374,15 @@ class PWM(OfflineAlgorithm):
 
     def _train_offline(self) -> None:
         self._prepare_updates()
-        self._update_policy(self.batch_size)
+        self._update_policy(self.batch_size, bc_coef=self.bc_coef)
         self._n_updates += 1
 
-    def _update_policy(self, batch_size: int) -> None:
+    def _update_policy(self, batch_size: int, *, bc_coef: float = 0.0) -> None:
         """Update actor and critics on fresh windows, as the present world model sees them."""
         samples = self._sample(batch_size)
         with torch.no_grad():
             latents = encode_windows(self.policy.world_model, samples.observations)
-        self._learner.update_policy(samples, latents)
+        self._learner.update_policy(samples, latents, bc_coef=bc_coef)
 
     def _prepare_updates(self) -> None:
         """Bring rates and scales up to date; make a logger if neither ``learn`` nor the user has made one."""
@@ -398,23 +401,3 @@ class PWM(OfflineAlgorithm):
             self.logger.record("train/n_skipped_updates", self.n_skipped_updates)
             self.logger.record("train/value_calibration", self._start_values.ratio)
         super().dump_logs()
-
-    def _start_value(self, observation: np.ndarray | dict[str, np.ndarray]) -> float:
-        tensor, _ = self.policy.obs_to_tensor(observation)
-        return float(self.policy.predict_values(tensor).mean())
-
-    def value_calibration(self, env: GymEnv | VecEnv, n_episodes: int = 10, deterministic: bool = False) -> float:
-        """Compare the critics' value of start states with the discounted returns of evaluation episodes.
-
-        Both are in the units of the environment's rewards and discounted with ``gamma``; what a time-out cuts off is
-        estimated by the critics. The value is that of the stochastic policy.
-
-        :param env: environment to evaluate in, not the one that the model trains in.
-        :param n_episodes: number of episodes.
-        :param deterministic: act deterministically.
-        :return: mean value over mean return; 1 is calibrated, above 1 the critics promise too much.
-        """
-        vec_env = self._wrap_env(env, monitor_wrapper=False)
-        tracker = StartValues(self.gamma, vec_env.num_envs, n_episodes)
-        run_episodes(tracker, self._start_value, vec_env, lambda x: self.predict(x, deterministic=deterministic)[0])
-        return tracker.ratio

@@ -124,9 +124,9 @@ def count_updates(model):
     counts = {"model": 0, "policy": 0}
 
     def counting(name, update):
-        def counted(*args):
+        def counted(*args, **kwargs):
             counts[name] += 1
-            return update(*args)
+            return update(*args, **kwargs)
 
         return counted
 

@@ -19,7 +19,7 @@ BAD_VALUES = [
     ("tau", [0, 1.5, math.nan], r"\(0, 1\]"),
     *[
         (name, [-1, math.nan, math.inf], r"\[0, inf\)")
-        for name in ("consistency_coef", "reward_coef", "termination_coef")
+        for name in ("consistency_coef", "reward_coef", "termination_coef", "bc_coef")
     ],
     ("ent_coef", [-1, math.nan, math.inf, "auto_0.1"], r"\"auto\" or a number in \[0, inf\)"),
     ("target_entropy", [math.nan, math.inf, -math.inf, "none"], r"\"auto\" or a number in \(-inf, inf\)"),

@@ -6,8 +6,10 @@ import pytest
 import torch
 from gymnasium import spaces
 from helpers import make, space_envs
+from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from sb3_pwm import ModelGapCallback
 from sb3_pwm.calibration import StartValues, follow_episodes, observation_of
 
 
@@ -120,6 +122,45 @@ def test_value_calibration(clock_model, end, n_envs, expected, deterministic):
     assert clock_model.value_calibration(clocks(end, n_envs).envs[0], 1) == pytest.approx(
         8 / (1.75 + (0.125 * 11 if end == "time-out" else 0))
     )
+
+
+@pytest.mark.parametrize(("values", "returns", "gap"), [(8, 2, 0.6), (2, 8, -0.6), (3, -1, 1.0), (-1, -2, 1 / 3)])
+def test_gap(values, returns, gap):
+    tracker = StartValues(0.5, 1, 10)
+    follow(tracker, [(2 * values, returns, "true"), (0.0, returns, "true")])
+    assert tracker.gap == pytest.approx(gap)
+
+
+def test_no_gap_without_episodes():
+    assert math.isnan(StartValues(0.5, 1, 10).gap)
+
+
+@pytest.mark.parametrize(("promised", "warns"), [(1, False), (3, False), (4, True)])
+def test_model_gap_is_logged_and_warned_of(monkeypatch, recwarn, promised, warns):
+    model = make(Clock("true"), gamma=0.5)
+    monkeypatch.setattr(model.policy, "predict_values", lambda observations: observations[:, 0] + promised)
+    model.learn(7, callback=ModelGapCallback(clocks("true", 1), eval_freq=5, n_eval_episodes=2))
+    gap = (promised - 1.75) / (promised + 1.75)
+    assert model.logger.name_to_value["eval/model_gap"] == pytest.approx(gap)
+    assert model.model_gap(Clock("true"), 1) == pytest.approx(gap)
+    assert [str(warning.message)[:22] for warning in recwarn] == (["eval/model_gap is 0.39"] if warns else [])
+
+
+def test_model_gap_sees_what_the_model_sees():
+    env = VecNormalize(clocks("true", 1))
+    callback = ModelGapCallback(VecNormalize(clocks("true", 1), training=False), eval_freq=8, n_eval_episodes=1)
+    model = make(env, gamma=0.5).learn(8, callback=callback)
+    assert callback.eval_env.obs_rms.mean == pytest.approx(env.obs_rms.mean)
+    assert model.num_timesteps == 8
+
+
+def test_bad_model_gap_callbacks():
+    with pytest.raises(ValueError, match="eval_freq"):
+        ModelGapCallback(Clock("true"), eval_freq=0)
+    with pytest.raises(ValueError, match="n_eval_episodes"):
+        ModelGapCallback(Clock("true"), n_eval_episodes=0)
+    with pytest.raises(TypeError, match="SAC"):
+        SAC("MlpPolicy", Clock("true"), buffer_size=10).learn(1, callback=ModelGapCallback(Clock("true")))
 
 
 def test_value_calibration_of_normalized_rewards(clock_model):

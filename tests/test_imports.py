@@ -14,9 +14,10 @@ LEVELS = (
     {"imagination", "losses", "updates", "buffers"},
     {"policies", "diagnostics"},
     {"learner", "sequence_algorithm"},
+    {"evaluation"},
     {"offline_algorithm"},
     {"pwm"},
-    {"presets", "video", "datasets"},
+    {"presets", "video", "datasets", "callbacks"},
     {"benchmark"},
     {"__init__"},
 )

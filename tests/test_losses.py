@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from sb3_pwm.imagination import imagine
 from sb3_pwm.losses import (
     actor_loss,
+    behaviour_loss,
     critic_loss,
     entropy_coefficient_loss,
     imagined_targets,
@@ -162,6 +163,15 @@ def test_the_entropy_bonus_does_not_reward_living_longer():
     loss.backward()
     assert weights.grad is None
     assert log_probs.grad is not None
+
+
+def test_behaviour_loss_by_hand():
+    samples = SimpleNamespace(actions=torch.tensor([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 0.0], [9.0, 9.0]]]))
+    samples.mask = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+    actor = SimpleNamespace(mode=lambda latents: latents[..., :2])
+    latents = torch.zeros(2, 2, 4)
+    # squared distances, averaged over action dimensions: 0.5, 0.25, 0, and one that does not count
+    assert_close(behaviour_loss(actor, latents, samples), tensor(0.25)[0])
 
 
 def test_entropy_coefficient_loss_by_hand():

@@ -66,6 +66,29 @@ def test_the_world_model_stays_while_the_policy_learns():
     assert model.n_model_updates == SMALL["pretrain_steps"] + 2
 
 
+def test_the_behaviour_term_pulls_the_policy_to_the_data():
+    buffer = dataset()
+    distances = {}
+    for bc_coef in (0, 1000):
+        model = from_dataset(copy.deepcopy(buffer), bc_coef=bc_coef, seed=0, learning_rate=1e-2)
+        model.replay_buffer.actions[:] = 0.75
+        model.learn_offline(60)
+        actions, _ = model.predict(np.concatenate([buffer.observations[:20, 0]]), deterministic=True)
+        distances[bc_coef] = np.abs(actions - 0.75).mean()
+        logged = "behaviour_loss" in model._learner.metrics
+        assert logged == bool(bc_coef)
+    assert distances[1000] < 0.1 < distances[0]
+
+
+def test_the_behaviour_term_is_for_learning_offline_only():
+    model = from_dataset(dataset(), bc_coef=1000, learning_starts=20).learn_offline(2)
+    model._learner.pop_metrics()
+    model.set_env(space_envs())
+    model.learn(20)
+    assert "actor_loss" in model._learner.metrics
+    assert "behaviour_loss" not in model._learner.metrics
+
+
 def test_dict_observations():
     model = from_dataset(dataset(space=MIXED), "MultiInputPolicy").learn_offline(2)
     assert model._n_updates == 2

@@ -1,0 +1,74 @@
+"""What a model knows about itself: how well it predicts, and whether it keeps what it promises."""
+
+import numpy as np
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_pwm.calibration import StartValues, run_episodes
+from sb3_pwm.checks import check_integer
+from sb3_pwm.diagnostics import open_loop_errors
+from sb3_pwm.policies import PWMPolicy
+from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm
+
+
+class SelfEvaluatingAlgorithm(SequenceOffPolicyAlgorithm):
+    """Algorithm with a world model and critics that can be compared with data and with an environment."""
+
+    policy: PWMPolicy
+
+    def model_errors(self, dataset: ReplayBuffer, horizon: int = 16, n_windows: int = 2_000) -> dict[str, np.ndarray]:
+        """Measure how far ahead the world model predicts, best on episodes that it has not learnt from.
+
+        :param dataset: replay buffer with episodes of the same spaces, see :mod:`sb3_pwm.datasets`.
+        :param horizon: number T of steps to look ahead.
+        :param n_windows: number of windows, spread evenly over the data.
+        :return: (T,) arrays of the errors 1 ... T steps ahead, see
+            :func:`sb3_pwm.diagnostics.open_loop_errors`: ``latent`` (1 is no better than predicting no change),
+            ``reward`` (1 is no better than the mean) and ``termination`` (cross-entropy in nats).
+        :raises TypeError: if ``dataset`` is no replay buffer.
+        :raises ValueError: if a number is out of range, the spaces differ or the data are shorter than ``horizon``.
+        """
+        check_integer("horizon", horizon, 1)
+        check_integer("n_windows", n_windows, 1)
+        buffer = self._checked_buffer(dataset, "observation_space", "action_space")
+        samples = buffer.spread_sequences(n_windows, horizon, self._vec_normalize_env)
+        self.policy.set_training_mode(False)
+        rewards = self.policy.reward_scale(samples.rewards)
+        errors = open_loop_errors(self.policy.world_model, samples, rewards)
+        return {name: values.cpu().numpy() for name, values in errors.items()}
+
+    def _start_value(self, observation: np.ndarray | dict[str, np.ndarray]) -> float:
+        tensor, _ = self.policy.obs_to_tensor(observation)
+        return float(self.policy.predict_values(tensor).mean())
+
+    def value_calibration(self, env: GymEnv | VecEnv, n_episodes: int = 10, deterministic: bool = False) -> float:
+        """Compare the critics' value of start states with the discounted returns of evaluation episodes.
+
+        Both are in the units of the environment's rewards and discounted with ``gamma``; what a time-out cuts off is
+        estimated by the critics. The value is that of the stochastic policy.
+
+        :param env: environment to evaluate in, not the one that the model trains in.
+        :param n_episodes: number of episodes.
+        :param deterministic: act deterministically.
+        :return: mean value over mean return; 1 is calibrated, above 1 the critics promise too much.
+        """
+        return self._evaluated_start_values(env, n_episodes, deterministic).ratio
+
+    def model_gap(self, env: GymEnv | VecEnv, n_episodes: int = 10) -> float:
+        """Return how far the present policy's imagined return lies above its real one.
+
+        Near 1, the policy exploits errors of the model: the world model and the critics promise what the environment
+        does not give. See :attr:`sb3_pwm.calibration.StartValues.gap`; :class:`sb3_pwm.ModelGapCallback` watches it.
+
+        :param env: environment to evaluate in, not the one that the model trains in.
+        :param n_episodes: number of episodes, with the stochastic policy.
+        :return: gap in [-1, 1]; 0 is right.
+        """
+        return self._evaluated_start_values(env, n_episodes, deterministic=False).gap
+
+    def _evaluated_start_values(self, env: GymEnv | VecEnv, n_episodes: int, deterministic: bool) -> StartValues:
+        vec_env = self._wrap_env(env, monitor_wrapper=False)
+        tracker = StartValues(self.gamma, vec_env.num_envs, n_episodes)
+        run_episodes(tracker, self._start_value, vec_env, lambda x: self.predict(x, deterministic=deterministic)[0])
+        return tracker
