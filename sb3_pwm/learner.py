@@ -4,7 +4,6 @@ from contextlib import AbstractContextManager
 from typing import Literal, Protocol
 
 import torch
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sb3_pwm.imagination import imagine
 from sb3_pwm.losses import (
@@ -21,9 +20,10 @@ from sb3_pwm.policies import PWMPolicy
 from sb3_pwm.precision import Precision, arithmetic, usable_precision
 from sb3_pwm.returns import continuation_weights, imagined_returns
 from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
-from sb3_pwm.updates import apply_gradients, encode_windows, minibatches, steps_of
+from sb3_pwm.updates import apply_gradients, encode_windows, minibatches, move_average, steps_of
 
 MAX_GRAD_NORM = {"actor": 1.0, "critic": 100.0, "model": 20.0, "entropy": 100.0}  # the first three are the paper's
+ACTOR_AVERAGE_DECAY = 0.99  # over about the last 100 updates
 MAX_SKIPPED_UPDATES = 100  # of one network, in a row
 
 
@@ -116,6 +116,7 @@ class Learner:
                 behaviour = behaviour_loss(policy.actor, latents[:-1], samples)
             loss, metrics = loss + bc_coef * behaviour, metrics | {"behaviour_loss": behaviour.detach()}
         self._apply("actor", loss, policy.actor, metrics)
+        move_average(policy.actor_average, policy.actor, ACTOR_AVERAGE_DECAY)
         if policy.q_critic:
             self._update_q_critics(samples, latents)
         else:
@@ -161,12 +162,11 @@ class Learner:
     def _fit_critics(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
         """Take ``critic_updates`` minibatch steps towards (N,) targets of (N, ...) inputs with (N,) weights."""
         policy = self.model.policy
-        average = get_ema_multi_avg_fn(1 - self.model.tau)  # type: ignore[no-untyped-call]
         for rows in minibatches(len(inputs), self.model.critic_batch_size, self.model.critic_updates, inputs.device):
             with self._arithmetic():
                 loss, metrics = critic_loss(policy.critics(inputs[rows]), targets[rows], weights[rows])
             self._apply("critic", loss, policy.critics, metrics)
-            average(list(policy.critics_target.parameters()), list(policy.critics.parameters()), 0)
+            move_average(policy.critics_target, policy.critics, 1 - self.model.tau)
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return arithmetic(self.model.device, self._precision)

@@ -112,7 +112,7 @@ class PWMPolicy(BasePolicy):
         reward_bins: int = 0,
         residual_dynamics: bool = True,
         critic: Literal["q", "v"] = "q",
-        n_critics: int = 3,
+        n_critics: int = 2,
         state_dependent_std: bool = True,
         norm_after_activation: bool = False,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
@@ -178,6 +178,7 @@ class PWMPolicy(BasePolicy):
             state_dependent_std=self.state_dependent_std,
             norm_after_activation=self.norm_after_activation,
         )
+        self.actor_average = copy.deepcopy(self.actor).requires_grad_(False)
         self.critics = CriticEnsemble(
             self.latent_dim + (action_dim if self.q_critic else 0),
             arch["qf"],
@@ -237,7 +238,9 @@ class PWMPolicy(BasePolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
         latents = self.world_model.encode(observation)
-        return self.actor.mode(latents) if deterministic else self.actor.sample(latents)
+        # A single actor may fail where its neighbours of some updates before and after do not: without noise every
+        # episode then fails alike. Their average seldom does.
+        return self.actor_average.mode(latents) if deterministic else self.actor.sample(latents)
 
     @torch.no_grad()
     def predict_values(self, observation: PyTorchObs) -> torch.Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sb3_pwm.type_aliases import Observations
 from sb3_pwm.world_model import WorldModel
@@ -65,3 +66,14 @@ def apply_gradients(
         return False
     optimizer.step()
     return True
+
+
+def move_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move the parameters of ``average`` by ``1 - decay`` towards those of ``network`` (Polyak averaging).
+
+    :param average: module of the same shape, without gradients.
+    :param network: module that learns.
+    :param decay: weight of the past, in [0, 1].
+    """
+    move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    move(list(average.parameters()), list(network.parameters()), 0)

@@ -73,7 +73,8 @@ def test_the_behaviour_term_pulls_the_policy_to_the_data():
         model = from_dataset(copy.deepcopy(buffer), bc_coef=bc_coef, seed=0, learning_rate=1e-2)
         model.replay_buffer.actions[:] = 0.75
         model.learn_offline(60)
-        actions, _ = model.predict(np.concatenate([buffer.observations[:20, 0]]), deterministic=True)
+        observations, _ = model.policy.obs_to_tensor(buffer.observations[:20, 0])
+        actions = model.policy.actor.mode(model.policy.world_model.encode(observations)).detach().numpy()
         distances[bc_coef] = np.abs(actions - 0.75).mean()
         logged = "behaviour_loss" in model._learner.metrics
         assert logged == bool(bc_coef)

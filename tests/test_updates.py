@@ -7,7 +7,7 @@ from conftest import LATENT_DIM, OBS_DIM
 from torch import nn
 from torch.testing import assert_close
 
-from sb3_pwm.updates import apply_gradients, encode_windows, minibatches, steps_of
+from sb3_pwm.updates import apply_gradients, encode_windows, minibatches, move_average, steps_of
 
 CPU = torch.device("cpu")
 
@@ -129,3 +129,12 @@ def test_what_is_not_finite_changes_nothing(bad_loss):
     assert good_update(layer, optimizer)
     assert good_update(untouched, untouched_optimizer)
     assert_close(layer.state_dict(), untouched.state_dict(), rtol=0, atol=0)
+
+
+def test_move_average():
+    average, network = nn.Linear(2, 1).requires_grad_(False), nn.Linear(2, 1)
+    for module, weight, bias in ((average, [[1.0, 2.0]], [4.0]), (network, [[2.0, 0.0]], [0.0])):
+        module.load_state_dict({"weight": torch.tensor(weight), "bias": torch.tensor(bias)})
+    move_average(average, network, 0.75)
+    assert_close(average.state_dict(), {"weight": torch.tensor([[1.25, 1.5]]), "bias": torch.tensor([3.0])})
+    assert_close(network.state_dict(), {"weight": torch.tensor([[2.0, 0.0]]), "bias": torch.tensor([0.0])})

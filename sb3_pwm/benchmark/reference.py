@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_pwm.layers import Mish
-from sb3_pwm.learner import MAX_GRAD_NORM
+from sb3_pwm.learner import ACTOR_AVERAGE_DECAY, MAX_GRAD_NORM
 from sb3_pwm.pwm import PWM
 from sb3_pwm.type_aliases import Observations, SequenceSamples
 
@@ -128,6 +128,7 @@ class ReferenceLearner:
             coefficient = log_coefficient.exp().item()
         bonus = -coefficient * (before * densities).mean()
         self._step("actor", -(returns.mean() + bonus) / policy.return_scale.scale)
+        self._average(policy.actor_average, policy.actor, ACTOR_AVERAGE_DECAY)
         if policy.q_critic:
             self._fit(*self._q_targets(samples, latents))
         else:
@@ -181,10 +182,13 @@ class ReferenceLearner:
                 error = F.mse_loss(critic(inputs[chosen]).squeeze(-1), targets[chosen], reduction="none")
                 loss = loss + (weights[chosen] * error).sum() / weights[chosen].sum()
             self._step("critic", loss)
-            with torch.no_grad():
-                parameters = policy.critics.parameters()
-                for slow, fast in zip(policy.critics_target.parameters(), parameters, strict=True):
-                    slow.copy_((1 - model.tau) * slow + model.tau * fast)
+            self._average(policy.critics_target, policy.critics, 1 - model.tau)
+
+    @staticmethod
+    @torch.no_grad()
+    def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
+        for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
+            slow.copy_(decay * slow + (1 - decay) * fast)
 
     @staticmethod
     def _at(observations: Observations, t: int) -> Observations:
