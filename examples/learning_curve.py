@@ -6,7 +6,9 @@ Every figure in docs/results/online comes from this script, for PWM and for the 
     python examples/learning_curve.py --algo sac --env HalfCheetah-v5 --seed 0 --steps 100000 --out sac.csv
 
 One torch thread, CPU. The evaluation (a separate environment with seeds of its own, deterministic actions) is not
-counted in ``cpu_seconds`` and ``wall_seconds``. ``--set name=value`` (JSON values) overrides a constructor argument.
+counted in ``cpu_seconds`` and ``wall_seconds``. ``present_actor_return`` is the mean return of the same episodes with
+the actions of the present actor instead of the average of the last ones. ``--set name=value`` (JSON values) overrides a
+constructor argument.
 """
 
 import argparse
@@ -23,6 +25,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+
+from sb3_pwm import PWM
 
 # The RL-Zoo's settings for the MuJoCo tasks; what is not named is SB3's default.
 BASELINES: dict[str, tuple[type[BaseAlgorithm], dict[str, Any]]] = {
@@ -44,6 +48,7 @@ FIELDS = (
     "cpu_seconds",
     "wall_seconds",
     "value_calibration",
+    "present_actor_return",
     "settings",
 )
 
@@ -64,16 +69,24 @@ class CurveCallback(BaseCallback):
             self.evaluate()
         return True
 
+    def returns(self, env: Monitor) -> list[float]:
+        env.reset(seed=10_000 + self.row["seed"])
+        returns, _ = evaluate_policy(self.model, env, n_eval_episodes=self.episodes, return_episode_rewards=True)
+        return returns  # type: ignore[return-value]
+
     def evaluate(self) -> None:
         cpu, wall = time.process_time(), time.perf_counter()
         env = Monitor(gym.make(self.env_id))
-        env.reset(seed=10_000 + self.row["seed"])
-        returns, _ = evaluate_policy(self.model, env, n_eval_episodes=self.episodes, return_episode_rewards=True)
+        returns = self.returns(env)
         mean = float(torch.tensor(returns).mean())
-        calibration = ""
-        if hasattr(self.model, "value_calibration"):
+        calibration = present = ""
+        if isinstance(self.model, PWM):
             env.reset(seed=20_000 + self.row["seed"])
             calibration = f"{self.model.value_calibration(env, n_episodes=self.episodes):.3f}"
+            policy = self.model.policy
+            average, policy.actor_average = policy.actor_average, policy.actor
+            present = f"{float(torch.tensor(self.returns(env)).mean()):.2f}"
+            policy.actor_average = average
         env.close()
         train_returns = [info["r"] for info in (self.model.ep_info_buffer or [])][-10:]
         row = self.row | {
@@ -85,6 +98,7 @@ class CurveCallback(BaseCallback):
             "cpu_seconds": round(cpu - self.cpu_start - self.evaluation_cpu, 1),
             "wall_seconds": round(wall - self.wall_start - self.evaluation_wall, 1),
             "value_calibration": calibration,
+            "present_actor_return": present,
         }
         with self.out.open("a", newline="") as file:
             csv.DictWriter(file, FIELDS).writerow(row)
@@ -108,8 +122,6 @@ def main() -> None:
 
     torch.set_num_threads(1)
     if args.algo == "pwm":
-        from sb3_pwm import PWM
-
         algorithm: type[BaseAlgorithm] = PWM
         settings: dict[str, Any] = {}
     else:
