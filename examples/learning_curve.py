@@ -15,6 +15,7 @@ import argparse
 import csv
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,22 @@ FIELDS = (
 )
 
 
+def start_file(path: Path, fields: Sequence[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.DictWriter(file, fields).writeheader()
+
+
 class CurveCallback(BaseCallback):
     """Evaluate every ``every`` steps and append a row to the CSV file."""
+
+    fields = FIELDS
 
     def __init__(self, env_id: str, every: int, episodes: int, row: dict[str, Any], out: Path) -> None:
         super().__init__()
         self.env_id, self.every, self.episodes, self.row, self.out = env_id, every, episodes, row, out
         self.evaluation_cpu = self.evaluation_wall = 0.0
+        self.rows: list[dict[str, Any]] = []
 
     def _on_training_start(self) -> None:
         self.cpu_start, self.wall_start = time.process_time(), time.perf_counter()
@@ -74,7 +84,8 @@ class CurveCallback(BaseCallback):
         returns, _ = evaluate_policy(self.model, env, n_eval_episodes=self.episodes, return_episode_rewards=True)
         return returns  # type: ignore[return-value]
 
-    def evaluate(self) -> None:
+    def measure(self) -> dict[str, Any]:
+        """Return what an evaluation finds, and what it took to get here."""
         cpu, wall = time.process_time(), time.perf_counter()
         env = Monitor(gym.make(self.env_id))
         returns = self.returns(env)
@@ -89,7 +100,7 @@ class CurveCallback(BaseCallback):
             policy.actor_average = average
         env.close()
         train_returns = [info["r"] for info in (self.model.ep_info_buffer or [])][-10:]
-        row = self.row | {
+        return self.row | {
             "env_steps": self.num_timesteps,
             "return_mean": round(mean, 2),
             "return_std": round(float(torch.tensor(returns).std(correction=0)), 2),
@@ -100,9 +111,14 @@ class CurveCallback(BaseCallback):
             "value_calibration": calibration,
             "present_actor_return": present,
         }
+
+    def evaluate(self) -> None:
+        cpu, wall = time.process_time(), time.perf_counter()
+        row = self.measure()
+        self.rows.append(row)
         with self.out.open("a", newline="") as file:
-            csv.DictWriter(file, FIELDS).writerow(row)
-        print({key: row[key] for key in FIELDS if key != "settings"}, flush=True)
+            csv.DictWriter(file, self.fields, extrasaction="ignore").writerow(row)
+        print({key: row[key] for key in self.fields if key != "settings"}, flush=True)
         self.evaluation_cpu += time.process_time() - cpu
         self.evaluation_wall += time.perf_counter() - wall
 
@@ -134,9 +150,7 @@ def main() -> None:
         "seed": args.seed,
         "settings": json.dumps(settings),
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("w", newline="") as file:
-        csv.DictWriter(file, FIELDS).writeheader()
+    start_file(args.out, FIELDS)
     model = algorithm("MlpPolicy", args.env, seed=args.seed, device="cpu", **settings)  # type: ignore[call-arg]
     model.learn(args.steps, callback=CurveCallback(args.env, args.every, args.episodes, row, args.out))
 
