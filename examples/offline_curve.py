@@ -4,8 +4,9 @@
         --out offline.csv --plot offline.png
 
 ``--data`` is a NumPy file in the D4RL layout, see :func:`sb3_pwm.datasets.from_npz`; SB3's replay buffers and other
-formats have importers of their own there. Without ``--online-steps`` the environment is used for its spaces and for the
-evaluations only (deterministic actions, not counted in ``cpu_seconds``). One torch thread, CPU.
+formats have importers of their own there. ``--random N`` takes N steps of random actions instead. Without
+``--online-steps`` the environment is used for its spaces and for the evaluations only (deterministic actions, not
+counted in ``cpu_seconds``). One torch thread, CPU.
 """
 
 import argparse
@@ -53,6 +54,25 @@ class OfflineCurveCallback(CurveCallback):
         return super().measure() | counts | {"imagined_return": round(imagined, 3)}
 
 
+def random_data(env: gym.Env[np.ndarray, np.ndarray], n_steps: int, seed: int) -> dict[str, np.ndarray]:
+    """Act at random; the last episode counts as timed out."""
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("observations", "actions", "rewards", "terminals", "timeouts")
+    }
+    columns["next_observations"] = []
+    env.action_space.seed(seed)
+    observation, _ = env.reset(seed=seed)
+    for _ in range(n_steps):
+        action = env.action_space.sample()
+        following, reward, terminated, truncated, _ = env.step(action)
+        row = {"observations": observation, "next_observations": following, "actions": action, "rewards": reward}
+        for name, value in (row | {"terminals": terminated, "timeouts": truncated and not terminated}).items():
+            columns[name].append(value)
+        observation = env.reset()[0] if terminated or truncated else following
+    columns["timeouts"][-1] = not columns["terminals"][-1]
+    return {name: np.array(values) for name, values in columns.items()}
+
+
 def plot(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     """Draw the offline and the online part of a run beside each other."""
     try:
@@ -74,7 +94,9 @@ def plot(path: Path, rows: list[dict[str, Any]], title: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path)
+    source.add_argument("--random", type=int, metavar="N")
     parser.add_argument("--env", required=True, help="environment that gives the spaces and evaluates")
     parser.add_argument("--transitions", type=int, help="use only the first ones")
     parser.add_argument("--name", default="pwm", help="name in the CSV's algorithm column")
@@ -92,7 +114,11 @@ def main() -> None:
 
     torch.set_num_threads(1)
     env = gym.make(args.env)
-    arrays = {name: values[: args.transitions] for name, values in np.load(args.data).items()}
+    if args.data:
+        arrays = {name: values[: args.transitions] for name, values in np.load(args.data).items()}
+    else:
+        arrays = random_data(env, args.random, args.seed)
+    data_name = args.data.stem if args.data else "random"
     size = len(arrays["rewards"]) + args.online_steps
     data = from_arrays(arrays, env.observation_space, env.action_space, buffer_size=size)
     settings = {name: json.loads(value) for name, value in (item.split("=", 1) for item in args.set)}
@@ -100,7 +126,7 @@ def main() -> None:
     row = {
         "algorithm": args.name,
         "environment": args.env,
-        "data": args.data.stem,
+        "data": data_name,
         "transitions": len(arrays["rewards"]),
         "seed": args.seed,
         "online": False,
@@ -117,7 +143,7 @@ def main() -> None:
         model.learn(args.online_steps, callback=online)
         rows += online.rows
     if args.plot:
-        plot(args.plot, rows, f"{args.env}, {args.data.stem}")
+        plot(args.plot, rows, f"{args.env}, {data_name}")
 
 
 if __name__ == "__main__":
