@@ -101,7 +101,6 @@ def main() -> None:
     parser.add_argument("--transitions", type=int, help="use only the first ones")
     parser.add_argument("--name", default="pwm", help="name in the CSV's algorithm column")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pretrain", type=int, default=10_000, help="world-model updates")
     parser.add_argument("--updates", type=int, default=20_000, help="policy updates without the environment")
     parser.add_argument("--every", type=int, default=2_000, help="updates between evaluations")
     parser.add_argument("--online-steps", type=int, default=0, help="environment steps afterwards")
@@ -130,11 +129,11 @@ def main() -> None:
         "transitions": len(arrays["rewards"]),
         "seed": args.seed,
         "online": False,
-        "settings": json.dumps(settings | {"pretrain": args.pretrain}, sort_keys=True),
+        "settings": json.dumps(settings),
     }
     start_file(args.out, FIELDS)
     offline = OfflineCurveCallback(args.env, args.every, args.episodes, row, args.out)
-    model.learn_offline(args.updates, pretrain_steps=args.pretrain, callback=offline)
+    model.learn_offline(args.updates, callback=offline)
     rows = offline.rows
     if args.online_steps:
         model.set_env(env)

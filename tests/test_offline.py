@@ -50,6 +50,11 @@ def test_learning_from_data_alone(n_envs):
     assert model.predict(BOX.sample())[0].shape == (2,)
 
 
+def test_a_model_made_from_data_learns_its_world_model_longer():
+    assert PWM.from_dataset(dataset(), batch_size=8).pretrain_steps == 10_000
+    assert PWM.from_dataset(dataset(), batch_size=8, pretrain_steps=7).pretrain_steps == 7
+
+
 def test_the_world_model_stays_while_the_policy_learns():
     model = from_dataset(dataset()).learn_offline(0)
     assert model.n_model_updates == SMALL["pretrain_steps"]
