@@ -61,7 +61,8 @@ def test_readme_has_its_examples() -> None:
 
 def shrink(block: str) -> str:
     """Replace numbers of steps by small ones; everything else runs as printed."""
-    block = re.sub(r"learn_offline\([\d_]+", "learn_offline(20, pretrain_steps=20", block)
+    block = re.sub(r"learn_offline\([\d_]+", "learn_offline(20", block)
+    block = block.replace("from_dataset(dataset", "from_dataset(dataset, pretrain_steps=20")
     block = re.sub(r"(learn\(|total_timesteps=)[\d_]+", r"\g<1>150", block)
     block = block.replace("n_envs=64", "n_envs=2")
     return re.sub(r"n_eval_episodes=\d+", "n_eval_episodes=1", block)
