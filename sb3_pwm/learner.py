@@ -21,7 +21,7 @@ from sb3_pwm.policies import PWMPolicy
 from sb3_pwm.precision import Precision, arithmetic, usable_precision
 from sb3_pwm.returns import continuation_weights, imagined_returns
 from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
-from sb3_pwm.updates import apply_gradients, encode_windows, minibatches, steps_of
+from sb3_pwm.updates import RunningMeans, apply_gradients, encode_windows, minibatches, steps_of
 
 MAX_GRAD_NORM = {"actor": 1.0, "critic": 100.0, "model": 20.0, "entropy": 100.0}  # the first three are the paper's
 MAX_SKIPPED_UPDATES = 100  # of one network, in a row
@@ -56,18 +56,67 @@ class Learner:
 
     def __init__(self, model: Trainable) -> None:
         self.model = model
-        self.metrics: dict[str, tuple[torch.Tensor, int]] = {}
         self._precision = usable_precision(model.device, model.precision)
-        self._consecutive_skips = dict.fromkeys(MAX_GRAD_NORM, 0)
+        networks = {
+            "actor": model.policy.actor,
+            "critic": model.policy.critics,
+            "model": model.policy.world_model,
+            "entropy": model.policy.entropy_coefficient,
+            "target": model.policy.critics_target,
+        }
+        # Lists, because walking through the modules at every step costs more than a small operation.
+        self._parameters = {name: list(network.parameters()) for name, network in networks.items()}
+        self._metrics = RunningMeans()
+        # (network, 2): skipped updates that the model has not counted yet, and those in a row
+        self._skips = torch.zeros(len(MAX_GRAD_NORM), 2, dtype=torch.int64, device=model.device)
+        self._updates_since_look = 0
 
     def pop_metrics(self) -> dict[str, float]:
         """Return the means of all metrics since the last call."""
-        means = {name: float(total / count) for name, (total, count) in self.metrics.items()}
-        self.metrics.clear()
-        return means
+        self.count_skips()
+        return self._metrics.pop()
+
+    def count_skips(self) -> None:
+        """Add updates that were skipped to the model's count; this waits for the device.
+
+        :raises FloatingPointError: after ``MAX_SKIPPED_UPDATES`` skipped updates of one network in a row.
+        """
+        skips = self._skips.tolist()
+        self._skips[:, 0] = 0
+        self._updates_since_look = 0
+        self.model.n_skipped_updates += sum(count for count, _ in skips)
+        for name, (_, in_a_row) in zip(MAX_GRAD_NORM, skips, strict=True):
+            if in_a_row >= MAX_SKIPPED_UPDATES:
+                self._skips.zero_()
+                raise FloatingPointError(
+                    f"{in_a_row} updates in a row of the {name} had a loss or gradient that is not finite; "
+                    "its parameters are those of the last finite update"
+                )
+
+    def _look(self) -> None:
+        """Count skipped updates: at once where this costs nothing, else now and then."""
+        self._updates_since_look += 1
+        if self.model.device.type == "cpu" or self._updates_since_look >= MAX_SKIPPED_UPDATES:
+            self.count_skips()
 
     def update_model(self, samples: SequenceSamples) -> torch.Tensor:
         """Update the world model and return the windows' (T + 1, B, Z) latents, detached."""
+        latents = self._update_model(samples)
+        self.model.n_model_updates += 1
+        self._look()
+        return latents
+
+    def update_policy(self, samples: SequenceSamples, latents: torch.Tensor, *, bc_coef: float = 0.0) -> None:
+        """Update the actor once, then the critics.
+
+        :param samples: windows.
+        :param latents: (T + 1, B, Z) their latents, detached.
+        :param bc_coef: weight of the distance to the windows' actions in the actor's loss.
+        """
+        self._update_policy(samples, latents, bc_coef)
+        self._look()
+
+    def _update_model(self, samples: SequenceSamples) -> torch.Tensor:
         model = self.model.policy.world_model
         with self._arithmetic():
             first = encode_windows(model, steps_of(samples.observations, 0, 1))
@@ -83,17 +132,10 @@ class Learner:
                 reward_coef=self.model.reward_coef,
                 termination_coef=self.model.termination_coef,
             )
-        self._apply("model", loss, model, metrics)
-        self.model.n_model_updates += 1
+        self._apply("model", loss, metrics)
         return torch.cat([first.detach(), following])
 
-    def update_policy(self, samples: SequenceSamples, latents: torch.Tensor, *, bc_coef: float = 0.0) -> None:
-        """Update the actor once, then the critics.
-
-        :param samples: windows.
-        :param latents: (T + 1, B, Z) their latents, detached.
-        :param bc_coef: weight of the distance to the windows' actions in the actor's loss.
-        """
+    def _update_policy(self, samples: SequenceSamples, latents: torch.Tensor, bc_coef: float) -> None:
         policy = self.model.policy
         with self._arithmetic():
             rollout = imagine(
@@ -115,7 +157,7 @@ class Learner:
             with self._arithmetic():
                 behaviour = behaviour_loss(policy.actor, latents[:-1], samples)
             loss, metrics = loss + bc_coef * behaviour, metrics | {"behaviour_loss": behaviour.detach()}
-        self._apply("actor", loss, policy.actor, metrics)
+        self._apply("actor", loss, metrics)
         if policy.q_critic:
             self._update_q_critics(samples, latents)
         else:
@@ -130,7 +172,7 @@ class Learner:
             target = -policy.actor.action_dim / 2
         coefficient = policy.entropy_coefficient
         loss, metrics = entropy_coefficient_loss(coefficient.log_ent_coef, log_probs, weights, target)
-        self._apply("entropy", loss, coefficient, metrics)
+        self._apply("entropy", loss, metrics)
         return coefficient.log_ent_coef.detach().exp()
 
     def _update_q_critics(self, samples: SequenceSamples, latents: torch.Tensor) -> None:
@@ -162,30 +204,21 @@ class Learner:
         """Take ``critic_updates`` minibatch steps towards (N,) targets of (N, ...) inputs with (N,) weights."""
         policy = self.model.policy
         average = get_ema_multi_avg_fn(1 - self.model.tau)  # type: ignore[no-untyped-call]
-        for rows in minibatches(len(inputs), self.model.critic_batch_size, self.model.critic_updates, inputs.device):
+        rows = minibatches(len(inputs), self.model.critic_batch_size, self.model.critic_updates, inputs.device)
+        for x, y, w in zip(inputs[rows], targets[rows], weights[rows], strict=True):
             with self._arithmetic():
-                loss, metrics = critic_loss(policy.critics(inputs[rows]), targets[rows], weights[rows])
-            self._apply("critic", loss, policy.critics, metrics)
-            average(list(policy.critics_target.parameters()), list(policy.critics.parameters()), 0)
+                loss, metrics = critic_loss(policy.critics(x), y, w)
+            self._apply("critic", loss, metrics)
+            average(self._parameters["target"], self._parameters["critic"], 0)
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return arithmetic(self.model.device, self._precision)
 
-    def _apply(self, name: str, loss: torch.Tensor, network: torch.nn.Module, metrics: Metrics) -> None:
-        """Take an optimizer step, or skip it if it is not finite, and remember the metrics.
-
-        :raises FloatingPointError: after ``MAX_SKIPPED_UPDATES`` skipped updates of one network in a row.
-        """
-        if apply_gradients(self.model.policy.optimizers[name], loss, network.parameters(), MAX_GRAD_NORM[name]):
-            self._consecutive_skips[name] = 0
-            for key, value in metrics.items():
-                total, count = self.metrics.get(key, (torch.zeros_like(value), 0))
-                self.metrics[key] = (total + value, count + 1)
-            return
-        self.model.n_skipped_updates += 1
-        self._consecutive_skips[name] += 1
-        if self._consecutive_skips[name] >= MAX_SKIPPED_UPDATES:
-            raise FloatingPointError(
-                f"{MAX_SKIPPED_UPDATES} updates in a row of the {name} had a loss or gradient that is not finite; "
-                "its parameters are those of the last finite update"
-            )
+    def _apply(self, name: str, loss: torch.Tensor, metrics: Metrics) -> None:
+        """Take an optimizer step, or skip it if it is not finite, and remember the metrics."""
+        finite = apply_gradients(self.model.policy.optimizers[name], loss, self._parameters[name], MAX_GRAD_NORM[name])
+        self._metrics.add(metrics, finite)
+        count, in_a_row = self._skips[list(MAX_GRAD_NORM).index(name)]
+        skipped = (~finite).long()
+        count.add_(skipped)
+        in_a_row.add_(skipped).mul_(skipped)

@@ -10,7 +10,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFrequencyUnit
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, configure_logger, update_learning_rate
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, configure_logger
 from tqdm.auto import tqdm
 
 from sb3_pwm.buffers import SequenceReplayBuffer, check_replay_buffer, sequence_buffer_class
@@ -21,7 +21,7 @@ from sb3_pwm.offline_algorithm import OfflineAlgorithm
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.precision import Precision
 from sb3_pwm.type_aliases import SequenceSamples
-from sb3_pwm.updates import encode_windows
+from sb3_pwm.updates import encode_windows, set_learning_rate
 
 SelfPWM = TypeVar("SelfPWM", bound="PWM")
 
@@ -232,7 +232,7 @@ class PWM(OfflineAlgorithm):
         """Set each optimizer's own rate; the argument is SB3's and names no rates, so it is not used."""
         for name, schedule in self._schedules.items():
             rate = schedule(self._current_progress_remaining)
-            update_learning_rate(self.policy.optimizers[name], rate)
+            set_learning_rate(self.policy.optimizers[name], rate, on_device=self.device.type == "cuda")
             self.logger.record("train/learning_rate" if name == "actor" else f"train/{name}_learning_rate", rate)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

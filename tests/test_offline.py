@@ -75,7 +75,7 @@ def test_the_behaviour_term_pulls_the_policy_to_the_data():
         model.learn_offline(60)
         actions, _ = model.predict(np.concatenate([buffer.observations[:20, 0]]), deterministic=True)
         distances[bc_coef] = np.abs(actions - 0.75).mean()
-        logged = "behaviour_loss" in model._learner.metrics
+        logged = "behaviour_loss" in model._learner.pop_metrics()
         assert logged == bool(bc_coef)
     assert distances[1000] < 0.1 < distances[0]
 
@@ -85,8 +85,9 @@ def test_the_behaviour_term_is_for_learning_offline_only():
     model._learner.pop_metrics()
     model.set_env(space_envs())
     model.learn(20)
-    assert "actor_loss" in model._learner.metrics
-    assert "behaviour_loss" not in model._learner.metrics
+    metrics = model._learner.pop_metrics()
+    assert "actor_loss" in metrics
+    assert "behaviour_loss" not in metrics
 
 
 def test_dict_observations():
