@@ -61,7 +61,7 @@ class Mish(nn.Mish):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return x tanh(softplus(x)) of a tensor of any shape."""
-        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
             result: torch.Tensor = _FastMish.apply(x)  # type: ignore[no-untyped-call]
             return result
         return F.mish(x)

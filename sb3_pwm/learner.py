@@ -1,11 +1,15 @@
 """The learner: one update of world model, actor and critics, from windows to optimizer steps."""
 
+import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils import _pytree as pytree
 
+from sb3_pwm.compilation import CapturedUpdate, TorchCompile, usable_compiler
 from sb3_pwm.imagination import imagine
 from sb3_pwm.losses import (
     actor_loss,
@@ -33,6 +37,7 @@ class Trainable(Protocol):
     policy: PWMPolicy
     device: torch.device
     precision: Precision
+    torch_compile: TorchCompile
     horizon: int
     critic_updates: int
     critic_batch_size: int
@@ -51,7 +56,10 @@ class Trainable(Protocol):
 class Learner:
     """Update the networks of a model's policy.
 
-    :param model: the policy and the hyperparameters, read at every update.
+    An update is a function of tensors and reads nothing on the host, so that a CUDA graph can hold it.
+
+    :param model: the policy and the hyperparameters, read at every update; for good by the first ones if updates are
+        captured or compiled.
     """
 
     def __init__(self, model: Trainable) -> None:
@@ -66,10 +74,19 @@ class Learner:
         }
         # Lists, because walking through the modules at every step costs more than a small operation.
         self._parameters = {name: list(network.parameters()) for name, network in networks.items()}
+        self._compiles = model.torch_compile is True and usable_compiler(model.device.type)
+        self._captures = bool(model.torch_compile) and model.device.type == "cuda"
+        self._compiled: dict[str, Callable[..., Any]] = {}
+        self._captured: dict[Any, CapturedUpdate] = {}
+        self._captured_states: list[Any] = []
         self._metrics = RunningMeans()
         # (network, 2): skipped updates that the model has not counted yet, and those in a row
         self._skips = torch.zeros(len(MAX_GRAD_NORM), 2, dtype=torch.int64, device=model.device)
         self._updates_since_look = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is compiled or captured: it cannot be copied, and is made anew."""
+        return self.__dict__ | {"_compiled": {}, "_captured": {}}
 
     def pop_metrics(self) -> dict[str, float]:
         """Return the means of all metrics since the last call."""
@@ -101,7 +118,7 @@ class Learner:
 
     def update_model(self, samples: SequenceSamples) -> torch.Tensor:
         """Update the world model and return the windows' (T + 1, B, Z) latents, detached."""
-        latents = self._update_model(samples)
+        latents: torch.Tensor = self._run("_update_model", samples)
         self.model.n_model_updates += 1
         self._look()
         return latents
@@ -113,10 +130,33 @@ class Learner:
         :param latents: (T + 1, B, Z) their latents, detached.
         :param bc_coef: weight of the distance to the windows' actions in the actor's loss.
         """
-        self._update_policy(samples, latents, bc_coef)
+        self._run("_update_policy", samples, latents, bc_coef=bc_coef)
         self._look()
 
-    def _update_model(self, samples: SequenceSamples) -> torch.Tensor:
+    def _run(self, name: str, *inputs: Any, **settings: float) -> Any:
+        """Run an update, as a CUDA graph if these are wanted."""
+        update = functools.partial(getattr(self, name), **settings)
+        if not self._captures:
+            return update(*inputs)
+        states = [optimizer.state for optimizer in self.model.policy.optimizers.values()]
+        if any(state is not before for state, before in zip(states, self._captured_states or states, strict=True)):
+            self._captured.clear()  # the optimizers have loaded other states; graphs know the old ones
+        self._captured_states = states
+        key = (name, *settings.items(), *(tensor.shape for tensor in pytree.tree_leaves(inputs)))
+        if key not in self._captured:
+            self._captured[key] = CapturedUpdate(update)
+        return self._captured[key](*inputs)
+
+    def _objective(self, name: str) -> Callable[..., Any]:
+        """Return a method, compiled if this is wanted."""
+        if not self._compiles:
+            return getattr(self, name)  # type: ignore[no-any-return]
+        if name not in self._compiled:
+            self._compiled[name] = torch.compile(getattr(self, name), dynamic=False)
+        return self._compiled[name]
+
+    def _model_objective(self, samples: SequenceSamples) -> tuple[torch.Tensor, Metrics, torch.Tensor]:
+        """Return the world model's loss, metrics, and the windows' latents."""
         model = self.model.policy.world_model
         with self._arithmetic():
             first = encode_windows(model, steps_of(samples.observations, 0, 1))
@@ -132,22 +172,31 @@ class Learner:
                 reward_coef=self.model.reward_coef,
                 termination_coef=self.model.termination_coef,
             )
-        self._apply("model", loss, metrics)
-        return torch.cat([first.detach(), following])
+        return loss, metrics, torch.cat([first.detach(), following])
 
-    def _update_policy(self, samples: SequenceSamples, latents: torch.Tensor, bc_coef: float) -> None:
+    def _update_model(self, samples: SequenceSamples) -> torch.Tensor:
+        loss, metrics, latents = self._objective("_model_objective")(samples)
+        self._apply("model", loss, metrics)
+        return latents  # type: ignore[no-any-return]
+
+    def _imagined(self, latents: torch.Tensor) -> tuple[ImaginedRollout, torch.Tensor, torch.Tensor]:
+        """Return imagined rollouts from (B, Z) latents, their (H + 1, B) weights and (B,) returns."""
         policy = self.model.policy
         with self._arithmetic():
             rollout = imagine(
                 policy.world_model,
                 policy.actor,
-                latents[0],
+                latents,
                 self.model.horizon,
                 terminations=self.model.termination_coef > 0,
             )
             values = state_values(policy.critics, policy.actor, rollout.latents[-1], q_critic=policy.q_critic)
         weights = continuation_weights(rollout.continuations)
-        returns = imagined_returns(rollout.rewards, weights, values, self.model.gamma)
+        return rollout, weights, imagined_returns(rollout.rewards, weights, values, self.model.gamma)
+
+    def _update_policy(self, samples: SequenceSamples, latents: torch.Tensor, bc_coef: float) -> None:
+        policy = self.model.policy
+        rollout, weights, returns = self._objective("_imagined")(latents[0])
         policy.return_scale.update(returns.detach())
         ent_coef = self._entropy_coefficient(rollout.log_probs, weights[:-1])
         loss, metrics = actor_loss(
@@ -202,14 +251,19 @@ class Learner:
 
     def _fit_critics(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
         """Take ``critic_updates`` minibatch steps towards (N,) targets of (N, ...) inputs with (N,) weights."""
-        policy = self.model.policy
         average = get_ema_multi_avg_fn(1 - self.model.tau)  # type: ignore[no-untyped-call]
         rows = minibatches(len(inputs), self.model.critic_batch_size, self.model.critic_updates, inputs.device)
         for x, y, w in zip(inputs[rows], targets[rows], weights[rows], strict=True):
-            with self._arithmetic():
-                loss, metrics = critic_loss(policy.critics(x), y, w)
+            loss, metrics = self._objective("_critic_objective")(x, y, w)
             self._apply("critic", loss, metrics)
             average(self._parameters["target"], self._parameters["critic"], 0)
+
+    def _critic_objective(
+        self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, Metrics]:
+        """Return the critics' loss on a minibatch, and metrics."""
+        with self._arithmetic():
+            return critic_loss(self.model.policy.critics(inputs), targets, weights)
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return arithmetic(self.model.device, self._precision)
