@@ -82,6 +82,12 @@ def check_precision(value: Any) -> None:
         raise ValueError(f"precision={value!r}; allowed: {', '.join(map(repr, PRECISIONS))}")
 
 
+def check_torch_compile(value: Any) -> None:
+    """Check whether to compile updates."""
+    if not (isinstance(value, bool) or value == "auto"):
+        raise ValueError(f'torch_compile={value!r}; allowed: True, False, "auto"')
+
+
 def check_train_freq(value: Any, n_envs: int) -> None:
     """Check how much to collect between updates, which SB3 would only do in the middle of ``learn``.
 

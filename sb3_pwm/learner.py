@@ -1,10 +1,14 @@
 """The learner: one update of world model, actor and critics, from windows to optimizer steps."""
 
+import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
+from torch.utils import _pytree as pytree
 
+from sb3_pwm.compilation import CapturedUpdate, TorchCompile, usable_compiler
 from sb3_pwm.imagination import imagine
 from sb3_pwm.losses import (
     actor_loss,
@@ -20,7 +24,7 @@ from sb3_pwm.policies import PWMPolicy
 from sb3_pwm.precision import Precision, arithmetic, usable_precision
 from sb3_pwm.returns import continuation_weights, imagined_returns
 from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
-from sb3_pwm.updates import apply_gradients, encode_windows, minibatches, move_average, steps_of
+from sb3_pwm.updates import RunningMeans, apply_gradients, encode_windows, minibatches, move_average, steps_of
 
 MAX_GRAD_NORM = {"actor": 1.0, "critic": 100.0, "model": 20.0, "entropy": 100.0}  # the first three are the paper's
 ACTOR_AVERAGE_DECAY = 0.99  # over about the last 100 updates
@@ -33,6 +37,7 @@ class Trainable(Protocol):
     policy: PWMPolicy
     device: torch.device
     precision: Precision
+    torch_compile: TorchCompile
     horizon: int
     critic_updates: int
     critic_batch_size: int
@@ -51,23 +56,108 @@ class Trainable(Protocol):
 class Learner:
     """Update the networks of a model's policy.
 
-    :param model: the policy and the hyperparameters, read at every update.
+    An update is a function of tensors and reads nothing on the host, so that a CUDA graph can hold it.
+
+    :param model: the policy and the hyperparameters, read at every update; for good by the first ones if updates are
+        captured or compiled.
     """
 
     def __init__(self, model: Trainable) -> None:
         self.model = model
-        self.metrics: dict[str, tuple[torch.Tensor, int]] = {}
         self._precision = usable_precision(model.device, model.precision)
-        self._consecutive_skips = dict.fromkeys(MAX_GRAD_NORM, 0)
+        networks = {
+            "actor": model.policy.actor,
+            "critic": model.policy.critics,
+            "model": model.policy.world_model,
+            "entropy": model.policy.entropy_coefficient,
+            "target": model.policy.critics_target,
+            "actor_average": model.policy.actor_average,
+        }
+        # Lists, because walking through the modules at every step costs more than a small operation.
+        self._parameters = {name: list(network.parameters()) for name, network in networks.items()}
+        self._compiles = model.torch_compile is True and usable_compiler(model.device.type)
+        self._captures = bool(model.torch_compile) and model.device.type == "cuda"
+        self._compiled: dict[str, Callable[..., Any]] = {}
+        self._captured: dict[Any, CapturedUpdate] = {}
+        self._captured_states: list[Any] = []
+        self._metrics = RunningMeans()
+        # (network, 2): skipped updates that the model has not counted yet, and those in a row
+        self._skips = torch.zeros(len(MAX_GRAD_NORM), 2, dtype=torch.int64, device=model.device)
+        self._updates_since_look = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is compiled or captured: it cannot be copied, and is made anew."""
+        return self.__dict__ | {"_compiled": {}, "_captured": {}}
 
     def pop_metrics(self) -> dict[str, float]:
         """Return the means of all metrics since the last call."""
-        means = {name: float(total / count) for name, (total, count) in self.metrics.items()}
-        self.metrics.clear()
-        return means
+        self.count_skips()
+        return self._metrics.pop()
+
+    def count_skips(self) -> None:
+        """Add updates that were skipped to the model's count; this waits for the device.
+
+        :raises FloatingPointError: after ``MAX_SKIPPED_UPDATES`` skipped updates of one network in a row.
+        """
+        skips = self._skips.tolist()
+        self._skips[:, 0] = 0
+        self._updates_since_look = 0
+        self.model.n_skipped_updates += sum(count for count, _ in skips)
+        for name, (_, in_a_row) in zip(MAX_GRAD_NORM, skips, strict=True):
+            if in_a_row >= MAX_SKIPPED_UPDATES:
+                self._skips.zero_()
+                raise FloatingPointError(
+                    f"{in_a_row} updates in a row of the {name} had a loss or gradient that is not finite; "
+                    "its parameters are those of the last finite update"
+                )
+
+    def _look(self) -> None:
+        """Count skipped updates: at once where this costs nothing, else now and then."""
+        self._updates_since_look += 1
+        if self.model.device.type == "cpu" or self._updates_since_look >= MAX_SKIPPED_UPDATES:
+            self.count_skips()
 
     def update_model(self, samples: SequenceSamples) -> torch.Tensor:
         """Update the world model and return the windows' (T + 1, B, Z) latents, detached."""
+        latents: torch.Tensor = self._run("_update_model", samples)
+        self.model.n_model_updates += 1
+        self._look()
+        return latents
+
+    def update_policy(self, samples: SequenceSamples, latents: torch.Tensor, *, bc_coef: float = 0.0) -> None:
+        """Update the actor once, then the critics.
+
+        :param samples: windows.
+        :param latents: (T + 1, B, Z) their latents, detached.
+        :param bc_coef: weight of the distance to the windows' actions in the actor's loss.
+        """
+        self._run("_update_policy", samples, latents, bc_coef=bc_coef)
+        self._look()
+
+    def _run(self, name: str, *inputs: Any, **settings: float) -> Any:
+        """Run an update, as a CUDA graph if these are wanted."""
+        update = functools.partial(getattr(self, name), **settings)
+        if not self._captures:
+            return update(*inputs)
+        states = [optimizer.state for optimizer in self.model.policy.optimizers.values()]
+        if any(state is not before for state, before in zip(states, self._captured_states or states, strict=True)):
+            self._captured.clear()  # the optimizers have loaded other states; graphs know the old ones
+        self._captured_states = states
+        key = (name, *settings.items(), *(tensor.shape for tensor in pytree.tree_leaves(inputs)))
+        if key not in self._captured:
+            self._captured[key] = CapturedUpdate(update)
+        return self._captured[key](*inputs)
+
+    def _objective(self, name: str) -> Callable[..., Any]:
+        """Return a method, compiled if this is wanted."""
+        if not self._compiles:
+            return getattr(self, name)  # type: ignore[no-any-return]
+        if name not in self._compiled:
+            self._compiled[name] = torch.compile(getattr(self, name), dynamic=False)
+        return self._compiled[name]
+
+    def _model_objective(self, samples: SequenceSamples) -> tuple[torch.Tensor, Metrics, torch.Tensor]:
+        """Return the world model's loss, metrics, and the windows' latents."""
         model = self.model.policy.world_model
         with self._arithmetic():
             first = encode_windows(model, steps_of(samples.observations, 0, 1))
@@ -83,29 +173,31 @@ class Learner:
                 reward_coef=self.model.reward_coef,
                 termination_coef=self.model.termination_coef,
             )
-        self._apply("model", loss, model, metrics)
-        self.model.n_model_updates += 1
-        return torch.cat([first.detach(), following])
+        return loss, metrics, torch.cat([first.detach(), following])
 
-    def update_policy(self, samples: SequenceSamples, latents: torch.Tensor, *, bc_coef: float = 0.0) -> None:
-        """Update the actor once, then the critics.
+    def _update_model(self, samples: SequenceSamples) -> torch.Tensor:
+        loss, metrics, latents = self._objective("_model_objective")(samples)
+        self._apply("model", loss, metrics)
+        return latents  # type: ignore[no-any-return]
 
-        :param samples: windows.
-        :param latents: (T + 1, B, Z) their latents, detached.
-        :param bc_coef: weight of the distance to the windows' actions in the actor's loss.
-        """
+    def _imagined(self, latents: torch.Tensor) -> tuple[ImaginedRollout, torch.Tensor, torch.Tensor]:
+        """Return imagined rollouts from (B, Z) latents, their (H + 1, B) weights and (B,) returns."""
         policy = self.model.policy
         with self._arithmetic():
             rollout = imagine(
                 policy.world_model,
                 policy.actor,
-                latents[0],
+                latents,
                 self.model.horizon,
                 terminations=self.model.termination_coef > 0,
             )
             values = state_values(policy.critics, policy.actor, rollout.latents[-1], q_critic=policy.q_critic)
         weights = continuation_weights(rollout.continuations)
-        returns = imagined_returns(rollout.rewards, weights, values, self.model.gamma)
+        return rollout, weights, imagined_returns(rollout.rewards, weights, values, self.model.gamma)
+
+    def _update_policy(self, samples: SequenceSamples, latents: torch.Tensor, bc_coef: float) -> None:
+        policy = self.model.policy
+        rollout, weights, returns = self._objective("_imagined")(latents[0])
         policy.return_scale.update(returns.detach())
         ent_coef = self._entropy_coefficient(rollout.log_probs, weights[:-1])
         loss, metrics = actor_loss(
@@ -115,8 +207,8 @@ class Learner:
             with self._arithmetic():
                 behaviour = behaviour_loss(policy.actor, latents[:-1], samples)
             loss, metrics = loss + bc_coef * behaviour, metrics | {"behaviour_loss": behaviour.detach()}
-        self._apply("actor", loss, policy.actor, metrics)
-        move_average(policy.actor_average, policy.actor, ACTOR_AVERAGE_DECAY)
+        self._apply("actor", loss, metrics)
+        move_average(self._parameters["actor_average"], self._parameters["actor"], ACTOR_AVERAGE_DECAY)
         if policy.q_critic:
             self._update_q_critics(samples, latents)
         else:
@@ -131,7 +223,7 @@ class Learner:
             target = -policy.actor.action_dim / 2
         coefficient = policy.entropy_coefficient
         loss, metrics = entropy_coefficient_loss(coefficient.log_ent_coef, log_probs, weights, target)
-        self._apply("entropy", loss, coefficient, metrics)
+        self._apply("entropy", loss, metrics)
         return coefficient.log_ent_coef.detach().exp()
 
     def _update_q_critics(self, samples: SequenceSamples, latents: torch.Tensor) -> None:
@@ -161,31 +253,27 @@ class Learner:
 
     def _fit_critics(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
         """Take ``critic_updates`` minibatch steps towards (N,) targets of (N, ...) inputs with (N,) weights."""
-        policy = self.model.policy
-        for rows in minibatches(len(inputs), self.model.critic_batch_size, self.model.critic_updates, inputs.device):
-            with self._arithmetic():
-                loss, metrics = critic_loss(policy.critics(inputs[rows]), targets[rows], weights[rows])
-            self._apply("critic", loss, policy.critics, metrics)
-            move_average(policy.critics_target, policy.critics, 1 - self.model.tau)
+        rows = minibatches(len(inputs), self.model.critic_batch_size, self.model.critic_updates, inputs.device)
+        for x, y, w in zip(inputs[rows], targets[rows], weights[rows], strict=True):
+            loss, metrics = self._objective("_critic_objective")(x, y, w)
+            self._apply("critic", loss, metrics)
+            move_average(self._parameters["target"], self._parameters["critic"], 1 - self.model.tau)
+
+    def _critic_objective(
+        self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, Metrics]:
+        """Return the critics' loss on a minibatch, and metrics."""
+        with self._arithmetic():
+            return critic_loss(self.model.policy.critics(inputs), targets, weights)
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return arithmetic(self.model.device, self._precision)
 
-    def _apply(self, name: str, loss: torch.Tensor, network: torch.nn.Module, metrics: Metrics) -> None:
-        """Take an optimizer step, or skip it if it is not finite, and remember the metrics.
-
-        :raises FloatingPointError: after ``MAX_SKIPPED_UPDATES`` skipped updates of one network in a row.
-        """
-        if apply_gradients(self.model.policy.optimizers[name], loss, network.parameters(), MAX_GRAD_NORM[name]):
-            self._consecutive_skips[name] = 0
-            for key, value in metrics.items():
-                total, count = self.metrics.get(key, (torch.zeros_like(value), 0))
-                self.metrics[key] = (total + value, count + 1)
-            return
-        self.model.n_skipped_updates += 1
-        self._consecutive_skips[name] += 1
-        if self._consecutive_skips[name] >= MAX_SKIPPED_UPDATES:
-            raise FloatingPointError(
-                f"{MAX_SKIPPED_UPDATES} updates in a row of the {name} had a loss or gradient that is not finite; "
-                "its parameters are those of the last finite update"
-            )
+    def _apply(self, name: str, loss: torch.Tensor, metrics: Metrics) -> None:
+        """Take an optimizer step, or skip it if it is not finite, and remember the metrics."""
+        finite = apply_gradients(self.model.policy.optimizers[name], loss, self._parameters[name], MAX_GRAD_NORM[name])
+        self._metrics.add(metrics, finite)
+        count, in_a_row = self._skips[list(MAX_GRAD_NORM).index(name)]
+        skipped = (~finite).long()
+        count.add_(skipped)
+        in_a_row.add_(skipped).mul_(skipped)

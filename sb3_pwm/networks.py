@@ -117,6 +117,6 @@ class CriticEnsemble(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Return the (n_critics, ...) values of (..., Z) latents, or of (..., Z) latents and (..., A) actions."""
-        x = torch.cat(inputs, -1)
+        x = torch.cat(inputs, -1) if len(inputs) > 1 else inputs[0]
         # A plain loop: on a CPU faster than batched matrices at these sizes.
         return torch.stack([critic(x).squeeze(-1) for critic in self.critics])

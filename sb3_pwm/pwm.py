@@ -10,18 +10,19 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFrequencyUnit
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, configure_logger, update_learning_rate
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, configure_logger
 from tqdm.auto import tqdm
 
 from sb3_pwm.buffers import SequenceReplayBuffer, check_replay_buffer, sequence_buffer_class
 from sb3_pwm.calibration import StartValues, follow_episodes
-from sb3_pwm.checks import check_arguments, check_precision, check_train_freq
+from sb3_pwm.checks import check_arguments, check_precision, check_torch_compile, check_train_freq
+from sb3_pwm.compilation import TorchCompile
 from sb3_pwm.learner import Learner
 from sb3_pwm.offline_algorithm import OfflineAlgorithm
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.precision import Precision
 from sb3_pwm.type_aliases import SequenceSamples
-from sb3_pwm.updates import encode_windows
+from sb3_pwm.updates import encode_windows, set_learning_rate
 
 SelfPWM = TypeVar("SelfPWM", bound="PWM")
 
@@ -72,6 +73,8 @@ class PWM(OfflineAlgorithm):
     :param precision: of matrix products in updates: ``"float32"``; ``"bfloat16"``, several times faster where the
         hardware has it and the networks are large; ``"tf32"``, on GPUs only. See
         :func:`sb3_pwm.precision.arithmetic`.
+    :param torch_compile: ``"auto"``: updates as CUDA graphs on GPUs, as they are on CPUs; True: their objectives also
+        through ``torch.compile``, on any device; False: neither.
     :param action_noise: added to the actions that are taken in the environment.
     :param replay_buffer_class: a :class:`SequenceReplayBuffer` class; None for the one that fits the observations.
     :param replay_buffer_kwargs: its further arguments.
@@ -122,6 +125,7 @@ class PWM(OfflineAlgorithm):
         policy_updates: float = 1.0,
         bc_coef: float = 0.5,
         precision: Precision = "float32",
+        torch_compile: TorchCompile = "auto",
         action_noise: ActionNoise | None = None,
         replay_buffer_class: type[SequenceReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
@@ -174,6 +178,7 @@ class PWM(OfflineAlgorithm):
         self.policy_updates = policy_updates
         self.bc_coef = bc_coef
         self.precision = precision
+        self.torch_compile = torch_compile
         self.n_model_updates = 0
         self.n_skipped_updates = 0
         if _init_setup_model:
@@ -187,6 +192,7 @@ class PWM(OfflineAlgorithm):
             )
         check_arguments(self.__dict__)
         check_precision(self.precision)
+        check_torch_compile(self.torch_compile)
         check_train_freq(self.train_freq, self.n_envs)
         if "critic" in self.policy_kwargs:
             raise ValueError("critic is an argument of PWM itself; leave it out of policy_kwargs")
@@ -232,7 +238,7 @@ class PWM(OfflineAlgorithm):
         """Set each optimizer's own rate; the argument is SB3's and names no rates, so it is not used."""
         for name, schedule in self._schedules.items():
             rate = schedule(self._current_progress_remaining)
-            update_learning_rate(self.policy.optimizers[name], rate)
+            set_learning_rate(self.policy.optimizers[name], rate, on_device=self.device.type == "cuda")
             self.logger.record("train/learning_rate" if name == "actor" else f"train/{name}_learning_rate", rate)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

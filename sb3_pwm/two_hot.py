@@ -1,7 +1,6 @@
 """Symlog two-hot coding of scalars: regression as classification over fixed bins (Hafner et al., arXiv 2301.04104)."""
 
 import torch
-from torch.nn import functional as F
 
 
 def symlog(x: torch.Tensor) -> torch.Tensor:
@@ -22,10 +21,8 @@ def two_hot(x: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:
     :return: (..., K) weights, non-negative, summing to 1, at most two of them non-zero.
     """
     position = ((symlog(x) - bins[0]) / (bins[1] - bins[0])).clamp(0, len(bins) - 1)
-    lower = position.floor().clamp(0, len(bins) - 2)
-    upper_weight = (position - lower).unsqueeze(-1)
-    one_hot = F.one_hot(lower.long(), len(bins)).to(x.dtype)
-    return one_hot * (1 - upper_weight) + one_hot.roll(1, -1) * upper_weight
+    places = torch.arange(len(bins), device=bins.device, dtype=bins.dtype)
+    return (1 - (position.unsqueeze(-1) - places).abs()).clamp(min=0)
 
 
 def two_hot_inv(logits: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:

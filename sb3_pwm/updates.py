@@ -1,4 +1,4 @@
-"""Steps that every update shares: encoding windows, drawing minibatches, applying gradients."""
+"""Steps that every update shares: encoding windows, drawing minibatches, applying gradients, adding up metrics."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from sb3_pwm.type_aliases import Observations
+from sb3_pwm.type_aliases import Metrics, Observations
 from sb3_pwm.world_model import WorldModel
 
 
@@ -45,35 +45,86 @@ def minibatches(n_rows: int, batch_size: int, count: int, device: torch.device) 
 
 def apply_gradients(
     optimizer: torch.optim.Optimizer, loss: torch.Tensor, parameters: Iterable[nn.Parameter], max_grad_norm: float
-) -> bool:
+) -> torch.Tensor:
     """Take one optimizer step on ``parameters``, and on nothing else that the loss depends on.
 
     Gradients are computed for these parameters only, so that networks which a loss passes through stay frozen and
-    cost no weight gradients.
+    cost no weight gradients. With a fused optimizer the host reads no value on the way.
 
     :param optimizer: holds the parameters.
     :param loss: () loss.
     :param parameters: parameters to change; frozen ones among them stay as they are.
     :param max_grad_norm: clip the gradients' total norm to this.
-    :return: whether loss and gradients were finite; if not, nothing was changed.
+    :return: () whether loss and gradients were finite; if not, nothing was changed.
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
-    optimizer.zero_grad(set_to_none=True)
+    for parameter in parameters:
+        parameter.grad = None
     loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
-    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-    if not torch.isfinite(norm + loss.detach()):
-        optimizer.zero_grad(set_to_none=True)
-        return False
-    optimizer.step()
-    return True
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    finite = torch.isfinite(norm + loss.detach())
+    if all(group.get("fused") for group in optimizer.param_groups):
+        # As torch.amp.GradScaler does: the step itself divides the gradients, or changes nothing.
+        optimizer.grad_scale = ((norm + 1e-6) / max_grad_norm).clamp(min=1).float()  # type: ignore[attr-defined]
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+    elif finite:
+        nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+        optimizer.step()
+    for parameter in parameters:
+        parameter.grad = None
+    return finite
 
 
-def move_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Move the parameters of ``average`` by ``1 - decay`` towards those of ``network`` (Polyak averaging).
+def move_average(average: list[nn.Parameter], parameters: list[nn.Parameter], decay: float) -> None:
+    """Move ``average`` by ``1 - decay`` towards ``parameters`` of the same shapes (Polyak averaging).
 
-    :param average: module of the same shape, without gradients.
-    :param network: module that learns.
+    :param average: parameters without gradients.
+    :param parameters: parameters that learn.
     :param decay: weight of the past, in [0, 1].
     """
-    move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    move(list(average.parameters()), list(network.parameters()), 0)
+    get_ema_multi_avg_fn(decay)(average, parameters, 0)  # type: ignore[no-untyped-call]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, *, on_device: bool) -> None:
+    """Set the learning rate of all parameters.
+
+    :param optimizer: optimizer.
+    :param rate: learning rate.
+    :param on_device: keep it in a tensor beside the parameters, where the steps of a CUDA graph find it.
+    """
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = on_device
+        if on_device and isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = torch.tensor(rate, device=group["params"][0].device) if on_device else rate
+
+
+class RunningMeans:
+    """Means of metrics, kept on their device until somebody reads them."""
+
+    def __init__(self) -> None:
+        self._totals: dict[tuple[str, ...], torch.Tensor] = {}
+
+    def add(self, metrics: Metrics, counts: torch.Tensor) -> None:
+        """Add () metrics, if () ``counts`` is true."""
+        names, values = tuple(metrics), torch.stack([*metrics.values()])
+        if names not in self._totals:
+            self._totals[names] = torch.zeros(len(names) + 1, dtype=values.dtype, device=values.device)
+        row = torch.cat([values, torch.ones_like(values[:1])])
+        self._totals[names].add_(torch.where(counts, row, 0.0))
+
+    def pop(self) -> dict[str, float]:
+        """Return the means since the last call, of metrics of which there are any."""
+        sums: dict[str, float] = {}
+        counts: dict[str, float] = {}
+        for names, totals in self._totals.items():
+            *values, count = totals.tolist()
+            totals.zero_()
+            for name, value in zip(names, values, strict=True):
+                sums[name] = sums.get(name, 0.0) + value
+                counts[name] = counts.get(name, 0.0) + count
+        return {name: total / counts[name] for name, total in sums.items() if counts[name]}

@@ -6,6 +6,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb3_pwm import PWM
 
@@ -133,3 +134,19 @@ def count_updates(model):
     for name in counts:
         setattr(model._learner, f"update_{name}", counting(name, getattr(model._learner, f"update_{name}")))
     return counts
+
+
+class NoHostReads(TorchDispatchMode):
+    """Refuse what makes the host wait for a device, such as ``float(x)``, ``if x:`` and ``x[x > 0]``."""
+
+    REFUSED = (
+        torch.ops.aten._local_scalar_dense.default,
+        torch.ops.aten.nonzero.default,
+        torch.ops.aten.masked_select.default,
+    )
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        by_mask = func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1])
+        assert not by_mask, f"{func} reads a value from the device"
+        assert func not in self.REFUSED, f"{func} reads a value from the device"
+        return func(*args, **(kwargs or {}))

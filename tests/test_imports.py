@@ -8,7 +8,7 @@ import sb3_pwm
 PACKAGE = Path(sb3_pwm.__file__).parent
 # From the bottom to the top; a module may import from the lines above its own here, that is, only downwards.
 LEVELS = (
-    {"type_aliases", "returns", "two_hot", "precision", "sequences", "calibration"},
+    {"type_aliases", "returns", "two_hot", "precision", "compilation", "sequences", "calibration"},
     {"layers", "checks"},
     {"world_model", "networks", "normalization"},
     {"imagination", "losses", "updates", "buffers"},
@@ -26,6 +26,7 @@ PURE = {
     "returns",
     "two_hot",
     "precision",
+    "compilation",
     "layers",
     "sequences",
     "world_model",

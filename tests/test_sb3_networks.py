@@ -191,7 +191,8 @@ def test_deterministic_actions_are_those_of_the_average_actor():
     with torch.no_grad():
         model.policy.actor.net[-1].bias.fill_(3.0)
     np.testing.assert_array_equal(model.predict(observation, deterministic=True)[0], before)
+    average = list(model.policy.actor_average.parameters())
     for _ in range(200):  # the average forgets to 0.99^200 = 0.13
-        move_average(model.policy.actor_average, model.policy.actor, learner.ACTOR_AVERAGE_DECAY)
+        move_average(average, list(model.policy.actor.parameters()), learner.ACTOR_AVERAGE_DECAY)
     assert model.policy.actor_average.net[-1].bias[0] == pytest.approx(3.0, abs=0.5)
     assert (model.predict(observation, deterministic=True)[0] > before).all()

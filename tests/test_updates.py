@@ -4,10 +4,19 @@ import math
 import pytest
 import torch
 from conftest import LATENT_DIM, OBS_DIM
+from helpers import NoHostReads
 from torch import nn
 from torch.testing import assert_close
 
-from sb3_pwm.updates import apply_gradients, encode_windows, minibatches, move_average, steps_of
+from sb3_pwm.updates import (
+    RunningMeans,
+    apply_gradients,
+    encode_windows,
+    minibatches,
+    move_average,
+    set_learning_rate,
+    steps_of,
+)
 
 CPU = torch.device("cpu")
 
@@ -109,9 +118,10 @@ def test_frozen_parameters_stay_frozen():
     ],
     ids=["loss nan", "loss inf, gradient finite", "both inf", "loss finite, gradient inf"],
 )
-def test_what_is_not_finite_changes_nothing(bad_loss):
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_is_not_finite_changes_nothing(bad_loss, fused):
     layer = nn.Linear(3, 2)
-    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1, fused=fused)
 
     def good_update(network, network_optimizer):
         loss = network(torch.ones(1, 3)).square().sum()
@@ -119,7 +129,7 @@ def test_what_is_not_finite_changes_nothing(bad_loss):
 
     assert good_update(layer, optimizer)
     untouched = copy.deepcopy(layer)
-    untouched_optimizer = torch.optim.Adam(untouched.parameters(), lr=0.1)
+    untouched_optimizer = torch.optim.Adam(untouched.parameters(), lr=0.1, fused=fused)
     untouched_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
     assert not apply_gradients(optimizer, bad_loss(layer.weight) + layer.bias.sum(), layer.parameters(), 1.0)
@@ -131,10 +141,60 @@ def test_what_is_not_finite_changes_nothing(bad_loss):
     assert_close(layer.state_dict(), untouched.state_dict(), rtol=0, atol=0)
 
 
+def test_a_fused_optimizer_takes_the_same_steps_without_being_read():
+    layers = {fused: nn.Linear(3, 2) for fused in (True, False)}
+    layers[True].load_state_dict(layers[False].state_dict())
+    for fused, layer in layers.items():
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.1, fused=fused)
+        for step in range(4):  # the third is skipped, the others' gradients have different lengths
+            loss = layer(torch.ones(1, 3)).square().sum() * 10.0**step / (step != 2)
+            if fused:
+                with NoHostReads():
+                    finite = apply_gradients(optimizer, loss, layer.parameters(), 5.0)
+            else:
+                finite = apply_gradients(optimizer, loss, layer.parameters(), 5.0)
+            assert bool(finite) == (step != 2)
+        assert not hasattr(optimizer, "found_inf")
+    for ours, theirs in zip(*(layer.parameters() for layer in layers.values()), strict=True):
+        assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("start", [0.5, torch.tensor(0.5)])
+def test_learning_rates_on_the_device_and_off(start):
+    x = nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.Adam([x], lr=start, fused=True)
+    set_learning_rate(optimizer, 0.25, on_device=True)
+    (group,) = optimizer.param_groups
+    in_graph = group["lr"]
+    assert group["capturable"]
+    set_learning_rate(optimizer, 0.125, on_device=True)
+    assert group["lr"] is in_graph  # a captured step reads this very tensor
+    assert in_graph == 0.125
+    assert apply_gradients(optimizer, x, [x], 1.0)
+    assert_close(x.detach(), torch.tensor(-0.125))
+    set_learning_rate(optimizer, 0.25, on_device=False)
+    assert (group["lr"], group["capturable"]) == (0.25, False)
+    assert apply_gradients(optimizer, x, [x], 1.0)
+    assert_close(x.detach(), torch.tensor(-0.375))
+
+
+def test_running_means():
+    means, yes, no = RunningMeans(), torch.tensor(True), torch.tensor(False)
+    assert means.pop() == {}
+    for value, counts in ((1.0, yes), (3.0, yes), (math.nan, no)):
+        means.add({"a": torch.tensor(value), "b": torch.tensor(2 * value)}, counts)
+    means.add({"b": torch.tensor(9.0), "c": torch.tensor(5.0)}, yes)
+    means.add({"d": torch.tensor(1.0)}, no)
+    assert means.pop() == {"a": 2.0, "b": (2 + 6 + 9) / 3, "c": 5.0}
+    assert means.pop() == {}
+    means.add({"a": torch.tensor(7.0), "b": torch.tensor(8.0)}, yes)
+    assert means.pop() == {"a": 7.0, "b": 8.0}
+
+
 def test_move_average():
     average, network = nn.Linear(2, 1).requires_grad_(False), nn.Linear(2, 1)
     for module, weight, bias in ((average, [[1.0, 2.0]], [4.0]), (network, [[2.0, 0.0]], [0.0])):
         module.load_state_dict({"weight": torch.tensor(weight), "bias": torch.tensor(bias)})
-    move_average(average, network, 0.75)
+    move_average(list(average.parameters()), list(network.parameters()), 0.75)
     assert_close(average.state_dict(), {"weight": torch.tensor([[1.25, 1.5]]), "bias": torch.tensor([3.0])})
     assert_close(network.state_dict(), {"weight": torch.tensor([[2.0, 0.0]]), "bias": torch.tensor([0.0])})

@@ -1,0 +1,218 @@
+"""Compiled and captured updates; where there is no GPU, captures are replayed by a stand-in."""
+
+import copy
+import warnings
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+from helpers import make, same, truth_envs
+from torch.testing import assert_close
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sb3_pwm import PWM
+from sb3_pwm.compilation import WARM_UP_UPDATES, usable_compiler
+from sb3_pwm.layers import Mish
+from sb3_pwm.type_aliases import SequenceSamples
+from sb3_pwm.updates import set_learning_rate
+
+
+@pytest.fixture
+def fast_compiler(monkeypatch):
+    """Compile in seconds: the graph is traced, differentiated and run, but no machine code is made."""
+    compiled = []
+
+    def compile_with_aot(function, **kwargs):
+        compiled.append(getattr(function, "__name__", ""))
+        return original(function, backend="aot_eager", **kwargs)
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_with_aot)
+    usable_compiler.cache_clear()
+    yield compiled
+    torch.compiler.reset()
+    usable_compiler.cache_clear()
+
+
+class StandInGraph(TorchDispatchMode):
+    """What a CUDA graph is, without a GPU: the operations of a capture, repeated on the same memory without Python.
+
+    A real capture only notes the operations; here they run at once, and the first replay leaves them at that.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.replays = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        outputs = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, outputs))
+        return outputs
+
+    @torch.no_grad()
+    def replay(self):
+        self.replays += 1
+        if self.replays == 1:
+            return
+        for func, args, kwargs, outputs in self.calls:
+            anew = func(*args, **kwargs)
+            for before, after in zip(pytree.tree_leaves(outputs), pytree.tree_leaves(anew), strict=True):
+                if isinstance(before, torch.Tensor) and before.data_ptr() != after.data_ptr():
+                    before.copy_(after)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Let captures work without a GPU; the graphs."""
+    graphs = []
+
+    @contextmanager
+    def capture(graph):
+        graphs.append(graph)
+        with graph:
+            yield
+
+    class Stream:
+        def wait_stream(self, stream):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", StandInGraph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    return graphs
+
+
+def update(model, rounds, batch_size=16, rate=2**-10, **settings):
+    """Update on windows and with noise that are always the same."""
+    for i in range(rounds):
+        torch.manual_seed(i)
+        for name, optimizer in model.policy.optimizers.items():
+            set_learning_rate(optimizer, rate * (i + 1) * len(name), on_device=model._learner._captures)
+        samples = model.sequences.spread_sequences(batch_size + i, model.sequence_length)
+        samples = SequenceSamples(*(values[:, i:] for values in samples))
+        model._learner.update_policy(samples, model._learner.update_model(samples), **settings)
+
+
+def close(first, second, **tolerances):
+    first, second = first.policy.state_dict(), second.policy.state_dict()
+    for name, value in first.items():
+        assert_close(value, second[name], msg=lambda text, name=name: f"{name}: {text}", **tolerances)
+
+
+@pytest.mark.parametrize("critic", ["q", "v"])
+def test_compiled_updates_are_the_eager_ones(fast_compiler, critic):
+    eager, compiled = (make(truth_envs(), torch_compile=choice, critic=critic).learn(20) for choice in (False, True))
+    for model in (eager, compiled):
+        update(model, 3, bc_coef=0.1)
+    assert set(fast_compiler) >= {"_model_objective", "_imagined", "_critic_objective"}
+    close(compiled, eager, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_mish(fast_compiler):
+    x = torch.linspace(-5, 5, 11, requires_grad=True)
+    compiled, eager = torch.compile(Mish())(x), Mish()(x)
+    assert_close(compiled, eager)
+    assert_close(*(torch.autograd.grad(y.sum(), x)[0] for y in (compiled, eager)))
+
+
+def test_a_compiled_model_is_saved_copied_and_loaded(fast_compiler, tmp_path):
+    model = make(torch_compile=True).learn(24)
+    twin = copy.deepcopy(model)
+    model.save(tmp_path / "model")
+    loaded = PWM.load(tmp_path / "model", env=model.env)
+    assert loaded.torch_compile is True
+    assert same(loaded.get_parameters(), model.get_parameters())
+    twin.set_parameters(tmp_path / "model")
+    for other in (twin, loaded):
+        other.learn(24)
+    model.learn(4, reset_num_timesteps=False)
+    assert not same(twin.get_parameters(), model.get_parameters())
+
+
+def test_without_a_compiler_there_is_one_warning_and_eager_updates(monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("no C++ compiler found\nmuch more")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    usable_compiler.cache_clear()
+    with pytest.warns(UserWarning, match="nothing is compiled: no C\\+\\+ compiler found$") as caught:
+        models = [make(torch_compile=True).learn(40) for _ in range(2)]
+    assert len([warning for warning in caught if "compiled" in str(warning.message)]) == 1
+    usable_compiler.cache_clear()
+    plain = make(torch_compile=False).learn(40)
+    assert all(same(model.policy.state_dict(), plain.policy.state_dict()) for model in models)
+
+
+def test_nothing_is_compiled_on_a_cpu_unless_asked_for(monkeypatch):
+    monkeypatch.setattr(torch, "compile", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make().learn(40)
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_a_choice_that_does_not_exist(value):
+    with pytest.raises(ValueError, match=f'torch_compile={value!r}; allowed: True, False, "auto"'):
+        make(torch_compile=value)
+
+
+def captured_and_eager(**settings):
+    pair = [make(truth_envs(), **settings).learn(60) for _ in range(2)]
+    pair[0]._learner._captures = True
+    return pair
+
+
+@pytest.mark.parametrize("settings", [{}, {"critic": "v", "ent_coef": 0.1, "policy_kwargs": {"reward_bins": 11}}])
+def test_captured_updates_are_the_eager_ones(graphs, settings):
+    captured, eager = captured_and_eager(**settings)
+    rounds = WARM_UP_UPDATES + 3
+    for model in (captured, eager):
+        update(model, rounds)
+        assert model.n_skipped_updates == 0
+    assert [graph.replays for graph in graphs] == [3, 3]
+    close(captured, eager, rtol=0, atol=0)
+    means = captured._learner.pop_metrics()
+    assert means == pytest.approx(eager._learner.pop_metrics())
+    # a batch of another size, or with another term in the loss, is another update
+    for model in (captured, eager):
+        update(model, rounds, batch_size=12, bc_coef=0.5)
+    assert [graph.replays for graph in graphs] == [3, 3, 3, 3]
+    close(captured, eager, rtol=0, atol=0)
+
+
+def test_captured_updates_are_skipped_and_counted(graphs):
+    model, _ = captured_and_eager()
+    update(model, WARM_UP_UPDATES + 1)
+    before = copy.deepcopy(model.get_parameters())
+    samples = model.sequences.spread_sequences(16, model.sequence_length)
+    model._learner.update_model(samples._replace(rewards=samples.rewards * torch.nan))
+    assert model.n_skipped_updates == 1
+    assert same(model.get_parameters(), before)
+
+
+def test_graphs_are_captured_anew_for_loaded_optimizers(graphs):
+    captured, eager = captured_and_eager()
+    start = copy.deepcopy(eager.get_parameters())
+    for model in (captured, eager):
+        update(model, WARM_UP_UPDATES + 1)
+        model.set_parameters(copy.deepcopy(start))
+        update(model, WARM_UP_UPDATES + 2)
+    assert [graph.replays for graph in graphs] == [1, 1, 2, 2]
+    close(captured, eager, rtol=0, atol=0)
+
+
+def test_a_model_with_graphs_is_copied_and_saved(graphs, tmp_path):
+    model, _ = captured_and_eager()
+    update(model, WARM_UP_UPDATES + 1)
+    twin = copy.deepcopy(model)
+    model.save(tmp_path / "model")
+    loaded = PWM.load(tmp_path / "model", env=model.env)
+    loaded.replay_buffer = model.replay_buffer
+    for other in (twin, loaded, model):
+        update(other, WARM_UP_UPDATES + 1)
+    close(twin, model, rtol=0, atol=0)
+    close(loaded, model, rtol=0, atol=0)
+    assert len({id(graph) for graph in graphs}) == 4  # two of the model, two of its twin; none of one on a CPU

@@ -1,0 +1,42 @@
+import pytest
+import torch
+from helpers import NoHostReads, make, truth_envs
+
+SETTINGS = [{}, {"critic": "v", "ent_coef": 0.1}, {"termination_coef": 0.0, "policy_kwargs": {"reward_bins": 11}}]
+
+
+@pytest.mark.parametrize("read", [torch.Tensor.item, float, bool, torch.nonzero, lambda x: x[x > 0]])
+def test_no_host_reads_notices_them(read):
+    with NoHostReads(), pytest.raises(AssertionError, match="reads a value"):
+        read(torch.ones(1))
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_the_host_reads_nothing_within_an_update(settings):
+    """So that a GPU is never waited for, and a CUDA graph can hold the whole update."""
+    model = make(truth_envs(), **settings).learn(60)
+    learner, samples = model._learner, model._sample(model.batch_size)
+    with NoHostReads():
+        latents = learner._update_model(samples)
+        learner._update_policy(samples, latents, 0.5)
+        learner._update_policy(samples, latents * torch.nan, 0.0)  # nor where updates are skipped
+    learner.count_skips()
+    assert model.n_skipped_updates > 0
+
+
+def test_skips_are_counted_when_the_host_looks(monkeypatch):
+    model = make().learn(40)
+    learner, samples = model._learner, model._sample(model.batch_size)
+    model.device = torch.device("meta")  # not the CPU, where the host looks after every update
+    bad = samples._replace(observations=samples.observations * torch.nan)
+    for count in range(1, 100):
+        learner.update_model(bad)
+        assert model.n_skipped_updates == 0
+        assert learner._skips[:, 0].sum() == count
+    with pytest.raises(FloatingPointError, match="100 updates in a row of the model"):
+        learner.update_model(bad)
+    assert model.n_skipped_updates == 100
+    learner.update_model(samples)  # and goes on from there
+    learner.update_model(bad)
+    learner.pop_metrics()
+    assert model.n_skipped_updates == 101
