@@ -2,7 +2,9 @@
 
     python examples/results_table.py docs/results/online
 
-Each cell is the mean over the seeds of the evaluations' mean return, with the lowest and the highest seed.
+Each cell is the mean over the seeds of the evaluations' mean return, with the lowest and the highest seed. "lowest" is
+the worst evaluation in the second half of a run, a mean over the seeds; "present actor" says what the same evaluation
+gives with the present actor's actions instead of the average actor's.
 """
 
 import argparse
@@ -37,13 +39,27 @@ def calibration(rows: list[Row]) -> str:
     return ", ".join(f"{value:.2f}" for value in values)
 
 
+def lowest(rows: list[Row], column: str) -> str:
+    """Return the mean over the seeds of the lowest evaluation in the second half of a run."""
+    by_seed: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_seed[row["seed"]].append(row)
+    minima = []
+    for own in by_seed.values():
+        last = max(int(row["env_steps"]) for row in own)
+        values = [float(row[column]) for row in own if 2 * int(row["env_steps"]) > last and row.get(column)]
+        minima.extend([min(values)] if values else [])
+    return f"{mean(minima):,.0f}" if minima else ""
+
+
 def print_table(environment: str, rows: list[Row]) -> None:
     by_algorithm: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_algorithm[row["algorithm"]].append(row)
     steps = sorted({int(row["env_steps"]) for row in rows} & set(COLUMNS))
     print(f"### {environment}\n")
-    header = ["algorithm", "seeds", *[f"{step:,}" for step in steps], "CPU s at the end", "calibration at the end"]
+    header = ["algorithm", "seeds", *[f"{step:,}" for step in steps], "lowest", "lowest, present actor"]
+    header += ["CPU s at the end", "calibration at the end"]
     print("| " + " | ".join(header) + " |")
     print("|" + "---|" * len(header))
     for algorithm, own in sorted(by_algorithm.items()):
@@ -54,6 +70,8 @@ def print_table(environment: str, rows: list[Row]) -> None:
             algorithm,
             ", ".join(sorted({row["seed"] for row in own})),
             *[cell(at[step]) for step in steps],
+            lowest(own, "return_mean"),
+            lowest(own, "present_actor_return"),
             f"{mean(float(row['cpu_seconds']) for row in final):,.0f}",
             calibration(final),
         ]

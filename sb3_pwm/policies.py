@@ -112,7 +112,7 @@ class PWMPolicy(BasePolicy):
         reward_bins: int = 0,
         residual_dynamics: bool = True,
         critic: Literal["q", "v"] = "q",
-        n_critics: int = 2,
+        n_critics: int = 3,
         state_dependent_std: bool = True,
         norm_after_activation: bool = False,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,

@@ -45,9 +45,9 @@ def test_a_frozen_networks_weight_gradients_are_not_computed():
     # the critics' need no gradient in their own updates, and z_0 none at all.
     rollout = batch * horizon * (2 * dynamics + 2 * reward + 2 * termination)
     actor = batch * (horizon + 1) * (3 * pi - hidden * latent)
-    bootstrap = batch * 2 * 2 * qf
-    critics = 2 * critic_rows * (3 * qf - hidden * (latent + action))
-    targets = batch * length * (pi + 2 * qf)
+    bootstrap = batch * 3 * 2 * qf
+    critics = 3 * critic_rows * (3 * qf - hidden * (latent + action))
+    targets = batch * length * (pi + 3 * qf)
     bound = 2 * (rollout + actor + bootstrap + critics + targets)
     # The last action's gradient and the first latents' are not needed either: a little less than the sum.
     assert 0.93 * bound < flops <= bound
