@@ -1,6 +1,7 @@
 """SB3 callbacks for what a world model needs."""
 
 import warnings
+from typing import cast
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
@@ -43,10 +44,10 @@ class ModelGapCallback(BaseCallback):
     def _on_step(self) -> bool:
         if self.n_calls % self.eval_freq:
             return True
-        assert isinstance(self.model, PWM)
-        if self.model.get_vec_normalize_env() is not None and isinstance(self.eval_env, VecEnv):
+        model = cast(PWM, self.model)
+        if model.get_vec_normalize_env() is not None and isinstance(self.eval_env, VecEnv):
             sync_envs_normalization(self.training_env, self.eval_env)
-        gap = self.model.model_gap(self.eval_env, self.n_eval_episodes)
+        gap = model.model_gap(self.eval_env, self.n_eval_episodes)
         self.logger.record("eval/model_gap", gap)
         if self.verbose:
             print(f"num_timesteps={self.num_timesteps}, model_gap={gap:.2f}")
