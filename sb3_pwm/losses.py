@@ -62,7 +62,7 @@ def state_values(critics: CriticEnsemble, actor: Actor, latents: torch.Tensor, *
     """Return the (...) value of (..., Z) latents: the mean over the critics.
 
     Its gradient is what the actor follows, and a mean has less noise than the one critic that happens to be lowest;
-    the pessimism is in the critics' targets, see :func:`lower_values`.
+    the pessimism is in the critics' targets, which take the minimum.
 
     :param critics: V(latents), or Q(latents, actions).
     :param actor: draws the action at which a Q is evaluated, from detached latents.
@@ -140,24 +140,6 @@ def entropy_coefficient_loss(
     return loss, {"ent_coef": log_ent_coef.detach().exp()}
 
 
-def lower_values(values: torch.Tensor) -> torch.Tensor:
-    r"""Return the expected minimum of two of the critics' values: a pessimism that does not grow with their number.
-
-    .. math:: \frac{2}{n (n - 1)} \sum_{i=1}^{n} (n - i) Q_{(i)}, \quad Q_{(1)} \le \dots \le Q_{(n)}
-
-    (The mean over the pairs of which REDQ, arXiv 2101.05982, draws one.)
-
-    :param values: (n, ...) values of n critics.
-    :return: (...) values.
-    """
-    n = len(values)
-    if n == 1:
-        return values[0]
-    weights = torch.arange(n - 1, -1, -1, dtype=values.dtype, device=values.device) * (2 / (n * (n - 1)))
-    # (n,) -> (n, 1, ...)
-    return (weights.view(-1, *[1] * (values.ndim - 1)) * values.sort(0).values).sum(0)
-
-
 @torch.no_grad()
 def replay_targets(
     critics_target: CriticEnsemble,
@@ -171,13 +153,12 @@ def replay_targets(
 ) -> torch.Tensor:
     r"""Return TD(lambda) targets of replayed windows, with their real rewards and terminations.
 
-    .. math:: y_t = r_t + \gamma (1 - d_t) [(1 - \lambda_t) \bar V(z_{t+1}) + \lambda_t y_{t+1}],
+    .. math:: y_t = r_t + \gamma (1 - d_t) [(1 - \lambda_t) \min_i \bar Q_i(z_{t+1}, a') + \lambda_t y_{t+1}],
         \quad a' \sim \pi(z_{t+1})
 
-    where V is :func:`lower_values` of the target critics at (z, a'), and :math:`\lambda_t = \lambda` where the window
-    goes on in the same episode, and 0 elsewhere (Peng's Q(lambda), arXiv 2103.00107: replayed actions of the next steps
-    stand for the present policy's, uncorrected; and without an entropy term, so that values stay estimates of the
-    return).
+    with :math:`\lambda_t = \lambda` where the window goes on in the same episode, and 0 elsewhere (Peng's Q(lambda),
+    arXiv 2103.00107: replayed actions of the next steps stand for the present policy's, uncorrected; and without an
+    entropy term, so that values stay estimates of the return).
 
     :param critics_target: target ensemble of Q functions.
     :param actor: the present policy.
@@ -188,7 +169,7 @@ def replay_targets(
     :param td_lambda: lambda in [0, 1]; 0 gives one-step targets.
     :return: (T, B) targets; those of masked steps mean nothing.
     """
-    values = lower_values(critics_target(next_latents, actor.sample(next_latents)))
+    values = critics_target(next_latents, actor.sample(next_latents)).amin(0)
     # Behind the mask, and behind the window, is nothing that a target could go on with.
     lambdas = td_lambda * torch.cat([samples.mask[1:], torch.zeros_like(samples.mask[:1])])
     return lambda_returns(rewards, gamma * (1 - samples.terminations), values, lambdas)

@@ -1,13 +1,9 @@
 import copy
-import itertools
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from conftest import ACTION_DIM, LATENT_DIM, N_CRITICS
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -19,7 +15,6 @@ from sb3_pwm.losses import (
     critic_loss,
     entropy_coefficient_loss,
     imagined_targets,
-    lower_values,
     masked_mean,
     replay_targets,
     state_values,
@@ -200,19 +195,6 @@ def fixed_critics(*values):
 fixed_actor = SimpleNamespace(sample=lambda latents: torch.zeros(*latents.shape[:-1], ACTION_DIM))
 
 
-def test_lower_values_by_hand():
-    assert_close(lower_values(tensor([5.0, -1.0])), tensor([5.0, -1.0])[0])
-    assert_close(lower_values(torch.tensor([[3.0, 1.0], [2.0, 4.0]])), torch.tensor([2.0, 1.0]))
-    # pairs of 3, 1, 2: minima 1, 2, 1; of 4, 7, 7: 4, 4, 7
-    assert_close(lower_values(torch.tensor([[3.0, 4.0], [1.0, 7.0], [2.0, 7.0]])), torch.tensor([4.0, 15.0]) / 3)
-
-
-@given(values=st.lists(st.floats(-10, 10, width=32), min_size=2, max_size=7))
-def test_lower_values_are_the_mean_over_all_pairs(values):
-    expected = np.mean([min(pair) for pair in itertools.combinations(values, 2)])
-    assert float(lower_values(torch.tensor(values))) == pytest.approx(expected, abs=1e-4)
-
-
 def windows(rewards, terminations, mask):
     return SequenceSamples(torch.empty(0), torch.empty(0), rewards, terminations, mask)
 
@@ -242,7 +224,7 @@ def test_replay_targets_are_those_of_a_plain_loop(actor, q_critics, samples, td_
     torch.manual_seed(1)
     targets = replay_targets(q_critics, actor, samples, samples.rewards, following, gamma=0.9, td_lambda=td_lambda)
     torch.manual_seed(1)
-    values = lower_values(q_critics(following, actor.sample(following)))
+    values = q_critics(following, actor.sample(following)).min(0).values
     for b in range(BATCH):
         length = int(samples.mask[:, b].sum())
         for t in range(length):

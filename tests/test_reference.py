@@ -34,7 +34,7 @@ def to_float64(model):
         {},
         {"critic": "v", "horizon": 5, "td_lambda": 0.9},
         {"ent_coef": 0.1, "termination_coef": 0.0, "critic_updates": 7},
-        {"target_entropy": -3.0, "policy_kwargs": {"reward_bins": 11, "residual_dynamics": False, "n_critics": 4}},
+        {"target_entropy": -3.0, "policy_kwargs": {"reward_bins": 11, "residual_dynamics": False, "n_critics": 2}},
     ],
 )
 def test_every_update_is_that_of_the_reference(settings):

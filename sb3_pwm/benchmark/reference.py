@@ -7,7 +7,6 @@ float64) only.
 """
 
 import copy
-import itertools
 from collections.abc import Callable
 
 import torch
@@ -140,7 +139,7 @@ class ReferenceLearner:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         model, policy, length = self.model, self.policy, len(samples.actions)
         with torch.no_grad():
-            values = self._lower(policy.critics_target(latents[1:], policy.actor.sample(latents[1:])))
+            values = policy.critics_target(latents[1:], policy.actor.sample(latents[1:])).amin(0)
             rewards = policy.reward_scale(samples.rewards)
             targets = [torch.zeros(())] * length
             for t in reversed(range(length)):
@@ -184,12 +183,6 @@ class ReferenceLearner:
                 loss = loss + (weights[chosen] * error).sum() / weights[chosen].sum()
             self._step("critic", loss)
             self._average(policy.critics_target, policy.critics, 1 - model.tau)
-
-    @staticmethod
-    def _lower(values: torch.Tensor) -> torch.Tensor:
-        """Return the mean over all pairs of critics of the lower one's value."""
-        pairs = list(itertools.combinations(values, 2))
-        return torch.stack([torch.minimum(*pair) for pair in pairs]).mean(0) if pairs else values[0]
 
     @staticmethod
     @torch.no_grad()
