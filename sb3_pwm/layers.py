@@ -35,18 +35,19 @@ class SimNorm(nn.Module):
 class _FastMish(torch.autograd.Function):
     r"""With :math:`s` the sigmoid of x and :math:`p = s (2 - s)`: :math:`\tanh(\mathrm{softplus}(x)) = p / (2 - p)`.
 
-    The slope is computed at once, while its parts are in the cache; little memory is read and written.
+    The slope is computed at once, while its parts are in the cache; memory is used again for the same reason.
     """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         sigmoid, one = x.sigmoid(), x.new_ones(())
         tanh = sigmoid.lerp(one, sigmoid)
-        tanh.div_(2 - tanh)
+        slope = 2 - tanh
+        tanh.div_(slope)
         if ctx.needs_input_grad[0]:
-            slope = torch.addcmul(one, tanh, tanh, value=-1).mul_(sigmoid)  # of tanh(softplus(x))
+            torch.addcmul(one, tanh, tanh, value=-1, out=slope).mul_(sigmoid)  # of tanh(softplus(x))
             ctx.save_for_backward(torch.addcmul(tanh, slope, x, out=slope))
-        return x * tanh
+        return torch.mul(x, tanh, out=sigmoid)
 
     @staticmethod
     @once_differentiable

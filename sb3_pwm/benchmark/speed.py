@@ -5,7 +5,7 @@
 For each shape and each phase: the matrix products that it needs are counted, the same products are timed alone in the
 same run (the *floor*), and *efficiency* is the floor over the measured time. *of peak* compares with one large square
 product instead. *reference ratio* is the time of the same update in :mod:`sb3_pwm.benchmark.reference`, a plain eager
-version, over the measured time. Times are the lowest of several rounds.
+version in float32, over the measured time. Times are the lowest of several rounds.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from stable_baselines3 import SAC
 
 from sb3_pwm.benchmark.matmuls import count_products, floor_seconds, flops_of, peak_rate, seconds_of_each
 from sb3_pwm.benchmark.reference import ReferenceLearner
+from sb3_pwm.precision import Precision
 from sb3_pwm.presets import paper_single_task
 from sb3_pwm.pwm import PWM
 
@@ -39,7 +40,7 @@ class Shape(NamedTuple):
     settings: dict[str, Any]
 
 
-def multi_task(batch_size: int) -> dict[str, Any]:
+def multi_task(batch_size: int, precision: Precision = "float32") -> dict[str, Any]:
     """Return the settings of the paper's 48M multi-task model, without its task embedding."""
     policy = paper_single_task["policy_kwargs"] | {
         "net_arch": {
@@ -54,7 +55,8 @@ def multi_task(batch_size: int) -> dict[str, Any]:
         "reward_bins": 101,
         "norm_after_activation": False,
     }
-    return paper_single_task | {"batch_size": batch_size, "critic_batch_size": batch_size, "policy_kwargs": policy}
+    sizes = {"batch_size": batch_size, "critic_batch_size": batch_size}
+    return paper_single_task | sizes | {"policy_kwargs": policy, "precision": precision}
 
 
 SHAPES = {
@@ -64,6 +66,7 @@ SHAPES = {
     "humanoid": Shape(348, 17, {}),
     "snu-humanoid": Shape(53, 152, {}),
     "multi-task-48M": Shape(39, 6, multi_task(512)),
+    "multi-task-48M-bfloat16": Shape(39, 6, multi_task(512, "bfloat16")),
 }
 
 
