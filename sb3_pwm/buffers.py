@@ -154,7 +154,10 @@ class SequenceReplayBuffer(ReplayBuffer):
         """Move a freshly gathered array to the device, without the copy of SB3's ``to_torch``."""
         if array.dtype == np.float64:
             array = array.astype(np.float32)
-        return torch.as_tensor(array, device=self.device)
+        tensor = torch.as_tensor(array)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()  # or the host would wait for the last update before it could copy
+        return tensor.to(self.device, non_blocking=True)
 
 
 class DictSequenceReplayBuffer(SequenceReplayBuffer, DictReplayBuffer):

@@ -1,6 +1,7 @@
 """Updates as CUDA graphs, and objectives through a compiler."""
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
@@ -29,14 +30,15 @@ class CapturedUpdate:
     """An update that is captured in a CUDA graph, so that one launch replaces thousands.
 
     The first calls run as they are; then the update is captured, and replayed from then on. It must read nothing on the
-    host, and keep what it changes in the same tensors.
+    host, and keep what it changes in the same tensors. One that cannot be captured goes on as it is, with a warning.
 
     :param update: function of tensors, or of nested tuples and dictionaries of them; their shapes never change.
     """
 
     def __init__(self, update: Callable[..., Any]) -> None:
         self._update = update
-        self._calls = 0
+        self._eager_calls_left: float = WARM_UP_UPDATES
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._inputs: Any = None
         self._outputs: Any = None
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -47,21 +49,29 @@ class CapturedUpdate:
             self._inputs = pytree.tree_map(torch.clone, inputs)
         for own, given in zip(pytree.tree_leaves(self._inputs), pytree.tree_leaves(inputs), strict=True):
             own.copy_(given)
-        self._calls += 1
-        if self._calls <= WARM_UP_UPDATES:
-            return self._warm_up()
+        if self._graph is None and self._eager_calls_left <= 0:
+            self._capture()
         if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._outputs = self._update(*self._inputs)
+            self._eager_calls_left -= 1
+            return self._run_eagerly()
         self._graph.replay()
         return self._outputs
 
-    def _warm_up(self) -> Any:
+    def _capture(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._outputs = self._update(*self._inputs)
+        except RuntimeError as error:
+            self._eager_calls_left = math.inf
+            warnings.warn(f"an update cannot be captured in a CUDA graph and stays slow: {error}", stacklevel=5)
+        else:
+            self._graph = graph
+
+    def _run_eagerly(self) -> Any:
         """Run on another stream, as a capture will."""
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             outputs = self._update(*self._inputs)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
         return outputs

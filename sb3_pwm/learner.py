@@ -25,7 +25,7 @@ from sb3_pwm.policies import PWMPolicy
 from sb3_pwm.precision import Precision, arithmetic, usable_precision
 from sb3_pwm.returns import continuation_weights, imagined_returns
 from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
-from sb3_pwm.updates import RunningMeans, apply_gradients, encode_windows, minibatches, steps_of
+from sb3_pwm.updates import RunningMeans, apply_gradients, encode_windows, is_fused, minibatches, steps_of
 
 MAX_GRAD_NORM = {"actor": 1.0, "critic": 100.0, "model": 20.0, "entropy": 100.0}  # the first three are the paper's
 MAX_SKIPPED_UPDATES = 100  # of one network, in a row
@@ -75,7 +75,8 @@ class Learner:
         # Lists, because walking through the modules at every step costs more than a small operation.
         self._parameters = {name: list(network.parameters()) for name, network in networks.items()}
         self._compiles = model.torch_compile is True and usable_compiler(model.device.type)
-        self._captures = bool(model.torch_compile) and model.device.type == "cuda"
+        fused = all(is_fused(optimizer) for optimizer in model.policy.optimizers.values())
+        self._captures = bool(model.torch_compile) and model.device.type == "cuda" and fused
         self._compiled: dict[str, Callable[..., Any]] = {}
         self._captured: dict[Any, CapturedUpdate] = {}
         self._captured_states: list[Any] = []

@@ -42,6 +42,11 @@ def minibatches(n_rows: int, batch_size: int, count: int, device: torch.device) 
     return order[: count * batch_size].view(count, batch_size)
 
 
+def is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a step of the optimizer can clip and skip by itself, without the host."""
+    return all(group.get("fused") for group in optimizer.param_groups)
+
+
 def apply_gradients(
     optimizer: torch.optim.Optimizer, loss: torch.Tensor, parameters: Iterable[nn.Parameter], max_grad_norm: float
 ) -> torch.Tensor:
@@ -62,7 +67,7 @@ def apply_gradients(
     loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     finite = torch.isfinite(norm + loss.detach())
-    if all(group.get("fused") for group in optimizer.param_groups):
+    if is_fused(optimizer):
         # As torch.amp.GradScaler does: the step itself divides the gradients, or changes nothing.
         optimizer.grad_scale = ((norm + 1e-6) / max_grad_norm).clamp(min=1).float()  # type: ignore[attr-defined]
         optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
@@ -104,7 +109,7 @@ class RunningMeans:
         if names not in self._totals:
             self._totals[names] = torch.zeros(len(names) + 1, dtype=values.dtype, device=values.device)
         row = torch.cat([values, torch.ones_like(values[:1])])
-        self._totals[names].add_(torch.where(counts, row, 0.0))
+        self._totals[names].add_(row.masked_fill(~counts, 0.0))
 
     def pop(self) -> dict[str, float]:
         """Return the means since the last call, of metrics of which there are any."""

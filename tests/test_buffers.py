@@ -247,3 +247,21 @@ def test_statistics_of_large_observations_take_bounded_memory(monkeypatch):
     assert rewards.shape == (10,)
     # from the oldest to the newest step
     torch.testing.assert_close(rewards[[0, -1]], torch.tensor(model.replay_buffer.rewards[[0, 59], 0]))
+
+
+def test_a_gpu_gets_its_windows_from_pinned_memory(monkeypatch):
+    buffer = make(space_envs()).learn(20).sequences
+    expected = buffer.spread_sequences(8, 3)
+    pinned, moved = [], []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x.data_ptr()) or x)
+
+    def to(x, device, *, non_blocking):
+        moved.append((x.data_ptr(), device.type, non_blocking))
+        return x
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    buffer.device = torch.device("cuda")
+    samples = buffer.spread_sequences(8, 3)
+    assert moved == [(place, "cuda", True) for place in pinned]
+    assert len(moved) == 6
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(samples, expected, strict=True))

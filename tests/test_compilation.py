@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sb3_pwm import PWM
 from sb3_pwm.compilation import WARM_UP_UPDATES, usable_compiler
 from sb3_pwm.layers import Mish
+from sb3_pwm.learner import Learner
 from sb3_pwm.type_aliases import SequenceSamples
 from sb3_pwm.updates import set_learning_rate
 
@@ -191,6 +192,35 @@ def test_captured_updates_are_skipped_and_counted(graphs):
     model._learner.update_model(samples._replace(rewards=samples.rewards * torch.nan))
     assert model.n_skipped_updates == 1
     assert same(model.get_parameters(), before)
+
+
+def test_what_cannot_be_captured_goes_on_as_it_is(graphs, monkeypatch):
+    @contextmanager
+    def refuse(graph):
+        raise RuntimeError("operation not permitted when stream is capturing")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    captured, eager = captured_and_eager()
+    with pytest.warns(UserWarning, match="cannot be captured .* operation not permitted") as caught:
+        update(captured, WARM_UP_UPDATES + 3)
+    assert len(caught) == 2  # the world model's update, and the policy's
+    update(eager, WARM_UP_UPDATES + 3)
+    close(captured, eager, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("choice", [False, "auto", True])
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.RMSprop])
+def test_what_is_compiled_and_captured(monkeypatch, choice, optimizer):
+    """Captured: on a GPU, unless the optimizer must ask the host whether to skip."""
+    monkeypatch.setattr("sb3_pwm.learner.usable_compiler", lambda device_type: True)
+    model = make(torch_compile=choice, policy_kwargs={"optimizer_class": optimizer})
+    assert (model._learner._compiles, model._learner._captures) == (choice is True, False)
+    model.device = torch.device("cuda")
+    monkeypatch.setattr(torch, "zeros", lambda *shape, **kwargs: None)  # on a device that is not there
+    learner = Learner(model)
+    assert learner._compiles == (choice is True)
+    assert learner._captures == (choice is not False and optimizer is torch.optim.Adam)
 
 
 def test_graphs_are_captured_anew_for_loaded_optimizers(graphs):
