@@ -6,9 +6,7 @@ Every figure in docs/results/online comes from this script, for PWM and for the 
     python examples/learning_curve.py --algo sac --env HalfCheetah-v5 --seed 0 --steps 100000 --out sac.csv
 
 One torch thread, CPU. The evaluation (a separate environment with seeds of its own, deterministic actions) is not
-counted in ``cpu_seconds`` and ``wall_seconds``. ``present_actor_return`` is the mean return of the same episodes with
-the actions of the present actor instead of the average of the last ones. ``--set name=value`` (JSON values) overrides a
-constructor argument.
+counted in ``cpu_seconds`` and ``wall_seconds``. ``--set name=value`` (JSON values) overrides a constructor argument.
 """
 
 import argparse
@@ -49,7 +47,6 @@ FIELDS = (
     "cpu_seconds",
     "wall_seconds",
     "value_calibration",
-    "present_actor_return",
     "settings",
 )
 
@@ -90,14 +87,10 @@ class CurveCallback(BaseCallback):
         env = Monitor(gym.make(self.env_id))
         returns = self.returns(env)
         mean = float(torch.tensor(returns).mean())
-        calibration = present = ""
+        calibration = ""
         if isinstance(self.model, PWM):
             env.reset(seed=20_000 + self.row["seed"])
             calibration = f"{self.model.value_calibration(env, n_episodes=self.episodes):.3f}"
-            policy = self.model.policy
-            average, policy.actor_average = policy.actor_average, policy.actor
-            present = f"{float(torch.tensor(self.returns(env)).mean()):.2f}"
-            policy.actor_average = average
         env.close()
         train_returns = [info["r"] for info in (self.model.ep_info_buffer or [])][-10:]
         return self.row | {
@@ -109,7 +102,6 @@ class CurveCallback(BaseCallback):
             "cpu_seconds": round(cpu - self.cpu_start - self.evaluation_cpu, 1),
             "wall_seconds": round(wall - self.wall_start - self.evaluation_wall, 1),
             "value_calibration": calibration,
-            "present_actor_return": present,
         }
 
     def evaluate(self) -> None:

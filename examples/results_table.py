@@ -3,8 +3,8 @@
     python examples/results_table.py docs/results/online
 
 Each cell is the mean over the seeds of the evaluations' mean return, with the lowest and the highest seed. "lowest" is
-the worst evaluation in the second half of a run, a mean over the seeds; "present actor" says what the same evaluation
-gives with the present actor's actions instead of the average actor's.
+the worst evaluation in the second half of a run, a mean over the seeds; "average actor" says what the same evaluations
+gave with the average of the last 100 actors, where that was measured.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def print_table(environment: str, rows: list[Row]) -> None:
         by_algorithm[row["algorithm"]].append(row)
     steps = sorted({int(row["env_steps"]) for row in rows} & set(COLUMNS))
     print(f"### {environment}\n")
-    header = ["algorithm", "seeds", *[f"{step:,}" for step in steps], "lowest", "lowest, present actor"]
+    header = ["algorithm", "seeds", *[f"{step:,}" for step in steps], "lowest", "lowest, average actor"]
     header += ["CPU s at the end", "calibration at the end"]
     print("| " + " | ".join(header) + " |")
     print("|" + "---|" * len(header))
@@ -71,7 +71,7 @@ def print_table(environment: str, rows: list[Row]) -> None:
             ", ".join(sorted({row["seed"] for row in own})),
             *[cell(at[step]) for step in steps],
             lowest(own, "return_mean"),
-            lowest(own, "present_actor_return"),
+            lowest(own, "average_actor_return"),
             f"{mean(float(row['cpu_seconds']) for row in final):,.0f}",
             calibration(final),
         ]

@@ -35,7 +35,6 @@ from sb3_pwm.updates import (
 )
 
 MAX_GRAD_NORM = {"actor": 1.0, "critic": 100.0, "model": 20.0, "entropy": 100.0}  # the first three are the paper's
-ACTOR_AVERAGE_DECAY = 0.99  # over about the last 100 updates
 MAX_SKIPPED_UPDATES = 100  # of one network, in a row
 
 
@@ -79,7 +78,6 @@ class Learner:
             "model": model.policy.world_model,
             "entropy": model.policy.entropy_coefficient,
             "target": model.policy.critics_target,
-            "actor_average": model.policy.actor_average,
         }
         # Lists, because walking through the modules at every step costs more than a small operation.
         self._parameters = {name: list(network.parameters()) for name, network in networks.items()}
@@ -217,7 +215,6 @@ class Learner:
                 behaviour = behaviour_loss(policy.actor, latents[:-1], samples)
             loss, metrics = loss + bc_coef * behaviour, metrics | {"behaviour_loss": behaviour.detach()}
         self._apply("actor", loss, metrics)
-        move_average(self._parameters["actor_average"], self._parameters["actor"], ACTOR_AVERAGE_DECAY)
         if policy.q_critic:
             self._update_q_critics(samples, latents)
         else:

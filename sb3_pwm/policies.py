@@ -178,7 +178,6 @@ class PWMPolicy(BasePolicy):
             state_dependent_std=self.state_dependent_std,
             norm_after_activation=self.norm_after_activation,
         )
-        self.actor_average = copy.deepcopy(self.actor).requires_grad_(False)
         self.critics = CriticEnsemble(
             self.latent_dim + (action_dim if self.q_critic else 0),
             arch["qf"],
@@ -238,9 +237,7 @@ class PWMPolicy(BasePolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
         latents = self.world_model.encode(observation)
-        # A single actor may fail where its neighbours of some updates before and after do not: without noise every
-        # episode then fails alike. Their average seldom does.
-        return self.actor_average.mode(latents) if deterministic else self.actor.sample(latents)
+        return self.actor.mode(latents) if deterministic else self.actor.sample(latents)
 
     @torch.no_grad()
     def predict_values(self, observation: PyTorchObs) -> torch.Tensor:

@@ -65,7 +65,6 @@ def test_every_update_is_that_of_the_reference(settings):
         "world_model.dynamics",
         "world_model.reward",
         "actor.",
-        "actor_a",
         "critics.",
         "critics_t",
     ):

@@ -129,9 +129,10 @@ def test_action_spaces(space, n_envs):
     assert stored.shape == (40 // n_envs, n_envs, size)
     assert -1 <= stored.min() < -0.5 < 0.5 < stored.max() <= 1
     mode = torch.linspace(-0.9, 0.9, size)
-    last = model.policy.actor_average.net[-1]
-    last.weight.zero_()
-    last.bias[:size] = torch.atanh(mode)
+    last = model.policy.actor.net[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias[:size] = torch.atanh(mode)
     expected = space.low + (mode.numpy().reshape(space.shape) + 1) / 2 * (space.high - space.low)
     actions, _ = model.predict(np.random.randn(4, 3), deterministic=True)
     np.testing.assert_allclose(actions, np.broadcast_to(expected, (4, *space.shape)), rtol=1e-4, atol=1e-5)

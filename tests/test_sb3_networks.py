@@ -7,7 +7,6 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_pwm import learner
 from sb3_pwm.pwm import ENTROPY_RATE
-from sb3_pwm.updates import move_average
 
 
 def rates_of(model):
@@ -182,17 +181,3 @@ def test_training_mode_reaches_every_module():
     for mode in (False, False, True, True, False):
         policy.set_training_mode(mode)
         assert {module.training for module in policy.modules()} == {mode}
-
-
-def test_deterministic_actions_are_those_of_the_average_actor():
-    model = make().learn(24)
-    observation = np.random.randn(5, 3).astype(np.float32)
-    before = model.predict(observation, deterministic=True)[0]
-    with torch.no_grad():
-        model.policy.actor.net[-1].bias.fill_(3.0)
-    np.testing.assert_array_equal(model.predict(observation, deterministic=True)[0], before)
-    average = list(model.policy.actor_average.parameters())
-    for _ in range(200):  # the average forgets to 0.99^200 = 0.13
-        move_average(average, list(model.policy.actor.parameters()), learner.ACTOR_AVERAGE_DECAY)
-    assert model.policy.actor_average.net[-1].bias[0] == pytest.approx(3.0, abs=0.5)
-    assert (model.predict(observation, deterministic=True)[0] > before).all()

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_pwm.layers import Mish
-from sb3_pwm.learner import ACTOR_AVERAGE_DECAY, MAX_GRAD_NORM
+from sb3_pwm.learner import MAX_GRAD_NORM
 from sb3_pwm.pwm import PWM
 from sb3_pwm.type_aliases import Observations, SequenceSamples
 
@@ -128,7 +128,6 @@ class ReferenceLearner:
             coefficient = log_coefficient.exp().item()
         bonus = -coefficient * (before * densities).mean()
         self._step("actor", -(returns.mean() + bonus) / policy.return_scale.scale)
-        self._average(policy.actor_average, policy.actor, ACTOR_AVERAGE_DECAY)
         if policy.q_critic:
             self._fit(*self._q_targets(samples, latents))
         else:
