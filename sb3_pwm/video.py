@@ -11,6 +11,7 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 DEFAULT_FPS = 30  # of environments that name no rate
+FLOOR_FACTOR = 25
 SHADOW_SIZE = 1_024  # of MuJoCo's shadow map; its default of 4,096 doubles the time per frame without a GPU
 
 
@@ -54,6 +55,7 @@ def record_episode(
     if quality is not None:
         quality.shadowsize = min(quality.shadowsize, SHADOW_SIZE)
     _follow_body(env)
+    _enlarge_floor(env)
     normalizer = model.get_vec_normalize_env()
     try:
         observation: Any
@@ -85,6 +87,16 @@ def _follow_body(env: gym.Env[Any, Any]) -> None:
         fixed = 0  # mjCAMLIGHT_FIXED; other modes follow or look at a body
         following = np.flatnonzero(renderer.model.cam_mode != fixed)
         renderer.camera_id = int(following[0]) if len(following) else -1
+
+
+def _enlarge_floor(env: gym.Env[Any, Any]) -> None:
+    """Draw MuJoCo's planes, which never end for what stands on them, so large that no runner leaves them."""
+    model: Any = getattr(env.unwrapped, "model", None)
+    if hasattr(model, "geom_type"):
+        planes = np.flatnonzero(model.geom_type == 0)  # mjGEOM_PLANE
+        model.geom_size[planes, :2] *= FLOOR_FACTOR
+        materials = np.unique(model.geom_matid[planes])
+        model.mat_texrepeat[materials[materials >= 0]] *= FLOOR_FACTOR
 
 
 def _first_frame(env: gym.Env[Any, Any]) -> np.ndarray:

@@ -10,9 +10,10 @@ import types
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import pytest
 
-from sb3_pwm.video import _follow_body
+from sb3_pwm.video import _enlarge_floor, _follow_body
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "examples" / "quickstart.py"
@@ -113,3 +114,17 @@ def test_the_camera_follows_the_body() -> None:
     _follow_body(env)
     assert env.unwrapped.model.cam_mode[env.unwrapped.mujoco_renderer.camera_id] > 0  # type: ignore[attr-defined]
     env.close()
+
+
+def test_a_larger_floor_changes_nothing_but_the_picture():
+    envs = [gym.make("Hopper-v5") for _ in range(2)]
+    model = envs[1].unwrapped.model
+    size, repeat = model.geom("floor").size.copy(), model.mat_texrepeat[model.geom("floor").matid[0]].copy()
+    _enlarge_floor(envs[1])
+    assert model.geom("floor").size.tolist() == [25 * size[0], 25 * size[1], size[2]]
+    assert model.mat_texrepeat[model.geom("floor").matid[0]].tolist() == (25 * repeat).tolist()
+    observations = [env.reset(seed=0)[0] for env in envs]
+    for _ in range(50):
+        np.testing.assert_array_equal(*observations)
+        observations = [env.step(np.ones(3, np.float32))[0] for env in envs]
+    _enlarge_floor(gym.make("Pendulum-v1"))  # no MuJoCo
