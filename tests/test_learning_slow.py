@@ -14,7 +14,7 @@ from sb3_pwm import PWM
 pytestmark = pytest.mark.slow
 
 PENDULUM = {"learning_starts": 500, "pretrain_steps": 500}
-PENDULUM_STEPS = 2_500
+PENDULUM_STEPS = 3_500  # within 2,500 most seeds, but not all
 PENDULUM_RETURN = -250  # random actions reach about -1,200, the best policies about -150
 
 
