@@ -76,16 +76,12 @@ class CurveCallback(BaseCallback):
             self.evaluate()
         return True
 
-    def returns(self, env: Monitor) -> list[float]:
-        env.reset(seed=10_000 + self.row["seed"])
-        returns, _ = evaluate_policy(self.model, env, n_eval_episodes=self.episodes, return_episode_rewards=True)
-        return returns  # type: ignore[return-value]
-
     def measure(self) -> dict[str, Any]:
         """Return what an evaluation finds, and what it took to get here."""
         cpu, wall = time.process_time(), time.perf_counter()
         env = Monitor(gym.make(self.env_id))
-        returns = self.returns(env)
+        env.reset(seed=10_000 + self.row["seed"])
+        returns, _ = evaluate_policy(self.model, env, n_eval_episodes=self.episodes, return_episode_rewards=True)
         mean = float(torch.tensor(returns).mean())
         calibration = ""
         if isinstance(self.model, PWM):

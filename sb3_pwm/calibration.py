@@ -43,11 +43,15 @@ class StartValues:
         self.starts[index] = None
         self.finished.append((start_value, self.returns[index] + self.discounts[index] * end_value))
 
+    def _totals(self) -> tuple[float, float]:
+        values, returns = np.array(self.finished).reshape(-1, 2).sum(0)
+        return float(values), float(returns)
+
     @property
     def ratio(self) -> float:
         """Mean value estimate over mean discounted return; 1 is calibrated, NaN if there is nothing to compare."""
-        values, returns = np.array(self.finished).reshape(-1, 2).sum(0)
-        return float(values / returns) if returns else float("nan")
+        values, returns = self._totals()
+        return values / returns if returns else float("nan")
 
     @property
     def gap(self) -> float:
@@ -58,9 +62,9 @@ class StartValues:
         with the means of value estimates V and discounted returns G; unlike their ratio it also says something where
         their signs differ.
         """
-        values, returns = np.array(self.finished).reshape(-1, 2).sum(0)
+        values, returns = self._totals()
         size = abs(values) + abs(returns)
-        return float((values - returns) / size) if size else float("nan")
+        return (values - returns) / size if size else float("nan")
 
 
 def follow_episodes(

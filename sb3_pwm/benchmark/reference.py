@@ -181,13 +181,10 @@ class ReferenceLearner:
                 error = F.mse_loss(critic(inputs[chosen]).squeeze(-1), targets[chosen], reduction="none")
                 loss = loss + (weights[chosen] * error).sum() / weights[chosen].sum()
             self._step("critic", loss)
-            self._average(policy.critics_target, policy.critics, 1 - model.tau)
-
-    @staticmethod
-    @torch.no_grad()
-    def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
-        for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
-            slow.copy_(decay * slow + (1 - decay) * fast)
+            with torch.no_grad():
+                parameters = policy.critics.parameters()
+                for slow, fast in zip(policy.critics_target.parameters(), parameters, strict=True):
+                    slow.copy_((1 - model.tau) * slow + model.tau * fast)
 
     @staticmethod
     def _at(observations: Observations, t: int) -> Observations:
