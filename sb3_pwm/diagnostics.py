@@ -28,8 +28,8 @@ def open_loop_errors(
     """
     latents = encode_windows(world_model, samples.observations)
     states = [latents[0]]
-    for actions in samples.actions:
-        states.append(world_model.next_latents(states[-1], actions))
+    for step, actions in enumerate(samples.actions):
+        states.append(world_model.next_latents(states[-1], actions, step))
     predicted, mask = torch.stack(states), samples.mask
 
     def total(errors: torch.Tensor) -> torch.Tensor:

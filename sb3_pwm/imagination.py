@@ -23,9 +23,9 @@ def imagine(
     :return: the rollout, differentiable in the actor's parameters.
     """
     states, actions, log_probs = [latents], [], []
-    for _ in range(horizon):
+    for step in range(horizon):
         action, log_prob = actor.sample_with_log_prob(states[-1].detach())
-        states.append(world_model.next_latents(states[-1], action))
+        states.append(world_model.next_latents(states[-1], action, step))
         actions.append(action)
         log_probs.append(log_prob)
     all_latents, all_actions = torch.stack(states), torch.stack(actions)

@@ -29,7 +29,8 @@ def world_model_loss(
     .. math:: L = \frac{1}{\sum m_t} \sum_t m_t [k_c \|\hat z_{t+1} - sg(e(o_{t+1}))\|^2 / Z
         + k_r\, \ell(\hat r_t, r_t) + k_d\, BCE(\hat d_t, d_t)],\quad \hat z_0 = e(o_0)
 
-    (PWM, arXiv 2407.02466, eq. 5, with a termination head and masks.)
+    (PWM, arXiv 2407.02466, eq. 5, with a termination head and masks), averaged over the predictions of each of the
+    model's K dynamics networks.
 
     :param world_model: the model.
     :param samples: windows of T steps; their observations are not used.
@@ -41,14 +42,18 @@ def world_model_loss(
     :param termination_coef: weight k_d of the termination error.
     :return: () loss, and its three parts.
     """
-    states = [latents]
-    for actions in samples.actions:
-        states.append(world_model.next_latents(states[-1], actions))
-    predicted = torch.stack(states)
-    mask = samples.mask
+    count = len(world_model.dynamics)
+    states = [latents.expand(count, *latents.shape)]
+    for step_actions in samples.actions:
+        states.append(world_model.all_next_latents(states[-1], step_actions))
+    predicted = torch.stack(states)  # (T + 1, K, B, Z)
+    actions, terminations, mask, rewards, targets = (
+        x.unsqueeze(1).expand(-1, count, *x.shape[1:])
+        for x in (samples.actions, samples.terminations, samples.mask, rewards, targets)
+    )
     consistency = masked_mean((predicted[1:] - targets).square().mean(-1), mask)
-    reward = masked_mean(world_model.reward_error(predicted[:-1], samples.actions, rewards), mask)
-    termination = masked_mean(world_model.termination_error(predicted[1:], samples.terminations), mask)
+    reward = masked_mean(world_model.reward_error(predicted[:-1], actions, rewards), mask)
+    termination = masked_mean(world_model.termination_error(predicted[1:], terminations), mask)
     loss = consistency_coef * consistency + reward_coef * reward + termination_coef * termination
     return loss, {
         "world_model_loss": loss.detach(),

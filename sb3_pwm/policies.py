@@ -89,6 +89,8 @@ class PWMPolicy(BasePolicy):
     :param simnorm_dim: number of features that share a softmax.
     :param reward_bins: 0 predicts rewards by squared error; K >= 2 as symlog two-hot over K bins.
     :param residual_dynamics: the dynamics predict the change of the latents, not the next ones from nothing.
+    :param n_dynamics: number of dynamics networks; more than one for policies that the environment does not correct,
+        see :meth:`sb3_pwm.PWM.from_dataset`.
     :param critic: ``"q"`` for Q(latents, actions), ``"v"`` for V(latents); PWM sets it from its own argument.
     :param n_critics: number of critics.
     :param state_dependent_std: predict the policy's standard deviation from the latents.
@@ -111,6 +113,7 @@ class PWMPolicy(BasePolicy):
         simnorm_dim: int = 8,
         reward_bins: int = 0,
         residual_dynamics: bool = True,
+        n_dynamics: int = 1,
         critic: Literal["q", "v"] = "q",
         n_critics: int = 3,
         state_dependent_std: bool = True,
@@ -135,8 +138,9 @@ class PWMPolicy(BasePolicy):
             raise ValueError(f"latent_dim={latent_dim} must be a positive multiple of simnorm_dim={simnorm_dim}")
         if reward_bins < 0 or reward_bins == 1:
             raise ValueError(f"reward_bins={reward_bins}: allowed are 0 (scalar head) and 2 or more")
-        if n_critics < 1:
-            raise ValueError(f"n_critics={n_critics} must be at least 1")
+        for name, number in (("n_critics", n_critics), ("n_dynamics", n_dynamics)):
+            if number < 1:
+                raise ValueError(f"{name}={number} must be at least 1")
         if critic not in ("q", "v"):
             raise ValueError(f'critic={critic!r}: allowed are "q" and "v"')
         self.net_arch = net_arch
@@ -145,6 +149,7 @@ class PWMPolicy(BasePolicy):
         self.simnorm_dim = simnorm_dim
         self.reward_bins = reward_bins
         self.residual_dynamics = residual_dynamics
+        self.n_dynamics = n_dynamics
         self.critic = critic
         self.n_critics = n_critics
         self.state_dependent_std = state_dependent_std
@@ -169,6 +174,7 @@ class PWMPolicy(BasePolicy):
             activation_fn=self.activation_fn,
             reward_bins=self.reward_bins,
             residual_dynamics=self.residual_dynamics,
+            n_dynamics=self.n_dynamics,
         )
         self.actor = Actor(
             self.latent_dim,
@@ -260,6 +266,7 @@ class PWMPolicy(BasePolicy):
             simnorm_dim=self.simnorm_dim,
             reward_bins=self.reward_bins,
             residual_dynamics=self.residual_dynamics,
+            n_dynamics=self.n_dynamics,
             critic=self.critic,
             n_critics=self.n_critics,
             state_dependent_std=self.state_dependent_std,

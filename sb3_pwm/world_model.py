@@ -30,6 +30,7 @@ class WorldModel(nn.Module):
     :param activation_fn: class of the activation.
     :param reward_bins: number of two-hot bins of the reward head; 0 for a scalar head with squared error.
     :param residual_dynamics: predict the change of the latents, see :meth:`next_latents`.
+    :param n_dynamics: number K of dynamics networks, which differ by their start values only.
     """
 
     bins: torch.Tensor
@@ -49,6 +50,7 @@ class WorldModel(nn.Module):
         activation_fn: type[nn.Module] = nn.SiLU,
         reward_bins: int = 0,
         residual_dynamics: bool = True,
+        n_dynamics: int = 1,
     ) -> None:
         super().__init__()
         self.features = features
@@ -57,29 +59,52 @@ class WorldModel(nn.Module):
         # Both end in SimNorm, which forgives rounding.
         latent_mlp = functools.partial(mlp, activation_fn=activation_fn, full_precision_output=False)
         self.encoder = nn.Sequential(latent_mlp(features_dim, encoder, latent_dim), self.simnorm)
-        self.dynamics = latent_mlp(latent_dim + action_dim, dynamics, latent_dim)
+        self.dynamics = nn.ModuleList(
+            latent_mlp(latent_dim + action_dim, dynamics, latent_dim) for _ in range(n_dynamics)
+        )
         self.reward = mlp(latent_dim + action_dim, reward, max(1, reward_bins), activation_fn)
         self.termination = mlp(latent_dim, termination, 1, activation_fn)
         self.register_buffer("bins", torch.linspace(-TWO_HOT_RANGE, TWO_HOT_RANGE, reward_bins), persistent=False)
         for network in (self.encoder, self.dynamics, self.reward, self.termination):
             truncated_normal_init(network)
-        for head in (self.reward, self.termination, *([self.dynamics] if residual_dynamics else [])):
-            nn.init.zeros_(head[-1].weight)  # type: ignore[arg-type]
+        for head in (self.reward, self.termination, *(self.dynamics if residual_dynamics else [])):
+            nn.init.zeros_(head[-1].weight)
 
     def encode(self, observations: Observations) -> torch.Tensor:
         """Encode (N, *obs_shape) observations, as the environment gives them, to (N, Z) latents."""
         latents: torch.Tensor = self.encoder(self.features(observations))
         return latents
 
-    def next_latents(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        r"""Return the (..., Z) latents after taking (..., A) actions in (..., Z) latents.
+    def next_latents(self, latents: torch.Tensor, actions: torch.Tensor, step: int = 0) -> torch.Tensor:
+        r"""Return the (..., B, Z) latents after taking (..., B, A) actions in (..., B, Z) latents.
 
         .. math:: z' = \mathrm{SimNorm}(f(z, a) + \log(z + 0.1))
 
         Without the logarithm (``residual_dynamics=False``) it is TD-MPC2's (arXiv 2310.16828, eq. 3) and the paper's
         form. Where one step changes little, that form errs by more than the change for thousands of updates.
+
+        With K dynamics networks, network ``(i + step) % K`` predicts the i-th of K parts of the rows B: a rollout that
+        counts its steps meets all of them, and a policy gains nothing from the errors of one.
+
+        :param latents: latents.
+        :param actions: actions in [-1, 1].
+        :param step: number of the step in its rollout.
         """
-        logits = self.dynamics(torch.cat([latents, actions], -1))
+        count = len(self.dynamics)
+        if count == 1:
+            return self._next_latents(0, latents, actions)
+        parts = zip(latents.chunk(count, -2), actions.chunk(count, -2), strict=True)
+        return torch.cat([self._next_latents((i + step) % count, *part) for i, part in enumerate(parts)], -2)
+
+    def all_next_latents(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Return what each of K dynamics networks predicts for its own (K, B, Z) latents and the same (B, A) actions.
+
+        :return: (K, B, Z) latents.
+        """
+        return torch.stack([self._next_latents(k, own, actions) for k, own in enumerate(latents)])
+
+    def _next_latents(self, k: int, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        logits = self.dynamics[k](torch.cat([latents, actions], -1))
         if self.residual_dynamics:
             logits = logits + (latents + SKIP_OFFSET).log()
         following: torch.Tensor = self.simnorm(logits)

@@ -79,6 +79,7 @@ def test_arguments_of_the_wrong_kind(name, value):
         ({"latent_dim": 12}, "latent_dim=12 must be a positive multiple of simnorm_dim=8"),
         ({"reward_bins": 1}, "reward_bins=1: allowed"),
         ({"n_critics": 0}, "n_critics=0"),
+        ({"n_dynamics": 0}, "n_dynamics=0"),
         ({"critic": "v"}, "critic.* argument of PWM"),
     ],
 )

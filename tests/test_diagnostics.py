@@ -21,7 +21,7 @@ class Counting(torch.nn.Module):
     def encode(self, observations):
         return observations
 
-    def next_latents(self, latents, actions):
+    def next_latents(self, latents, actions, step):
         return latents + actions
 
     def rewards(self, latents, actions):
@@ -66,7 +66,7 @@ def test_no_change_has_error_one_and_masked_steps_count_for_nothing(world_model)
     samples.rewards[1:, 2:] = 7.0
     samples.terminations[1:, 2:] = 1.0
     assert_close(open_loop_errors(world_model, samples, samples.rewards), expected)
-    world_model.next_latents = lambda latents, actions: latents
+    world_model.next_latents = lambda latents, actions, step: latents
     assert_close(open_loop_errors(world_model, samples, samples.rewards)["latent"], torch.ones(3))
 
 

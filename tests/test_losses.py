@@ -84,6 +84,21 @@ def test_world_model_loss_is_that_of_a_plain_loop(make_world_model, samples, rew
     assert_close(metrics, {name: mean.detach() for name, mean in means.items()} | {"world_model_loss": loss.detach()})
 
 
+@pytest.mark.parametrize("reward_bins", [0, 11])
+def test_world_model_loss_is_the_mean_over_the_dynamics_networks(make_world_model, samples, reward_bins):
+    model = make_world_model(n_dynamics=3, reward_bins=reward_bins)
+    latents, targets = simplices(BATCH), simplices(LENGTH, BATCH)
+    total, means = world_model_loss(model, samples, samples.rewards, latents, targets, **COEFFICIENTS)
+    parts = []
+    for dynamics in model.dynamics:
+        alone = copy.deepcopy(model)
+        alone.dynamics = nn.ModuleList([dynamics])
+        parts.append(world_model_loss(alone, samples, samples.rewards, latents, targets, **COEFFICIENTS))
+    assert_close(total, sum(loss for loss, _ in parts) / 3)
+    for name, mean in means.items():
+        assert_close(mean, sum(metrics[name] for _, metrics in parts) / 3)
+
+
 @pytest.mark.parametrize("name", COEFFICIENTS)
 def test_a_coefficient_of_zero_switches_its_part_off(world_model, samples, name):
     latents, targets = simplices(BATCH), simplices(LENGTH, BATCH)

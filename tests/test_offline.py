@@ -24,7 +24,7 @@ def dataset(n_envs=1, space=BOX):
 
 
 def from_dataset(buffer, policy="MlpPolicy", **kwargs):
-    return PWM.from_dataset(buffer, policy, policy_kwargs=SMALL_POLICY, **(OFFLINE | kwargs))
+    return PWM.from_dataset(buffer, policy, **({"policy_kwargs": SMALL_POLICY} | OFFLINE | kwargs))
 
 
 def networks(model):
@@ -53,6 +53,15 @@ def test_learning_from_data_alone(n_envs):
 def test_a_model_made_from_data_learns_its_world_model_longer():
     assert PWM.from_dataset(dataset(), batch_size=8).pretrain_steps == 10_000
     assert PWM.from_dataset(dataset(), batch_size=8, pretrain_steps=7).pretrain_steps == 7
+
+
+def test_default_number_of_dynamics_networks():
+    given = {"latent_dim": 16}
+    model = PWM.from_dataset(dataset(), batch_size=8, policy_kwargs=given)
+    assert len(model.policy.world_model.dynamics) == 3
+    assert model.policy.latent_dim == 16
+    assert given == {"latent_dim": 16}  # the caller's own
+    assert len(from_dataset(dataset(), policy_kwargs={"n_dynamics": 1}).policy.world_model.dynamics) == 1
 
 
 def test_the_world_model_stays_while_the_policy_learns():

@@ -48,7 +48,7 @@ def test_paper_preset_builds_the_papers_networks() -> None:
     assert [widths(critic) for critic in policy.critics.critics] == [[400, 200, 1]] * 3
     assert policy.critics.critics[0][0].in_features == 512  # V of latents, not Q
     assert [type(layer) for layer in list(policy.actor.net)[:3]] == [nn.Linear, Mish, nn.LayerNorm]
-    assert [type(layer) for layer in list(policy.world_model.dynamics)[:3]] == [nn.Linear, nn.LayerNorm, Mish]
+    assert [type(layer) for layer in list(policy.world_model.dynamics[0])[:3]] == [nn.Linear, nn.LayerNorm, Mish]
     assert not policy.world_model.residual_dynamics
     assert policy.actor.log_std is not None
     torch.testing.assert_close(policy.actor.log_std.detach(), torch.full((1,), -1.0))

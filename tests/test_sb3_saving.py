@@ -234,7 +234,7 @@ class Doubled(FlattenExtractor):
     [
         {"features_extractor_class": Doubled, "features_extractor_kwargs": {"factor": 3}},
         {"activation_fn": torch.nn.Tanh, "optimizer_class": torch.optim.SGD, "optimizer_kwargs": {"momentum": 0.9}},
-        {"reward_bins": 7, "n_critics": 2, "residual_dynamics": False, "norm_after_activation": True},
+        {"reward_bins": 7, "n_critics": 2, "n_dynamics": 2, "residual_dynamics": False, "norm_after_activation": True},
         {"net_arch": {"encoder": [], "pi": [8, 4]}, "simnorm_dim": 4},
     ],
 )

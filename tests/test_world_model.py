@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -94,6 +95,40 @@ def test_new_plain_dynamics_forget_the_latents():
     following = new_model(residual=False).next_latents(latents, actions)
     assert (following - 0.25).abs().max() < 0.05  # small weights: nearly even groups
     assert following.std() > 0
+
+
+def member(model, k):
+    """The same model with its k-th dynamics network alone."""
+    alone = copy.deepcopy(model)
+    alone.dynamics = nn.ModuleList([alone.dynamics[k]])
+    return alone
+
+
+@pytest.mark.parametrize(
+    ("rows", "step", "members"),
+    [
+        (6, 0, [0, 0, 1, 1, 2, 2]),
+        (6, 1, [1, 1, 2, 2, 0, 0]),
+        (6, 5, [2, 2, 0, 0, 1, 1]),
+        (7, 0, [0, 0, 0, 1, 1, 1, 2]),
+        (2, 2, [2, 0]),
+        (1, 1, [1]),
+    ],
+)
+def test_dynamics_networks_take_turns(make_world_model, rows, step, members):
+    model = make_world_model(n_dynamics=3)
+    latents, actions = latents_and_actions(rows)
+    following = model.next_latents(latents, actions, step)
+    for row, k in enumerate(members):
+        assert_close(following[row], member(model, k).next_latents(latents[row], actions[row]))
+
+
+def test_every_dynamics_network_predicts_its_own_rows(make_world_model):
+    model = make_world_model(n_dynamics=3)
+    latents, actions = latents_and_actions(3, 5)
+    following = model.all_next_latents(latents, actions[0])
+    for k in range(3):
+        assert_close(following[k], member(model, k).next_latents(latents[k], actions[0]))
 
 
 @pytest.mark.parametrize("residual", [False, True])
