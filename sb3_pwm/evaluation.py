@@ -33,8 +33,9 @@ class SelfEvaluatingAlgorithm(SequenceOffPolicyAlgorithm):
         check_integer("n_windows", n_windows, 1)
         buffer = self._checked_buffer(dataset, "observation_space", "action_space")
         samples = buffer.spread_sequences(n_windows, horizon, self._vec_normalize_env)
+        samples = self.policy.without_padding(samples)
         self.policy.set_training_mode(False)
-        rewards = self.policy.reward_scale(samples.rewards)
+        rewards = self.policy.scaled_rewards(samples)
         errors = open_loop_errors(self.policy.world_model, samples, rewards)
         return {name: values.cpu().numpy() for name, values in errors.items()}
 

@@ -28,6 +28,7 @@ from sb3_pwm.updates import (
     RunningMeans,
     apply_gradients,
     encode_windows,
+    first_step,
     is_fused,
     minibatches,
     move_average,
@@ -173,7 +174,7 @@ class Learner:
             loss, metrics = world_model_loss(
                 model,
                 samples,
-                self.model.policy.reward_scale(samples.rewards),
+                self.model.policy.scaled_rewards(samples),
                 first[0],
                 following,
                 consistency_coef=self.model.consistency_coef,
@@ -205,11 +206,11 @@ class Learner:
     def _update_policy(self, samples: SequenceSamples, latents: torch.Tensor, bc_coef: float) -> None:
         policy = self.model.policy
         rollout, weights, returns = self._objective("_imagined")(latents[0])
-        policy.return_scale.update(returns.detach())
-        ent_coef = self._entropy_coefficient(rollout.log_probs, weights[:-1])
-        loss, metrics = actor_loss(
-            returns, rollout.log_probs, weights[:-1], policy.return_scale.scale, ent_coef=ent_coef
-        )
+        tasks = policy.tasks_of(first_step(samples))
+        policy.return_scale.update(returns.detach(), tasks)
+        ent_coef = self._entropy_coefficient(rollout, weights[:-1], tasks)
+        return_scale = policy.return_scale.of(tasks)
+        loss, metrics = actor_loss(returns, rollout.log_probs, weights[:-1], return_scale, ent_coef=ent_coef)
         if bc_coef > 0:
             with self._arithmetic():
                 behaviour = behaviour_loss(policy.actor, latents[:-1], samples)
@@ -220,17 +221,18 @@ class Learner:
         else:
             self._update_v_critics(rollout)
 
-    def _entropy_coefficient(self, log_probs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor | float:
+    def _entropy_coefficient(
+        self, rollout: ImaginedRollout, weights: torch.Tensor, tasks: torch.Tensor | None
+    ) -> torch.Tensor | float:
         """Return the weight of the entropy bonus, after an update if it is learnt."""
         if not isinstance(self.model.ent_coef, str):
             return self.model.ent_coef
         policy, target = self.model.policy, self.model.target_entropy
-        if isinstance(target, str):
-            target = -policy.actor.action_dim / 2
+        number = -policy.actor.n_actions(rollout.latents[0]) / 2 if isinstance(target, str) else target
         coefficient = policy.entropy_coefficient
-        loss, metrics = entropy_coefficient_loss(coefficient.log_ent_coef, log_probs, weights, target)
+        loss, metrics = entropy_coefficient_loss(coefficient.of(tasks), rollout.log_probs, weights, number)
         self._apply("entropy", loss, metrics)
-        return coefficient.log_ent_coef.detach().exp()
+        return coefficient.of(tasks).detach().exp()
 
     def _update_q_critics(self, samples: SequenceSamples, latents: torch.Tensor) -> None:
         policy = self.model.policy
@@ -239,7 +241,7 @@ class Learner:
                 policy.critics_target,
                 policy.actor,
                 samples,
-                policy.reward_scale(samples.rewards),
+                policy.scaled_rewards(samples),
                 latents[1:],
                 gamma=self.model.gamma,
                 td_lambda=self.model.td_lambda,

@@ -51,7 +51,7 @@ def world_model_loss(
         x.unsqueeze(1).expand(-1, count, *x.shape[1:])
         for x in (samples.actions, samples.terminations, samples.mask, rewards, targets)
     )
-    consistency = masked_mean((predicted[1:] - targets).square().mean(-1), mask)
+    consistency = masked_mean(world_model.latent_error(predicted[1:], targets), mask)
     reward = masked_mean(world_model.reward_error(predicted[:-1], actions, rewards), mask)
     termination = masked_mean(world_model.termination_error(predicted[1:], terminations), mask)
     loss = consistency_coef * consistency + reward_coef * reward + termination_coef * termination
@@ -99,15 +99,15 @@ def actor_loss(
         :func:`sb3_pwm.returns.imagined_returns`.
     :param log_probs: (H, B) log-densities of the actions, differentiable in the actor.
     :param weights: (H, B) probability w in [0, 1] that the episode is still running; its gradient is not used.
-    :param return_scale: () standard deviation sigma of imagined returns.
-    :param ent_coef: weight alpha of the bonus, in reward scales per nat; 0 for none.
+    :param return_scale: () standard deviation sigma of imagined returns, or (B,) for returns of several tasks.
+    :param ent_coef: weight alpha of the bonus, in reward scales per nat, 0 for none; or (B,) weights.
     :return: () loss, and metrics.
     """
-    entropy = -(weights.detach() * log_probs).mean()
-    loss = -(returns.mean() + ent_coef * entropy) / return_scale
+    entropies = -(weights.detach() * log_probs).mean(0)
+    loss = -((returns + ent_coef * entropies) / return_scale).mean()
     return loss, {
         "actor_loss": loss.detach(),
-        "entropy": entropy.detach(),
+        "entropy": entropies.detach().mean(),
         "imagined_return": returns.detach().mean(),
     }
 
@@ -121,11 +121,12 @@ def behaviour_loss(actor: Actor, latents: torch.Tensor, samples: SequenceSamples
     :param latents: (T, B, Z) encodings of the windows' observations, without gradient.
     :param samples: windows of T steps; their actions and mask are used.
     """
-    return masked_mean((actor.mode(latents) - samples.actions).square().mean(-1), samples.mask)
+    distances = (actor.mode(latents) - samples.actions).square().sum(-1) / actor.n_actions(latents)
+    return masked_mean(distances, samples.mask)
 
 
 def entropy_coefficient_loss(
-    log_ent_coef: torch.Tensor, log_probs: torch.Tensor, weights: torch.Tensor, target_entropy: float
+    log_ent_coef: torch.Tensor, log_probs: torch.Tensor, weights: torch.Tensor, target_entropy: float | torch.Tensor
 ) -> tuple[torch.Tensor, Metrics]:
     r"""Return the loss whose gradient raises the coefficient where the policy's entropy is below its target.
 
@@ -133,16 +134,16 @@ def entropy_coefficient_loss(
 
     (SAC, arXiv 1812.05905, eq. 18, in the logarithm as SB3 does, and weighted.)
 
-    :param log_ent_coef: () logarithm of the coefficient alpha.
+    :param log_ent_coef: () logarithm of the coefficient alpha, or (B,) for rollouts of several tasks.
     :param log_probs: (H, B) log-densities of the actions; their gradient is not used.
     :param weights: (H, B) probability w in [0, 1] that the episode is still running; its gradient is not used.
-    :param target_entropy: target H, in nats.
+    :param target_entropy: target H, in nats; one number, or (B,) numbers.
     :return: () loss, and metrics.
     """
     weights = weights.detach()
-    entropy = -(weights * log_probs.detach()).sum() / weights.sum()
-    loss = log_ent_coef * (entropy - target_entropy)
-    return loss, {"ent_coef": log_ent_coef.detach().exp()}
+    excess = weights * (-log_probs.detach() - target_entropy)
+    loss = (log_ent_coef * excess).sum() / weights.sum()
+    return loss, {"ent_coef": log_ent_coef.detach().exp().mean()}
 
 
 @torch.no_grad()

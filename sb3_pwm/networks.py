@@ -25,6 +25,8 @@ class Actor(nn.Module):
     :param activation_fn: class of the activation.
     :param state_dependent_std: predict the standard deviation from the latents; else one learnt vector.
     :param norm_after_activation: order of the hidden layers, see :func:`sb3_pwm.layers.mlp`.
+    :param masked: the last A of the Z latents say which action dimensions exist (1) and which are padding (0); padding
+        is always 0 and has no density.
     """
 
     def __init__(
@@ -36,9 +38,11 @@ class Actor(nn.Module):
         *,
         state_dependent_std: bool = True,
         norm_after_activation: bool = False,
+        masked: bool = False,
     ) -> None:
         super().__init__()
         self.action_dim = action_dim
+        self.masked = masked
         outputs = 2 * action_dim if state_dependent_std else action_dim
         self.net = mlp(latent_dim, hidden, outputs, activation_fn, norm_after_activation=norm_after_activation)
         self.log_std = None if state_dependent_std else nn.Parameter(torch.full((action_dim,), LOG_STD_INIT))
@@ -55,7 +59,7 @@ class Actor(nn.Module):
     def sample(self, latents: torch.Tensor) -> torch.Tensor:
         """Draw (..., A) actions in [-1, 1] in (..., Z) latents, differentiable in the parameters."""
         mean, log_std = self(latents)
-        return torch.tanh(mean + log_std.exp() * torch.randn_like(mean))
+        return self._masked(torch.tanh(mean + log_std.exp() * torch.randn_like(mean)), latents)
 
     def sample_with_log_prob(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         r"""Draw actions as :meth:`sample` does, and return their log-probabilities too.
@@ -73,19 +77,33 @@ class Actor(nn.Module):
         u = mean + log_std.exp() * noise
         # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)), which stays finite for large |u|
         log_prob = -0.5 * noise.square() - log_std + 2 * (u + F.softplus(-2 * u)) - LOG_NORMALIZER
-        return torch.tanh(u), log_prob.sum(-1)
+        return self._masked(torch.tanh(u), latents), self._masked(log_prob, latents).sum(-1)
 
     def mode(self, latents: torch.Tensor) -> torch.Tensor:
         """Return the (..., A) deterministic actions in [-1, 1] of (..., Z) latents."""
-        return torch.tanh(self(latents)[0])
+        return self._masked(torch.tanh(self(latents)[0]), latents)
+
+    def n_actions(self, latents: torch.Tensor) -> torch.Tensor | int:
+        """Return the number of action dimensions that are not padding: A, or (...) numbers in (..., Z) latents."""
+        return latents[..., -self.action_dim :].sum(-1) if self.masked else self.action_dim
+
+    def _masked(self, per_action: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        return per_action * latents[..., -self.action_dim :] if self.masked else per_action
 
 
 class EntropyCoefficient(nn.Module):
-    """Weight of the entropy bonus, as a parameter: learnt where ``ent_coef="auto"``."""
+    """Weight of the entropy bonus, as a parameter: learnt where ``ent_coef="auto"``.
 
-    def __init__(self) -> None:
+    :param n_tasks: number of tasks with a weight each; None for one weight.
+    """
+
+    def __init__(self, n_tasks: int | None = None) -> None:
         super().__init__()
-        self.log_ent_coef = nn.Parameter(torch.tensor(math.log(ENT_COEF_INIT)))
+        self.log_ent_coef = nn.Parameter(torch.full(() if n_tasks is None else (n_tasks,), math.log(ENT_COEF_INIT)))
+
+    def of(self, tasks: torch.Tensor | None) -> torch.Tensor:
+        """Return the logarithm of the () weight, or of the (...) weights of (...) tasks."""
+        return self.log_ent_coef if tasks is None else self.log_ent_coef[tasks]
 
 
 class CriticEnsemble(nn.Module):

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 
 class Standardizer(nn.Module):
@@ -29,49 +30,76 @@ class Standardizer(nn.Module):
 
 
 class RewardScale(nn.Module):
-    """Divide rewards by their size; no shift, because the value of a terminal state is 0 in the environment's units."""
+    """Divide rewards by their size; no shift, because the value of a terminal state is 0 in the environment's units.
+
+    :param n_tasks: number of tasks with a scale each; None for one scale.
+    """
 
     scale: torch.Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, n_tasks: int | None = None) -> None:
         super().__init__()
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("scale", torch.ones(() if n_tasks is None else n_tasks))
 
-    def set_statistics(self, rewards: torch.Tensor) -> None:
+    def set_statistics(self, rewards: torch.Tensor, tasks: torch.Tensor | None = None) -> None:
         """Set the scale to the rewards' standard deviation, at least a quarter of their root mean square.
 
         The second part keeps (nearly) constant rewards, such as 1 per step alive, at a size of at most 4.
 
-        :param rewards: (N,) rewards in the environment's units; all zero leaves the scale at 1.
+        :param rewards: (N,) rewards in the environment's units; all zero make the scale 1.
+        :param tasks: (N,) task of each, if there is a scale for each; a task without rewards keeps its scale.
         """
+        if tasks is None:
+            self.scale.copy_(self._size(rewards))
+            return
+        for task in set(tasks.tolist()):
+            self.scale[task] = self._size(rewards[tasks == task])
+
+    @staticmethod
+    def _size(rewards: torch.Tensor) -> torch.Tensor:
         root_mean_square = rewards.square().mean().sqrt()
         scale = torch.maximum(rewards.std(correction=0), 0.25 * root_mean_square)
-        self.scale.copy_(torch.where(scale > 1e-8, scale, torch.ones_like(scale)))
+        return torch.where(scale > 1e-8, scale, torch.ones_like(scale))
 
-    def forward(self, rewards: torch.Tensor) -> torch.Tensor:
-        """Scale rewards of any shape."""
-        return rewards / self.scale
+    def of(self, tasks: torch.Tensor | None) -> torch.Tensor:
+        """Return the () scale, or the (...) scales of (...) tasks."""
+        return self.scale if tasks is None else self.scale[tasks]
+
+    def forward(self, rewards: torch.Tensor, tasks: torch.Tensor | None = None) -> torch.Tensor:
+        """Scale rewards of any shape, of ``tasks`` whose shape fits."""
+        return rewards / self.of(tasks)
 
 
 class ReturnScale(nn.Module):
     """Running standard deviation of imagined returns, by which the actor's objective is divided.
 
     :param decay: weight of the past, in [0, 1); 0.99 averages over about 100 updates.
+    :param n_tasks: number of tasks with a scale each; None for one scale.
     """
 
     variance: torch.Tensor
     initialized: torch.Tensor
 
-    def __init__(self, decay: float = 0.99) -> None:
+    def __init__(self, decay: float = 0.99, n_tasks: int | None = None) -> None:
         super().__init__()
         self.decay = decay
-        self.register_buffer("variance", torch.ones(()))
-        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+        shape = () if n_tasks is None else (n_tasks,)
+        self.register_buffer("variance", torch.ones(shape))
+        self.register_buffer("initialized", torch.zeros(shape, dtype=torch.bool))
 
     @torch.no_grad()
-    def update(self, returns: torch.Tensor) -> None:
-        """Move the scale towards the spread of (B,) returns; returns that are not finite change nothing."""
-        variance = returns.var(correction=0)
+    def update(self, returns: torch.Tensor, tasks: torch.Tensor | None = None) -> None:
+        """Move the scale towards the spread of (B,) returns; returns that are not finite change nothing.
+
+        With a scale for each task, the (B,) ``tasks`` of the returns move theirs; one return alone has no spread.
+        """
+        if tasks is None:
+            variance = returns.var(correction=0)
+        else:
+            members = F.one_hot(tasks, len(self.variance)).to(returns.dtype)
+            count = members.sum(0)
+            deviations = returns - (returns @ members / count)[tasks]
+            variance = torch.where(count > 1, deviations.square() @ members / count, torch.nan)
         moved = torch.where(self.initialized, self.variance.lerp(variance, 1 - self.decay), variance)
         finite = torch.isfinite(variance)
         self.variance.copy_(torch.where(finite, moved, self.variance))
@@ -79,5 +107,9 @@ class ReturnScale(nn.Module):
 
     @property
     def scale(self) -> torch.Tensor:
-        """() standard deviation, positive."""
+        """() standard deviation, positive; or (n_tasks,)."""
         return (self.variance + 1e-5).sqrt()
+
+    def of(self, tasks: torch.Tensor | None) -> torch.Tensor:
+        """Return the () scale, or the (...) scales of (...) tasks."""
+        return self.scale if tasks is None else self.scale[tasks]

@@ -1,7 +1,7 @@
 """The policy: every network, normaliser and optimizer of PWM, and how to act with them."""
 
 import copy
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -17,9 +17,11 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_pwm.losses import state_values
+from sb3_pwm.multitask import TaskContext
 from sb3_pwm.networks import Actor, CriticEnsemble, EntropyCoefficient
 from sb3_pwm.normalization import ReturnScale, RewardScale, Standardizer
-from sb3_pwm.type_aliases import Observations
+from sb3_pwm.type_aliases import Observations, SequenceSamples
+from sb3_pwm.updates import first_step
 from sb3_pwm.world_model import WorldModel
 
 DEFAULT_NET_ARCH = {
@@ -74,6 +76,19 @@ class ObservationFeatures(nn.Module):
         for key, standardizer in zip(self.keys, self.standardizers, strict=True):
             values = parts[key].double()
             standardizer.set_statistics(values.mean(0), values.std(0, correction=0))  # type: ignore[operator]
+
+
+class Parts(NamedTuple):
+    """What the networks of one kind of policy differ by from those of another."""
+
+    features: nn.Module
+    """(N, ...) observations -> (N, features_dim); ``set_statistics`` takes observations' statistics."""
+    features_dim: int
+    action_dim: int
+    """Of the world model."""
+    context: TaskContext | None = None
+    n_tasks: int | None = None
+    """Of policies that act in several tasks."""
 
 
 class PWMPolicy(BasePolicy):
@@ -160,11 +175,11 @@ class PWMPolicy(BasePolicy):
         """Create networks, scales and optimizers."""
         arch = resolve_net_arch(self.net_arch)
         action_dim = get_action_dim(self.action_space)
-        extractor = self.make_features_extractor()
+        parts = self._make_parts()
         self.world_model = WorldModel(
-            ObservationFeatures(self.observation_space, extractor, self.normalize_images),
-            extractor.features_dim,
-            action_dim,
+            parts.features,
+            parts.features_dim,
+            parts.action_dim,
             latent_dim=self.latent_dim,
             simnorm_dim=self.simnorm_dim,
             encoder=arch["encoder"],
@@ -175,30 +190,42 @@ class PWMPolicy(BasePolicy):
             reward_bins=self.reward_bins,
             residual_dynamics=self.residual_dynamics,
             n_dynamics=self.n_dynamics,
+            context=parts.context,
         )
         self.actor = Actor(
-            self.latent_dim,
+            self.world_model.latent_dim,
             action_dim,
             arch["pi"],
             self.activation_fn,
             state_dependent_std=self.state_dependent_std,
             norm_after_activation=self.norm_after_activation,
+            masked=parts.n_tasks is not None,
         )
         self.critics = CriticEnsemble(
-            self.latent_dim + (action_dim if self.q_critic else 0),
+            self.world_model.latent_dim + (action_dim if self.q_critic else 0),
             arch["qf"],
             self.n_critics,
             self.activation_fn,
             norm_after_activation=self.norm_after_activation,
         )
         self.critics_target = copy.deepcopy(self.critics).requires_grad_(False)
-        self.entropy_coefficient = EntropyCoefficient()
-        self.reward_scale = RewardScale()
-        self.return_scale = ReturnScale()
+        self.entropy_coefficient = EntropyCoefficient(parts.n_tasks)
+        self.reward_scale = RewardScale(parts.n_tasks)
+        self.return_scale = ReturnScale(n_tasks=parts.n_tasks)
         self.model_optimizer = self._make_optimizer(self.world_model, lr_schedule)
         self.actor_optimizer = self._make_optimizer(self.actor, lr_schedule)
         self.critic_optimizer = self._make_optimizer(self.critics, lr_schedule)
         self.entropy_optimizer = self._make_optimizer(self.entropy_coefficient, lr_schedule)
+
+    def _make_parts(self) -> "Parts":
+        """Return what the networks of this kind of policy differ by."""
+        extractor = self.make_features_extractor()
+        features = ObservationFeatures(self.observation_space, extractor, self.normalize_images)
+        return Parts(features, extractor.features_dim, get_action_dim(self.action_space))
+
+    def tasks_of(self, observations: Observations) -> torch.Tensor | None:
+        """Return the (N,) tasks of (N, *obs_shape) observations, or None where there is only one."""
+        return None
 
     def _make_optimizer(self, module: nn.Module, lr_schedule: Schedule) -> torch.optim.Optimizer:
         kwargs = dict(self.optimizer_kwargs)
@@ -221,13 +248,24 @@ class PWMPolicy(BasePolicy):
         """Whether the critics are Q functions."""
         return self.critic == "q"
 
+    def scaled_rewards(self, samples: SequenceSamples) -> torch.Tensor:
+        """Return windows' (T, B) rewards in reward scales."""
+        rewards: torch.Tensor = self.reward_scale(samples.rewards, self.tasks_of(first_step(samples)))
+        return rewards
+
+    def without_padding(self, samples: SequenceSamples) -> SequenceSamples:
+        """Return windows whose padded action dimensions are 0; here there are none."""
+        return samples
+
     @property
-    def features(self) -> ObservationFeatures:
+    def features(self) -> Any:
         """The part of the world model in front of its encoder."""
-        features = self.world_model.features
-        if not isinstance(features, ObservationFeatures):
-            raise TypeError(f"the world model's features are a {type(features).__name__}, not ObservationFeatures")
-        return features
+        return self.world_model.features
+
+    def set_statistics(self, observations: Observations, rewards: torch.Tensor) -> None:
+        """Take the scales of observations and rewards from (N, *obs_shape) observations and (N,) rewards."""
+        self.features.set_statistics(observations)
+        self.reward_scale.set_statistics(rewards, self.tasks_of(observations))
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
         """Return the (N, action_dim) actions in [-1, 1] of (N, *obs_shape) observations."""
@@ -254,7 +292,7 @@ class PWMPolicy(BasePolicy):
         """
         latents = self.world_model.encode(observation)
         values = state_values(self.critics, self.actor, latents, q_critic=self.q_critic)
-        return values * self.reward_scale.scale
+        return values * self.reward_scale.of(self.tasks_of(observation))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

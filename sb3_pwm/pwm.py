@@ -18,6 +18,7 @@ from sb3_pwm.calibration import StartValues, follow_episodes
 from sb3_pwm.checks import check_arguments, check_precision, check_torch_compile, check_train_freq
 from sb3_pwm.compilation import TorchCompile
 from sb3_pwm.learner import Learner
+from sb3_pwm.multitask_policies import MultiTaskPolicy
 from sb3_pwm.offline_algorithm import OfflineAlgorithm
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.precision import Precision
@@ -39,7 +40,8 @@ class PWM(OfflineAlgorithm):
     Fits a smooth latent world model to replayed windows, improves a stochastic actor by first-order gradients through
     imagined rollouts in that model, and ends each rollout with the value of a critic ensemble.
 
-    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a :class:`PWMPolicy` class.
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, ``"MultiTaskPolicy"`` or a
+        :class:`PWMPolicy` class.
     :param env: Gymnasium environment with a Box action space, its id, or an SB3 VecEnv.
     :param learning_rate: of the actor; a number or a schedule of the remaining progress (1 to 0).
     :param critic_learning_rate: of the critics; None for the actor's.
@@ -93,6 +95,7 @@ class PWM(OfflineAlgorithm):
         "MlpPolicy": MlpPolicy,
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
+        "MultiTaskPolicy": MultiTaskPolicy,
     }
 
     def __init__(
@@ -123,7 +126,7 @@ class PWM(OfflineAlgorithm):
         train_freq: int | tuple[int, str] = 4,
         gradient_steps: int = 1,
         policy_updates: float = 1.0,
-        bc_coef: float = 0.5,
+        bc_coef: float = 0.1,
         precision: Precision = "float32",
         torch_compile: TorchCompile = "auto",
         action_noise: ActionNoise | None = None,
@@ -249,15 +252,15 @@ class PWM(OfflineAlgorithm):
         return [*super()._excluded_save_params(), *derived]
 
     def _sample(self, batch_size: int) -> SequenceSamples:
-        return self.sequences.sample_sequences(batch_size, self.sequence_length, self._vec_normalize_env)
+        samples = self.sequences.sample_sequences(batch_size, self.sequence_length, self._vec_normalize_env)
+        return self.policy.without_padding(samples)
 
     def _refresh_statistics(self) -> None:
         """Take the scales of observations and rewards from the replay buffer, if it has grown enough since."""
         if self._steps_since_statistics < STATISTICS_INTERVAL:
             return
         observations, rewards = self.sequences.statistics_sample(self._vec_normalize_env)
-        self.policy.features.set_statistics(observations)
-        self.policy.reward_scale.set_statistics(rewards)
+        self.policy.set_statistics(observations, rewards)
         self._steps_since_statistics = 0
 
     def _check_first_update(self, warm_up: int, total_timesteps: int) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from sb3_pwm.type_aliases import Metrics, Observations
+from sb3_pwm.type_aliases import Metrics, Observations, SequenceSamples
 from sb3_pwm.world_model import WorldModel
 
 
@@ -27,6 +27,13 @@ def steps_of(observations: Observations, start: int, stop: int | None) -> Observ
     if isinstance(observations, dict):
         return {key: values[start:stop] for key, values in observations.items()}
     return observations[start:stop]
+
+
+def first_step(samples: SequenceSamples) -> Observations:
+    """Return the (B, *obs_shape) observations in which windows start."""
+    if isinstance(samples.observations, dict):
+        return {key: values[0] for key, values in samples.observations.items()}
+    return samples.observations[0]
 
 
 def minibatches(n_rows: int, batch_size: int, count: int, device: torch.device) -> torch.Tensor:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_pwm.layers import SimNorm, mlp, truncated_normal_init
+from sb3_pwm.multitask import TaskContext
 from sb3_pwm.two_hot import two_hot, two_hot_inv
 from sb3_pwm.type_aliases import Observations
 
@@ -18,7 +19,8 @@ TWO_HOT_RANGE = 10.0  # the bins cover symlog(reward) in [-10, 10]: rewards up t
 class WorldModel(nn.Module):
     """Predict latents, rewards and terminations from actions, without ever reconstructing an observation.
 
-    :param features: module that turns observations into (N, features_dim) features, trained with the model.
+    :param features: module that turns observations into (N, features_dim) features, trained with the model. A model of
+        several tasks has one that knows them, see :class:`sb3_pwm.multitask.TaskFeatures`.
     :param features_dim: number of features.
     :param action_dim: number of action dimensions A.
     :param latent_dim: number of latents Z, a multiple of ``simnorm_dim``.
@@ -31,6 +33,9 @@ class WorldModel(nn.Module):
     :param reward_bins: number of two-hot bins of the reward head; 0 for a scalar head with squared error.
     :param residual_dynamics: predict the change of the latents, see :meth:`next_latents`.
     :param n_dynamics: number K of dynamics networks, which differ by their start values only.
+    :param context: of models of several tasks: module that turns observations into (N, C) features of their tasks, see
+        :class:`sb3_pwm.multitask.TaskContext`. They go into the encoder and, as the last C of Z latents, into every
+        network; no step changes them.
     """
 
     bins: torch.Tensor
@@ -51,19 +56,25 @@ class WorldModel(nn.Module):
         reward_bins: int = 0,
         residual_dynamics: bool = True,
         n_dynamics: int = 1,
+        context: TaskContext | None = None,
     ) -> None:
         super().__init__()
         self.features = features
+        self.context = context
+        self.action_dim = action_dim
+        self.own_dim = latent_dim
+        context_dim = context.size if context else 0
+        self.latent_dim = latent_dim + context_dim
         self.residual_dynamics = residual_dynamics
         self.simnorm = SimNorm(simnorm_dim)
         # Both end in SimNorm, which forgives rounding.
         latent_mlp = functools.partial(mlp, activation_fn=activation_fn, full_precision_output=False)
-        self.encoder = nn.Sequential(latent_mlp(features_dim, encoder, latent_dim), self.simnorm)
+        self.encoder = nn.Sequential(latent_mlp(features_dim + context_dim, encoder, latent_dim), self.simnorm)
         self.dynamics = nn.ModuleList(
-            latent_mlp(latent_dim + action_dim, dynamics, latent_dim) for _ in range(n_dynamics)
+            latent_mlp(self.latent_dim + action_dim, dynamics, latent_dim) for _ in range(n_dynamics)
         )
-        self.reward = mlp(latent_dim + action_dim, reward, max(1, reward_bins), activation_fn)
-        self.termination = mlp(latent_dim, termination, 1, activation_fn)
+        self.reward = mlp(self.latent_dim + action_dim, reward, max(1, reward_bins), activation_fn)
+        self.termination = mlp(self.latent_dim, termination, 1, activation_fn)
         self.register_buffer("bins", torch.linspace(-TWO_HOT_RANGE, TWO_HOT_RANGE, reward_bins), persistent=False)
         for network in (self.encoder, self.dynamics, self.reward, self.termination):
             truncated_normal_init(network)
@@ -72,8 +83,12 @@ class WorldModel(nn.Module):
 
     def encode(self, observations: Observations) -> torch.Tensor:
         """Encode (N, *obs_shape) observations, as the environment gives them, to (N, Z) latents."""
-        latents: torch.Tensor = self.encoder(self.features(observations))
-        return latents
+        features = self.features(observations)
+        if self.context is None:
+            latents: torch.Tensor = self.encoder(features)
+            return latents
+        context = self.context(observations)
+        return torch.cat([self.encoder(torch.cat([features, context], -1)), context], -1)
 
     def next_latents(self, latents: torch.Tensor, actions: torch.Tensor, step: int = 0) -> torch.Tensor:
         r"""Return the (..., B, Z) latents after taking (..., B, A) actions in (..., B, Z) latents.
@@ -104,20 +119,29 @@ class WorldModel(nn.Module):
         return torch.stack([self._next_latents(k, own, actions) for k, own in enumerate(latents)])
 
     def _next_latents(self, k: int, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        logits = self.dynamics[k](torch.cat([latents, actions], -1))
+        logits = self.dynamics[k](self._inputs(latents, actions))
+        own, context = latents[..., : self.own_dim], latents[..., self.own_dim :]
         if self.residual_dynamics:
-            logits = logits + (latents + SKIP_OFFSET).log()
+            logits = logits + (own + SKIP_OFFSET).log()
         following: torch.Tensor = self.simnorm(logits)
-        return following
+        return following if self.context is None else torch.cat([following, context], -1)
+
+    def _inputs(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        padding = self.action_dim - actions.shape[-1]  # where one task of several is served, with its own actions
+        return torch.cat([latents, F.pad(actions, (0, padding)) if padding else actions], -1)
+
+    def latent_error(self, latents: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the (...) mean squared error of (..., Z) latents, but for their context."""
+        return (latents - targets)[..., : self.own_dim].square().mean(-1)
 
     def rewards(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Return the (...) rewards, in reward scales, of taking (..., A) actions in (..., Z) latents."""
-        output: torch.Tensor = self.reward(torch.cat([latents, actions], -1))
+        output: torch.Tensor = self.reward(self._inputs(latents, actions))
         return two_hot_inv(output, self.bins) if len(self.bins) else output.squeeze(-1)
 
     def reward_error(self, latents: torch.Tensor, actions: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
         """Return the (...) error of the reward head: the squared error, or the cross-entropy of its bins."""
-        output: torch.Tensor = self.reward(torch.cat([latents, actions], -1))
+        output: torch.Tensor = self.reward(self._inputs(latents, actions))
         if len(self.bins):
             return -(two_hot(rewards, self.bins) * output.log_softmax(-1)).sum(-1)
         return (output.squeeze(-1) - rewards).square()

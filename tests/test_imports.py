@@ -9,11 +9,11 @@ PACKAGE = Path(sb3_pwm.__file__).parent
 # From the bottom to the top; a module may import from the lines above its own here, that is, only downwards.
 LEVELS = (
     {"type_aliases", "returns", "two_hot", "precision", "compilation", "sequences", "calibration"},
-    {"layers", "checks"},
+    {"layers", "checks", "multitask"},
     {"world_model", "networks", "normalization"},
     {"imagination", "losses", "updates", "buffers"},
     {"policies", "diagnostics"},
-    {"learner", "sequence_algorithm"},
+    {"learner", "sequence_algorithm", "multitask_policies"},
     {"evaluation"},
     {"offline_algorithm"},
     {"pwm"},
@@ -29,6 +29,7 @@ PURE = {
     "compilation",
     "layers",
     "sequences",
+    "multitask",
     "world_model",
     "networks",
     "normalization",

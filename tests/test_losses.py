@@ -183,9 +183,13 @@ def test_the_entropy_bonus_does_not_reward_living_longer():
 def test_behaviour_loss_by_hand():
     samples = SimpleNamespace(actions=torch.tensor([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 0.0], [9.0, 9.0]]]))
     samples.mask = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
-    actor = SimpleNamespace(mode=lambda latents: latents[..., :2])
+    actor = SimpleNamespace(mode=lambda latents: latents[..., :2], n_actions=lambda latents: 2)
     latents = torch.zeros(2, 2, 4)
     # squared distances, averaged over action dimensions: 0.5, 0.25, 0, and one that does not count
+    assert_close(behaviour_loss(actor, latents, samples), tensor(0.25)[0])
+    # where the second task's second dimension is padding: 0.5, (0.5 + 0) / 1, 0
+    actor.n_actions = lambda latents: torch.tensor([[2.0, 1.0], [2.0, 1.0]])
+    samples.actions[0, 1, 1] = 0
     assert_close(behaviour_loss(actor, latents, samples), tensor(0.25)[0])
 
 
