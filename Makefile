@@ -40,7 +40,7 @@ test: lint type  ## lint, type and the fast tests
 test-slow: $(STAMP)  ## tests that learn on real environments, minutes each
 	$(BIN)/python -m pytest -m slow
 
-test-multitask: $(MULTITASK)/.installed  ## run all environments of the suites, a minute
+test-multitask: $(MULTITASK)/.installed  ## step and draw all environments of the suites, minutes
 	$(MULTITASK)/bin/python -m pytest -m slow tests/test_suites_slow.py
 
 lint: $(STAMP)  ## check style and formatting

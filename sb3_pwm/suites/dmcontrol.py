@@ -16,7 +16,6 @@ from sb3_pwm.tasks import Task, TaskSet
 
 ACTION_REPEAT = 2
 EPISODE_LENGTH = 500
-DOMAINS = {"cup": "ball_in_cup"}  # where the first word of a name is not the suite's
 
 # name -> (observations, actions). The order is that of TD-MPC2's task set (nicklashansen/tdmpc2, common/__init__.py):
 # the task numbers in its data and checkpoints, and in PWM's, are places in this list. New tasks go elsewhere.
@@ -69,7 +68,7 @@ def mt30() -> TaskSet:
 def make_dmcontrol(name: str, render_mode: str | None = None) -> gym.Env[np.ndarray, np.ndarray]:
     """Make a DMControl environment that takes each action twice and never ends by time.
 
-    :param name: one of the 30 tasks, or ``"domain-task"`` of any other task of the suite, such as ``"dog-run"``.
+    :param name: one of the 30 tasks, or any other of the suite as ``"domain-task"``, such as ``"dog-run"``.
     :param render_mode: None or ``"rgb_array"``.
     :return: the environment.
     :raises ImportError: if dm_control is missing or MuJoCo is too new for it.
@@ -81,13 +80,12 @@ def make_dmcontrol(name: str, render_mode: str | None = None) -> gym.Env[np.ndar
 
         environment = load_variant(name)
     else:
-        domain, _, task = name.partition("-")
-        domain, task = DOMAINS.get(domain, domain).replace("-", "_"), task.replace("-", "_")
-        if (domain, task) not in suite.ALL_TASKS:
-            raise ValueError(f"the DeepMind Control Suite has no task {name!r} (domain {domain!r}, task {task!r})")
+        originals = {f"{domain}-{task}".replace("_", "-"): (domain, task) for domain, task in suite.ALL_TASKS}
+        full_name = f"ball-in-{name}" if name.startswith("cup-") else name
+        if full_name not in originals:
+            raise ValueError(f"the DeepMind Control Suite has no task {name!r}; tasks: {', '.join(sorted(originals))}")
         environment = suite.load(
-            domain,
-            task,
+            *originals[full_name],
             task_kwargs={"time_limit": float("inf")},
             environment_kwargs={"flat_observation": True},
         )
