@@ -1,10 +1,15 @@
 import pickle
+import re
+import runpy
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
 from sb3_pwm.suites import mt10, mt30, mt50, mt80
 from sb3_pwm.suites.simulators import check_render_mode
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "many-tasks.md"
 
 # Places in TD-MPC2's MT80, counted in its file: published data and checkpoints go by them.
 PLACES = {
@@ -87,10 +92,20 @@ def test_render_modes():
 
 
 def test_the_listing(capsys):
-    import runpy
-
     runpy.run_module("sb3_pwm.suites", run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 82
     assert lines[2] == "| 0 | walker-stand | 24 | 6 | 500 |"
     assert lines[-1] == "| 79 | mw-hand-insert | 39 | 4 | 100 |"
+
+
+def test_the_documented_list(capsys):
+    runpy.run_module("sb3_pwm.suites", run_name="__main__")
+    assert DOCUMENT.read_text().endswith("\n\n" + capsys.readouterr().out)
+
+
+def test_the_documented_example_runs():
+    (example,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text(), re.M | re.S)
+    names = {}
+    exec(example.replace("2_000", "100"), names)
+    assert names["model"].num_timesteps >= 100

@@ -4,7 +4,7 @@ Each action is taken twice and an episode has 100 steps, as in TD-MPC2. Position
 every reset, and the goal is part of the observation. A reward lies in [0, 10], so a step's lies in [0, 20].
 ``info["success"]`` is 1 while the task is solved.
 
-TD-MPC2's published data come from version 2 of Meta-World (mujoco-py); rewards and sizes are defined in the same way.
+TD-MPC2's published data come from version 2 of Meta-World: the same sizes, but not the same simulator.
 """
 
 from functools import partial
