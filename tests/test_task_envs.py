@@ -85,7 +85,7 @@ def test_environments_of_any_size(data, box, n_observations, extra_observations,
     action = data.draw(arrays(np.float32, size + extra_actions, elements=st.floats(-1, 1, width=32)))
     observation, *_ = wrapped.step(action)  # Echo checks the bounds
     np.testing.assert_allclose(env.action, low + (action[:size] + 1) / 2 * (high - low), rtol=1e-5, atol=1e-5)
-    for bound, end in ((-1, low), (1, high)):
+    for bound, end in ((-1, low), (1, high), (-2, low), (2, high)):
         wrapped.step(np.full(size + extra_actions, bound, np.float32))
         np.testing.assert_allclose(env.action, end, rtol=1e-6)
     assert observation["observation"].shape == (n_observations + extra_observations,)
