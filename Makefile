@@ -1,18 +1,19 @@
-# Everything runs in .venv and needs no root rights. `make help` lists the targets.
+# Everything runs in .venv (the suites of many tasks in .venv-multitask) and needs no root rights. `make help` lists the targets.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+MULTITASK := .venv-multitask
 
 # These networks are small: one thread is faster than several, and results do not depend on the machine's core count.
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow lint type format clean
+.PHONY: help install install-multitask quickstart test test-slow test-multitask lint type format clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/\1	\2/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/\1	\2/' | expand -t 20
 
 install: $(STAMP)  ## create .venv with the package and its development tools
 
@@ -20,6 +21,14 @@ install: $(STAMP)  ## create .venv with the package and its development tools
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $@
+
+# DMControl and Meta-World do not work with MuJoCo 4, so they get an environment of their own.
+install-multitask: $(MULTITASK)/.installed  ## create .venv-multitask with the suites of many tasks
+
+$(MULTITASK)/.installed: pyproject.toml constraints-multitask.txt
+	test -x $(MULTITASK)/bin/python || $(PYTHON) -m venv $(MULTITASK)
+	$(MULTITASK)/bin/python -m pip install -c constraints-multitask.txt -e '.[multitask]' hypothesis pytest
 	touch $@
 
 quickstart: $(STAMP)  ## train on HalfCheetah for some minutes, print a table, record a video
@@ -30,6 +39,9 @@ test: lint type  ## lint, type and the fast tests
 
 test-slow: $(STAMP)  ## tests that learn on real environments, minutes each
 	$(BIN)/python -m pytest -m slow
+
+test-multitask: $(MULTITASK)/.installed  ## step and draw all environments of the suites, minutes
+	$(MULTITASK)/bin/python -m pytest -m slow tests/test_suites_slow.py
 
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .
@@ -42,6 +54,6 @@ format: $(STAMP)  ## format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## delete .venv, caches and what quickstart wrote
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist quickstart
+clean:  ## delete .venv, .venv-multitask, caches and what quickstart wrote
+	rm -rf $(VENV) $(MULTITASK) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist quickstart
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,9 +1,11 @@
 """PWM (Policy learning with large World Models) as a Stable-Baselines3-style algorithm."""
 
 from sb3_pwm.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
-from sb3_pwm.callbacks import ModelGapCallback
+from sb3_pwm.callbacks import ModelGapCallback, TaskLogCallback
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.pwm import PWM
+from sb3_pwm.task_envs import single_task_env, task_vec_env
+from sb3_pwm.tasks import Task, TaskSet
 
 __version__ = "0.1.0"
 
@@ -16,5 +18,10 @@ __all__ = [
     "MultiInputPolicy",
     "PWMPolicy",
     "SequenceReplayBuffer",
+    "Task",
+    "TaskLogCallback",
+    "TaskSet",
     "__version__",
+    "single_task_env",
+    "task_vec_env",
 ]

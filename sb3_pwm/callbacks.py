@@ -1,6 +1,8 @@
 """SB3 callbacks for what a world model needs."""
 
 import warnings
+from collections import defaultdict, deque
+from statistics import fmean
 from typing import cast
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -11,6 +13,7 @@ from sb3_pwm.checks import check_integer
 from sb3_pwm.pwm import PWM
 
 LARGE_GAP = 1 / 3  # twice the real return
+TABLE_WIDTH = 33  # what SB3's printed table shows of a name; it refuses two names that are equal up to there
 
 
 class ModelGapCallback(BaseCallback):
@@ -58,4 +61,36 @@ class ModelGapCallback(BaseCallback):
                 UserWarning,
                 stacklevel=2,
             )
+        return True
+
+
+class TaskLogCallback(BaseCallback):
+    """Log each task's episodes: ``rollout/<task>/ep_rew_mean``, ``ep_len_mean`` and, where known, ``success_rate``.
+
+    For the environments of :func:`sb3_pwm.task_envs.task_vec_env`. An episode is a success if the info of its last step
+    says so (``is_success``). Names that are too long for SB3's printed table appear in the other logs only.
+
+    :param stats_window_size: number of each task's last episodes to average over.
+    :param verbose: 0 keeps the values out of the printed table: with many tasks it is long.
+    :raises ValueError: if ``stats_window_size`` is below 1.
+    """
+
+    def __init__(self, stats_window_size: int = 100, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        check_integer("stats_window_size", stats_window_size, 1)
+        self._windows: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=stats_window_size))
+
+    def _on_step(self) -> bool:
+        ended = [info for info in self.locals["infos"] if "task" in info.get("episode", {})]
+        for info in ended:
+            episode = info["episode"]
+            name = f"rollout/{episode['task']}"
+            self._windows[f"{name}/ep_rew_mean"].append(episode["r"])
+            self._windows[f"{name}/ep_len_mean"].append(episode["l"])
+            if "is_success" in info:
+                self._windows[f"{name}/success_rate"].append(info["is_success"])
+        if ended:  # SB3 writes the log when an episode has ended, and then forgets all values
+            for key, values in self._windows.items():
+                shown = self.verbose and len(key.removeprefix("rollout/")) <= TABLE_WIDTH
+                self.logger.record(key, fmean(values), exclude=None if shown else ("stdout", "log"))
         return True

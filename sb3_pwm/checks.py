@@ -128,7 +128,8 @@ def check_finite(what: str, values: Any, step: int, first_env: int = 0) -> None:
     :raises ValueError: if a value is not finite; names the environment and the step.
     """
     if isinstance(values, list):  # of one observation
-        values = {key: part[None] for key, part in values[0].items()} if isinstance(values[0], dict) else values
+        first = values[0]
+        values = {key: np.asarray(part)[None] for key, part in first.items()} if isinstance(first, dict) else values
     for key, array in values.items() if isinstance(values, dict) else [("", values)]:
         array = np.asarray(array)
         if not np.issubdtype(array.dtype, np.floating) or np.isfinite(array).all():

@@ -10,14 +10,14 @@ PACKAGE = Path(sb3_pwm.__file__).parent
 LEVELS = (
     {"type_aliases", "returns", "two_hot", "precision", "compilation", "sequences", "calibration"},
     {"layers", "checks", "multitask"},
-    {"world_model", "networks", "normalization"},
-    {"imagination", "losses", "updates", "buffers"},
+    {"world_model", "networks", "normalization", "tasks"},
+    {"imagination", "losses", "updates", "buffers", "task_envs"},
     {"policies", "diagnostics"},
     {"learner", "sequence_algorithm", "multitask_policies"},
     {"evaluation"},
     {"offline_algorithm"},
     {"pwm"},
-    {"presets", "video", "datasets", "callbacks"},
+    {"presets", "video", "datasets", "callbacks", "suites"},
     {"benchmark"},
     {"__init__"},
 )

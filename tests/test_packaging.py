@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from importlib import metadata, resources
 from itertools import chain
 from pathlib import Path
@@ -23,10 +24,14 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def pinned() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+def pinned(file: str = "constraints.txt") -> dict[str, str]:
+    lines = (ROOT / file).read_text().splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     return {normalize(name): version for name, version in pins.items()}
+
+
+def names_of(requirements: Iterable[str]) -> set[str]:
+    return {normalize(re.split(r"[<>=!~\[ ]", requirement)[0]) for requirement in requirements}
 
 
 def normalize(name: str) -> str:
@@ -41,9 +46,15 @@ def test_version_and_marker_of_types() -> None:
 
 
 def test_every_direct_dependency_is_pinned() -> None:
-    requirements = list(chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()))
-    names = {normalize(re.split(r"[<>=!~\[ ]", requirement)[0]) for requirement in requirements}
-    assert names <= set(pinned())
+    extras = dict(PROJECT["optional-dependencies"])
+    multitask = names_of(PROJECT["dependencies"] + extras.pop("multitask"))
+    assert names_of(chain(PROJECT["dependencies"], *extras.values())) <= set(pinned())
+    assert multitask <= set(pinned("constraints-multitask.txt"))
+
+
+def test_the_two_environments_differ_in_mujoco_only() -> None:
+    main, multitask = pinned(), pinned("constraints-multitask.txt")
+    assert {name for name in main.keys() & multitask.keys() if main[name] != multitask[name]} == {"mujoco"}
 
 
 def test_public_names_exist() -> None:

@@ -1,0 +1,111 @@
+import pickle
+import re
+import runpy
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from sb3_pwm.suites import mt10, mt30, mt50, mt80
+from sb3_pwm.suites.simulators import check_render_mode
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "many-tasks.md"
+
+# Places in TD-MPC2's MT80, counted in its file: published data and checkpoints go by them.
+PLACES = {
+    "walker-stand": 0,
+    "cheetah-run": 3,
+    "pendulum-swingup": 7,
+    "cup-catch": 12,
+    "fish-swim": 16,
+    "hopper-hop": 18,
+    "walker-walk-backwards": 19,
+    "cheetah-jump": 24,
+    "hopper-hop-backwards": 25,
+    "pendulum-spin": 29,
+    "mw-assembly": 30,
+    "mw-button-press": 34,
+    "mw-door-open": 41,
+    "mw-faucet-open": 45,
+    "mw-lever-pull": 52,
+    "mw-pick-place": 56,
+    "mw-push": 63,
+    "mw-reach": 65,
+    "mw-stick-pull": 70,
+    "mw-window-close": 74,
+    "mw-bin-picking": 75,
+    "mw-hand-insert": 79,
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "n_tasks", "observation_size", "action_size"),
+    [(mt10, 10, 39, 4), (mt30, 30, 24, 6), (mt50, 50, 39, 4), (mt80, 80, 39, 6)],
+)
+def test_sizes(make, n_tasks, observation_size, action_size):
+    task_set = make()
+    assert (len(task_set), task_set.observation_size, task_set.action_size) == (n_tasks, observation_size, action_size)
+    assert pickle.loads(pickle.dumps(task_set)) == task_set  # also the functions that make environments
+
+
+def test_order():
+    names = mt80().names
+    assert {name: names.index(name) for name in PLACES} == PLACES
+    assert names == mt30().names + mt50().names
+    assert set(mt10().names) < set(mt50().names)
+    assert mt10().names[0] == "mw-reach"
+
+
+def test_episode_lengths():
+    assert {task.episode_length for task in mt30()} == {500}
+    assert {task.episode_length for task in mt50()} == {100}
+
+
+def versions(monkeypatch, **installed):
+    def version(name):
+        if name not in installed:
+            raise metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr("sb3_pwm.suites.simulators.metadata.version", version)
+
+
+@pytest.mark.parametrize(("name", "package"), [("walker-run", "dm_control"), ("mw-reach", "metaworld")])
+@pytest.mark.parametrize(
+    ("mujoco", "message"),
+    [
+        (None, "needs {package}, of the extra 'multitask': make install-multitask"),
+        ("4.0.0", "{package} does not work with MuJoCo 4.0.0, it needs mujoco<4: make install-multitask"),
+    ],
+)
+def test_without_the_simulators(monkeypatch, name, package, mujoco, message):
+    versions(monkeypatch, **({package: "1.0", "mujoco": mujoco} if mujoco else {"mujoco": "3.3.0"}))
+    task_set = mt80()
+    with pytest.raises(ImportError, match=message.format(package=package)):
+        task_set[task_set.task_id(name)].make_env()
+
+
+def test_render_modes():
+    check_render_mode("rgb_array")
+    with pytest.raises(ValueError, match="render_mode='human'"):
+        check_render_mode("human")
+
+
+def test_the_listing(capsys):
+    runpy.run_module("sb3_pwm.suites", run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 82
+    assert lines[2] == "| 0 | walker-stand | 24 | 6 | 500 |"
+    assert lines[-1] == "| 79 | mw-hand-insert | 39 | 4 | 100 |"
+
+
+def test_the_documented_list(capsys):
+    runpy.run_module("sb3_pwm.suites", run_name="__main__")
+    assert DOCUMENT.read_text().endswith("\n\n" + capsys.readouterr().out)
+
+
+def test_the_documented_example_runs():
+    (example,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text(), re.M | re.S)
+    names = {}
+    exec(example.replace("2_000", "100"), names)
+    assert names["model"].num_timesteps >= 100

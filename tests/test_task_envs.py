@@ -1,0 +1,250 @@
+import sys
+import warnings
+from functools import partial
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from helpers import SMALL, SMALL_POLICY, SpaceEnv
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from stable_baselines3.common.callbacks import ConvertCallback
+from stable_baselines3.common.env_checker import check_env
+from stable_baselines3.common.logger import HumanOutputFormat, Logger
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+
+from sb3_pwm import PWM
+from sb3_pwm.callbacks import TaskLogCallback
+from sb3_pwm.task_envs import PaddedTaskEnv, pad, single_task_env, task_vec_env
+from sb3_pwm.tasks import Task, TaskSet
+
+
+class Echo(gym.Env):
+    """Shows the last action; the reward is its first number, and an action above 0.5 there is a success."""
+
+    def __init__(self, n_observations=3, low=(-1,), high=(1,), dtype=np.float32):
+        self.observation_space = spaces.Box(-np.inf, np.inf, (n_observations,), np.float64)
+        self.action_space = spaces.Box(np.array(low, dtype), np.array(high, dtype), dtype=dtype)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.arange(1.0, self.observation_space.shape[0] + 1), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.action = action
+        observation = np.resize(action, self.observation_space.shape).astype(np.float64)
+        return observation, action[0], False, False, {"success": float(action[0] > 0.5)}
+
+
+TASKS = TaskSet(
+    [
+        Task("echo", Echo, 3, 1, 4),
+        Task("wide", partial(Echo, 5, (-2, 0), (2, 10)), 5, 2, 6),
+        Task("plain", partial(SpaceEnv, length=100), 3, 2, 5),
+    ]
+)
+
+
+def padded(env, name="echo", task_id=0, n_tasks=3, observation_size=5, action_size=2):
+    return PaddedTaskEnv(env, name, task_id, n_tasks, observation_size, action_size)
+
+
+numbers = st.floats(-1e6, 1e6, width=32)
+
+
+@given(st.data(), st.integers(0, 20), st.integers(0, 20))
+def test_padding_round_trip(data, size, extra):
+    values = data.draw(arrays(np.float64, size, elements=numbers))
+    result = pad(values, size + extra)
+    assert result.dtype == np.float32
+    np.testing.assert_array_equal(result[:size], values)
+    assert not result[size:].any()
+    assert len(result) == size + extra
+
+
+@st.composite
+def boxes(draw):
+    size = draw(st.integers(1, 6))
+    low = draw(arrays(np.float32, size, elements=st.floats(-100, 100, width=32)))
+    width = draw(arrays(np.float32, size, elements=st.floats(np.float32(0.001), 100, width=32)))
+    return low, low + width, draw(st.sampled_from([np.float32, np.float64]))
+
+
+@given(st.data(), boxes(), st.integers(1, 8), st.integers(0, 5), st.integers(0, 5))
+def test_environments_of_any_size(data, box, n_observations, extra_observations, extra_actions):
+    env = Echo(n_observations, *box)
+    low, high, _ = (np.asarray(b, np.float64) if i < 2 else b for i, b in enumerate(box))
+    size = len(low)
+    wrapped = padded(env, observation_size=n_observations + extra_observations, action_size=size + extra_actions)
+    observation, _ = wrapped.reset()
+    assert observation["observation"].tolist() == [*range(1, n_observations + 1), *[0] * extra_observations]
+    assert wrapped.observation_space.contains(observation)
+    action = data.draw(arrays(np.float32, size + extra_actions, elements=st.floats(-1, 1, width=32)))
+    observation, *_ = wrapped.step(action)  # Echo checks the bounds
+    np.testing.assert_allclose(env.action, low + (action[:size] + 1) / 2 * (high - low), rtol=1e-5, atol=1e-5)
+    for bound, end in ((-1, low), (1, high), (-2, low), (2, high)):
+        wrapped.step(np.full(size + extra_actions, bound, np.float32))
+        np.testing.assert_allclose(env.action, end, rtol=1e-6)
+    assert observation["observation"].shape == (n_observations + extra_observations,)
+
+
+def test_padded_actions_have_no_effect():
+    env = padded(Echo())
+    env.reset()
+    first, second = (env.step(np.array([0.25, padding]))[:2] for padding in (-1, 1))
+    assert first[1] == second[1] == 0.25
+    np.testing.assert_array_equal(first[0]["observation"], second[0]["observation"])
+
+
+def test_dict_observations_keep_their_order():
+    parts = {"b": spaces.Box(0, 1, (2,)), "a": spaces.Box(2, 3, (1,)), "c": spaces.Box(4, 5, ())}
+    env = padded(SpaceEnv(spaces.Dict(list(parts.items()))))  # a list keeps the order, a dictionary is sorted
+    for observation in (env.reset(seed=0)[0], env.step(np.zeros(2))[0]):
+        assert np.floor(observation["observation"]).tolist() == [0, 0, 2, 4, 0]
+
+
+def test_observations_name_the_task():
+    for task_id, name in enumerate(TASKS.names):
+        env = single_task_env(TASKS, name)
+        observation, _ = env.reset()
+        assert observation["task"] == task_id
+        assert env.observation_space["task"] == spaces.Discrete(3)
+        assert env.step(np.zeros(2, np.float32))[-1]["task"] == name
+
+
+@pytest.mark.parametrize("name", TASKS.names)
+def test_sb3_accepts_the_environments(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(single_task_env(TASKS, name))
+
+
+def test_success_gets_sb3s_name():
+    env = padded(Echo())
+    env.reset()
+    assert [env.step(np.array([action, 0]))[-1]["is_success"] for action in (0.4, 0.6)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"observation_size": 2}, "'echo' has 3 observations and 1 actions, more than .* at most 2 and 2"),
+        ({"task_id": 3}, "task_id=3 is out of range; allowed: 0 to 2"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        padded(Echo(), **arguments)
+
+
+def test_unknown_task():
+    with pytest.raises(ValueError, match="unknown task 'ech'; nearest of the 3 names: 'echo'"):
+        single_task_env(TASKS, "ech")
+
+
+def test_each_step_of_the_vector_is_a_step_of_every_task():
+    env = task_vec_env(TASKS, seed=3)
+    observations = env.reset()
+    assert observations["task"].tolist() == [0, 1, 2]
+    assert observations["observation"][0].tolist() == [1, 2, 3, 0, 0]
+    ends = {}
+    for step in range(1, 13):
+        observations, rewards, dones, infos = env.step(np.full((3, 2), 0.5, np.float32))
+        assert observations["task"].tolist() == [0, 1, 2]
+        np.testing.assert_allclose(rewards, [0.5, 1.0, 1.0])  # 0.5 of [-1, 1], of [-2, 2], and the sum of two
+        for info in (info for info, done in zip(infos, dones, strict=True) if done):
+            assert info["TimeLimit.truncated"]
+            ends.setdefault(info["task"], []).append(step)
+            assert info["episode"]["task"] == info["task"]
+            assert info["episode"]["l"] == TASKS[TASKS.task_id(info["task"])].episode_length
+    assert ends == {"echo": [4, 8, 12], "wide": [6, 12], "plain": [5, 10]}
+
+
+def test_seeds_differ_between_tasks_and_repeat():
+    tasks = TaskSet([Task(name, SpaceEnv, 3, 2) for name in "ab"])
+    first, again, other = (task_vec_env(tasks, seed=seed).reset()["observation"] for seed in (5, 5, 6))
+    np.testing.assert_array_equal(first, again)
+    assert not (first[0] == first[1]).any()
+    np.testing.assert_array_equal(first[1], other[0])
+
+
+def test_subprocesses():
+    env = task_vec_env(TASKS, SubprocVecEnv, {"start_method": "forkserver"})
+    try:
+        assert env.reset()["task"].tolist() == [0, 1, 2]
+    finally:
+        env.close()
+
+
+def test_vec_normalize_leaves_the_task_alone():
+    with pytest.raises(ValueError, match="task"):
+        VecNormalize(task_vec_env(TASKS))
+    env = VecNormalize(task_vec_env(TASKS), norm_obs_keys=["observation"])
+    assert env.reset()["task"].tolist() == [0, 1, 2]
+
+
+def model_of(tasks, **kwargs):
+    return PWM("MultiInputPolicy", task_vec_env(tasks, seed=0), policy_kwargs=SMALL_POLICY, **(SMALL | kwargs))
+
+
+class Values(Logger):
+    """Keeps all values that were ever written."""
+
+    def __init__(self):
+        super().__init__(None, [])
+        self.written = {}
+
+    def dump(self, step=0):
+        self.written |= self.name_to_value
+        super().dump(step)
+
+
+def test_pwm_learns_over_the_tasks():
+    model = model_of(TASKS, train_freq=1).learn(300)
+    buffer = model.replay_buffer
+    assert model.n_model_updates > 50
+    assert buffer.observations["task"].dtype == np.int64
+    assert buffer.observations["task"][:5].squeeze(-1).tolist() == [[0, 1, 2]] * 5
+    size = buffer.size()
+    np.testing.assert_array_equal(buffer.observations["observation"][:size, 0, 3:], 0)
+    assert buffer.timeouts[:size].sum(0).tolist() == [size // 4, size // 6, size // 5]
+    assert buffer.dones[:size].sum(0).tolist() == [size // 4, size // 6, size // 5]
+    env = single_task_env(TASKS, "wide")
+    action, _ = model.predict(env.reset()[0], deterministic=True)
+    assert env.action_space.contains(action)
+
+
+def test_values_per_task_are_logged():
+    model = model_of(TASKS, learning_starts=1_000)
+    model.set_logger(logger := Values())
+    episodes = []
+
+    def remember(local, _):
+        episodes.extend(info["episode"] for info in local["infos"] if "episode" in info)
+        return True
+
+    model.learn(300, callback=[TaskLogCallback(stats_window_size=10), ConvertCallback(remember)], log_interval=1)
+    for task in TASKS:
+        own = [episode for episode in episodes if episode["task"] == task.name][-10:]
+        assert logger.written[f"rollout/{task.name}/ep_rew_mean"] == pytest.approx(np.mean([e["r"] for e in own]))
+        assert logger.written[f"rollout/{task.name}/ep_len_mean"] == task.episode_length
+    success = {key: value for key, value in logger.written.items() if key.endswith("success_rate")}
+    assert set(success) == {"rollout/echo/success_rate", "rollout/wide/success_rate", "rollout/success_rate"}
+    assert 0 < success["rollout/echo/success_rate"] < 1  # actions are random, and a quarter of them lie above 0.5
+
+
+def test_long_names_stay_out_of_the_table(capsys):
+    names = ("x", "a-name-longer-than-the-printed-table")
+    model = model_of(TaskSet([Task(name, Echo, 3, 1, 4) for name in names]), learning_starts=1_000)
+    for verbose in (1, 0):
+        model.set_logger(Logger(None, [HumanOutputFormat(sys.stdout)]))
+        model.learn(24, callback=TaskLogCallback(verbose=verbose), log_interval=1)
+        assert ("x/ep_rew_mean" in capsys.readouterr().out) == bool(verbose)
+
+
+def test_the_callback_checks_its_window():
+    with pytest.raises(ValueError, match="stats_window_size=0"):
+        TaskLogCallback(0)
