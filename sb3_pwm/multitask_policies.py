@@ -1,15 +1,15 @@
 """Policies for several tasks with one world model, and for one of these tasks alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_pwm.multitask import TaskContext, TaskFeatures, task_ids
 from sb3_pwm.policies import Parts, PWMPolicy
+from sb3_pwm.tasks import TaskSet
 from sb3_pwm.type_aliases import Observations, SequenceSamples
 from sb3_pwm.updates import first_step
 
@@ -19,19 +19,16 @@ TASK_EMBEDDING_DIM = 32
 class MultiTaskPolicy(PWMPolicy):
     """:class:`PWMPolicy` that acts in several tasks; world model, actor and critics know the task.
 
-    Observations are ``{"observation": (O,), "task": integer}``, padded with zeros, see
-    :class:`sb3_pwm.task_envs.PaddedTaskEnv`. Observations, rewards, imagined returns and the entropy have scales, and a
-    coefficient, of each task's own.
+    Observations are those of :class:`sb3_pwm.task_envs.PaddedTaskEnv`. Every task has its own scales of observations,
+    rewards and imagined returns, and its own entropy coefficient.
 
     :param observation_space: Dict of a Box ``observation`` and a Discrete ``task``.
     :param action_space: Box of A actions.
     :param lr_schedule: as for :class:`PWMPolicy`.
-    :param action_masks: (n_tasks, A) 1 for every action dimension that a task has, 0 for padding;
-        :attr:`sb3_pwm.tasks.TaskSet.action_masks`. None: every task has all.
+    :param task_set: the tasks, or what ``TaskSet.to_dict`` gives of them.
     :param task_embedding_dim: size of a task's trained embedding.
     :param kwargs: further arguments of :class:`PWMPolicy`; a features extractor is not used.
-    :raises TypeError: if the observation space is another.
-    :raises ValueError: if the masks do not fit the spaces.
+    :raises ValueError: if the spaces are not the task set's.
     """
 
     def __init__(
@@ -40,19 +37,23 @@ class MultiTaskPolicy(PWMPolicy):
         action_space: spaces.Box,
         lr_schedule: Schedule,
         *,
-        action_masks: Sequence[Sequence[float]] | np.ndarray | None = None,
+        task_set: TaskSet | Mapping[str, Any],
         task_embedding_dim: int = TASK_EMBEDDING_DIM,
         **kwargs: Any,
     ) -> None:
-        self.action_masks = check_masks(observation_space, action_space, action_masks)
+        self.task_set = without_envs(task_set)
         self.task_embedding_dim = task_embedding_dim
+        found = (observation_space, action_space.shape)
+        expected = (self.task_set.observation_space, (self.task_set.action_size,))
+        if found != expected:
+            raise ValueError(f"the spaces are not those of the task set: {found}; allowed: {expected}")
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _make_parts(self) -> Parts:
-        space: Any = self.observation_space
-        n_tasks, size = int(space["task"].n), space["observation"].shape[0]
-        context = TaskContext(torch.as_tensor(self.action_masks), self.task_embedding_dim)
-        return Parts(TaskFeatures(n_tasks, size), size, self.action_space.shape[0], context, n_tasks)  # type: ignore[index]
+        tasks = self.task_set
+        context = TaskContext(torch.as_tensor(tasks.action_masks), self.task_embedding_dim)
+        features = TaskFeatures(len(tasks), tasks.observation_size)
+        return Parts(features, tasks.observation_size, tasks.action_size, context, len(tasks))
 
     def tasks_of(self, observations: Observations) -> torch.Tensor | None:
         """Return the (N,) tasks of (N, ...) observations."""
@@ -60,11 +61,11 @@ class MultiTaskPolicy(PWMPolicy):
 
     def without_padding(self, samples: SequenceSamples) -> SequenceSamples:
         """Return windows whose padded action dimensions, which random actions fill too, are 0."""
-        masks = torch.as_tensor(self.action_masks, device=self.device)[task_ids(first_step(samples), None)]
-        return samples._replace(actions=samples.actions * masks)
+        masks = torch.as_tensor(self.task_set.action_masks, device=self.device)
+        return samples._replace(actions=samples.actions * masks[task_ids(first_step(samples), None)])
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        own = {"action_masks": self.action_masks, "task_embedding_dim": self.task_embedding_dim}
+        own = {"task_set": self.task_set.to_dict(), "task_embedding_dim": self.task_embedding_dim}
         return super()._get_constructor_parameters() | own
 
 
@@ -74,12 +75,11 @@ class ExtractedPolicy(PWMPolicy):
     :param observation_space: Box of the task's own observations.
     :param action_space: Box of the task's own actions.
     :param lr_schedule: as for :class:`PWMPolicy`.
-    :param task: number of the task.
-    :param observation_size: number of padded observations of the set.
-    :param action_masks: (n_tasks, A) of the set.
+    :param task: name of the task.
+    :param task_set: the tasks, or what ``TaskSet.to_dict`` gives of them.
     :param task_embedding_dim: of the set's world model.
     :param kwargs: further arguments of :class:`PWMPolicy`; the world model's sizes must be the set's.
-    :raises ValueError: if the spaces do not fit the task.
+    :raises ValueError: if there is no such task, or the spaces have other sizes.
     """
 
     def __init__(
@@ -88,67 +88,36 @@ class ExtractedPolicy(PWMPolicy):
         action_space: spaces.Box,
         lr_schedule: Schedule,
         *,
-        task: int,
-        observation_size: int,
-        action_masks: Sequence[Sequence[float]] | np.ndarray,
+        task: str,
+        task_set: TaskSet | Mapping[str, Any],
         task_embedding_dim: int = TASK_EMBEDDING_DIM,
         **kwargs: Any,
     ) -> None:
-        masks = np.asarray(action_masks, np.float32)
-        n_actions, n_observations = int(masks[task].sum()), (observation_space.shape or (0,))[0]
-        if action_space.shape != (n_actions,):
-            raise ValueError(f"task {task} has {n_actions} action dimensions, the action space {action_space.shape}")
-        if n_observations > observation_size:
+        self.task, self.task_set, self.task_embedding_dim = task, without_envs(task_set), task_embedding_dim
+        own = self.task_set[self.task_set.task_id(task)]
+        expected = ((own.observation_size,), (own.action_size,))
+        if (observation_space.shape, action_space.shape) != expected:
             raise ValueError(
-                f"the observation space has {n_observations} dimensions, more than the {observation_size} of the tasks "
-                "that the world model was made for"
+                f"observations and actions have the shapes {observation_space.shape} and {action_space.shape}; those "
+                f"of task {task!r} have {expected[0]} and {expected[1]}"
             )
-        self.task, self.observation_size = task, observation_size
-        self.action_masks, self.task_embedding_dim = masks, task_embedding_dim
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _make_parts(self) -> Parts:
-        n_tasks, n_actions = self.action_masks.shape
-        context = TaskContext(torch.as_tensor(self.action_masks), self.task_embedding_dim, self.task)
-        features = TaskFeatures(n_tasks, self.observation_size, self.task)
-        return Parts(features, self.observation_size, n_actions, context)
+        tasks = self.task_set
+        number = tasks.task_id(self.task)
+        context = TaskContext(torch.as_tensor(tasks.action_masks), self.task_embedding_dim, number)
+        features = TaskFeatures(len(tasks), tasks.observation_size, number)
+        return Parts(features, tasks.observation_size, tasks.action_size, context)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {
             "task": self.task,
-            "observation_size": self.observation_size,
-            "action_masks": self.action_masks,
+            "task_set": self.task_set.to_dict(),
             "task_embedding_dim": self.task_embedding_dim,
         }
 
 
-def check_masks(
-    observation_space: spaces.Space[Any],
-    action_space: spaces.Box,
-    action_masks: Sequence[Sequence[float]] | np.ndarray | None,
-) -> np.ndarray:
-    """Return the (n_tasks, A) action masks of multi-task spaces; None stands for all ones.
-
-    :raises TypeError: if the observation space is not that of padded tasks.
-    :raises ValueError: if the masks do not fit it.
-    """
-    parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
-    task, observation = parts.get("task"), parts.get("observation")
-    if set(parts) != {"task", "observation"} or not isinstance(task, spaces.Discrete) or task.start != 0:
-        raise TypeError(
-            "MultiTaskPolicy needs Dict observations with a Box 'observation' and a Discrete 'task' from 0, see "
-            f"sb3_pwm.task_envs; found {observation_space}"
-        )
-    if not isinstance(observation, spaces.Box) or len(observation.shape) != 1 or len(action_space.shape) != 1:
-        raise TypeError(f"MultiTaskPolicy needs flat observations and actions; found {observation} and {action_space}")
-    shape = (int(task.n), action_space.shape[0])
-    masks = np.ones(shape, np.float32) if action_masks is None else np.asarray(action_masks, np.float32)
-    # Padding is at the end: a policy of one task alone has the first dimensions.
-    if masks.shape != shape or not np.isin(masks, (0, 1)).all() or (np.diff(masks, axis=1) > 0).any():
-        raise ValueError(
-            f"action_masks must be {shape} zeros and ones, ones first, for {shape[0]} tasks and {shape[1]} action "
-            f"dimensions; found the shape {masks.shape}"
-        )
-    if not masks[:, 0].all():
-        raise ValueError(f"action_masks: task {int(np.argmin(masks[:, 0]))} has no action dimension")
-    return masks
+def without_envs(task_set: TaskSet | Mapping[str, Any]) -> TaskSet:
+    """Return a task set without environments, which can always be saved."""
+    return TaskSet.from_dict(task_set.to_dict() if isinstance(task_set, TaskSet) else task_set)

@@ -18,8 +18,8 @@ from sb3_pwm.calibration import StartValues, follow_episodes
 from sb3_pwm.checks import check_arguments, check_precision, check_torch_compile, check_train_freq
 from sb3_pwm.compilation import TorchCompile
 from sb3_pwm.learner import Learner
+from sb3_pwm.multitask_algorithm import MultiTaskAlgorithm, storable
 from sb3_pwm.multitask_policies import MultiTaskPolicy
-from sb3_pwm.offline_algorithm import OfflineAlgorithm
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.precision import Precision
 from sb3_pwm.type_aliases import SequenceSamples
@@ -34,7 +34,7 @@ STATISTICS_INTERVAL = 1_000  # environment steps between refreshes of the observ
 CALIBRATION_EPISODES = 10
 
 
-class PWM(OfflineAlgorithm):
+class PWM(MultiTaskAlgorithm):
     """Policy learning with large World Models (PWM, arXiv 2407.02466).
 
     Fits a smooth latent world model to replayed windows, improves a stochastic actor by first-order gradients through
@@ -213,7 +213,7 @@ class PWM(OfflineAlgorithm):
                     f"with {self.n_envs} environments; allowed: at most {allowed}"
                 )
         # The kind of critic is an argument of the algorithm; the policy's own arguments stay what the user gave.
-        policy_kwargs = self.policy_kwargs
+        policy_kwargs = storable(self.policy_kwargs)
         self.policy_kwargs = policy_kwargs | {"critic": self.critic}
         try:
             super()._setup_model()

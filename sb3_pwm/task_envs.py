@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from sb3_pwm.tasks import TaskSet, check_fits, space_sizes
+from sb3_pwm.tasks import TaskSet, check_fits, padded_observation_space, space_sizes
 
 
 class PaddedTaskEnv(gym.Wrapper[dict[str, Any], np.ndarray, Any, np.ndarray]):
@@ -45,15 +45,7 @@ class PaddedTaskEnv(gym.Wrapper[dict[str, Any], np.ndarray, Any, np.ndarray]):
         if not 0 <= task_id < n_tasks:
             raise ValueError(f"task_id={task_id} is out of range; allowed: 0 to {n_tasks - 1}")
         self.name, self.task_id = name, task_id
-        # Discrete: the replay buffer keeps one integer per step, SB3's preprocessing makes it one-hot for the networks,
-        # and VecNormalize insists on leaving it alone (norm_obs_keys=["observation"]); a one-hot Box would be stored in
-        # full and standardised as if it were a measurement.
-        self.observation_space = spaces.Dict(
-            {
-                "observation": spaces.Box(-np.inf, np.inf, (observation_size,), np.float32),
-                "task": spaces.Discrete(n_tasks),
-            }
-        )
+        self.observation_space = padded_observation_space(n_tasks, observation_size)
         self.action_space = spaces.Box(-1, 1, (action_size,), np.float32)
 
     def reset(

@@ -148,6 +148,11 @@ class TaskSet(Sequence[Task]):
         return tuple(self._ids)
 
     @property
+    def observation_space(self) -> spaces.Dict:
+        """Space of padded observations: ``{"observation": (observation_size,) float32, "task": integer}``."""
+        return padded_observation_space(len(self), self.observation_size)
+
+    @property
     def observation_masks(self) -> np.ndarray:
         """(n_tasks, observation_size) float32: 1 where a task has an observation, 0 where it is padded."""
         return _masks([task.observation_size for task in self], self.observation_size)
@@ -200,6 +205,19 @@ class TaskSet(Sequence[Task]):
         for name in envs:
             task_set.task_id(name)
         return task_set
+
+
+def padded_observation_space(n_tasks: int, observation_size: int) -> spaces.Dict:
+    """Return the space of padded observations and the number of their task.
+
+    :param n_tasks: number of tasks.
+    :param observation_size: number of padded observations.
+    """
+    # Discrete: the replay buffer keeps one integer per step, SB3's preprocessing makes it one-hot for networks that do
+    # not know tasks, and VecNormalize insists on leaving it alone (norm_obs_keys=["observation"]); a one-hot Box would
+    # be stored in full and standardised as if it were a measurement.
+    observation = spaces.Box(-np.inf, np.inf, (observation_size,), np.float32)
+    return spaces.Dict({"observation": observation, "task": spaces.Discrete(n_tasks)})
 
 
 def check_fits(name: str, observations: int, actions: int, observation_size: int, action_size: int) -> None:

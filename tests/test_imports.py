@@ -16,6 +16,7 @@ LEVELS = (
     {"learner", "sequence_algorithm", "multitask_policies"},
     {"evaluation"},
     {"offline_algorithm"},
+    {"multitask_algorithm"},
     {"pwm"},
     {"presets", "video", "datasets", "callbacks", "suites"},
     {"benchmark"},
