@@ -1,6 +1,7 @@
-"""Print the tables of docs/results.md from the CSV files that examples/learning_curve.py wrote.
+"""Print the tables of docs/results.md and docs/offline.md from the CSV files of the scripts beside this one.
 
     python examples/results_table.py docs/results/online
+    python examples/results_table.py docs/results/offline
 
 Each cell is the mean over the seeds of the evaluations' mean return, with the lowest and the highest seed. "lowest" is
 the worst evaluation in the second half of a run, a mean over the seeds; "average actor" says what the same evaluations
@@ -15,14 +16,23 @@ from statistics import mean
 
 Row = dict[str, str]
 
-COLUMNS = (1_000, 1_500, 2_000, 2_500, 5_000, 10_000, 20_000, 30_000, 40_000, 50_000, 75_000, 100_000)
+COLUMNS = (1_000, 1_500, 2_000, 2_500, 4_000, 5_000, 6_000, 8_000, 10_000, 12_000, 15_000, 16_000)
+COLUMNS += (20_000, 25_000, 30_000, 40_000, 50_000, 75_000, 100_000)
 
 
 def read_rows(folder: Path) -> list[Row]:
+    """Read all rows, and say of each to which table and to how many steps it belongs."""
     rows: list[Row] = []
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="") as file:
             rows.extend(csv.DictReader(file))
+    for row in rows:
+        row["table"], row["step"] = row["environment"], row.get("env_steps", "0")
+        if "updates" in row:  # learnt from data; what follows online has a table of its own
+            online = row["step"] not in ("", "0")
+            data = f"{int(row['transitions']):,} transitions of {row['data']}"
+            row["table"] += f", {data}, then online: environment steps" if online else f", {data}: updates"
+            row["step"] = row["step"] if online else row["updates"]
     return rows
 
 
@@ -35,7 +45,7 @@ def cell(rows: list[Row]) -> str:
 
 
 def calibration(rows: list[Row]) -> str:
-    values = [float(row["value_calibration"]) for row in rows if row["value_calibration"]]
+    values = [float(row["value_calibration"]) for row in rows if row.get("value_calibration")]
     return ", ".join(f"{value:.2f}" for value in values)
 
 
@@ -46,32 +56,33 @@ def lowest(rows: list[Row], column: str) -> str:
         by_seed[row["seed"]].append(row)
     minima = []
     for own in by_seed.values():
-        last = max(int(row["env_steps"]) for row in own)
-        values = [float(row[column]) for row in own if 2 * int(row["env_steps"]) > last and row.get(column)]
+        last = max(int(row["step"]) for row in own)
+        values = [float(row[column]) for row in own if 2 * int(row["step"]) > last and row.get(column)]
         minima.extend([min(values)] if values else [])
     return f"{mean(minima):,.0f}" if minima else ""
 
 
-def print_table(environment: str, rows: list[Row]) -> None:
+def print_table(title: str, rows: list[Row]) -> None:
     by_algorithm: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_algorithm[row["algorithm"]].append(row)
-    steps = sorted({int(row["env_steps"]) for row in rows} & set(COLUMNS))
-    print(f"### {environment}\n")
-    header = ["algorithm", "seeds", *[f"{step:,}" for step in steps], "lowest", "lowest, average actor"]
-    header += ["CPU s at the end", "calibration at the end"]
+    steps = sorted({int(row["step"]) for row in rows} & set(COLUMNS))
+    average_actor = any(row.get("average_actor_return") for row in rows)
+    print(f"### {title}\n")
+    header = ["algorithm", "seeds", *[f"{step:,}" for step in steps], "lowest"]
+    header += ["lowest, average actor"] * average_actor + ["CPU s at the end", "calibration at the end"]
     print("| " + " | ".join(header) + " |")
     print("|" + "---|" * len(header))
     for algorithm, own in sorted(by_algorithm.items()):
-        at = {step: [row for row in own if int(row["env_steps"]) == step] for step in steps}
-        last = max(int(row["env_steps"]) for row in own)
-        final = [row for row in own if int(row["env_steps"]) == last]
+        at = {step: [row for row in own if int(row["step"]) == step] for step in steps}
+        last = max(int(row["step"]) for row in own)
+        final = [row for row in own if int(row["step"]) == last]
         cells = [
             algorithm,
             ", ".join(sorted({row["seed"] for row in own})),
             *[cell(at[step]) for step in steps],
             lowest(own, "return_mean"),
-            lowest(own, "average_actor_return"),
+            *[lowest(own, "average_actor_return")] * average_actor,
             f"{mean(float(row['cpu_seconds']) for row in final):,.0f}",
             calibration(final),
         ]
@@ -83,8 +94,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/results/online"))
     rows = read_rows(parser.parse_args().folder)
-    for environment in sorted({row["environment"] for row in rows}):
-        print_table(environment, [row for row in rows if row["environment"] == environment])
+    for title in sorted({row["table"] for row in rows}):
+        print_table(title, [row for row in rows if row["table"] == title])
 
 
 if __name__ == "__main__":
