@@ -8,7 +8,7 @@ import sb3_pwm
 PACKAGE = Path(sb3_pwm.__file__).parent
 # From the bottom to the top; a module may import from the lines above its own here, that is, only downwards.
 LEVELS = (
-    {"type_aliases", "returns", "two_hot", "precision", "compilation", "sequences", "calibration"},
+    {"subcommands", "type_aliases", "returns", "two_hot", "precision", "compilation", "sequences", "calibration"},
     {"layers", "checks"},
     {"world_model", "networks", "normalization"},
     {"imagination", "losses", "updates", "buffers"},
@@ -19,6 +19,7 @@ LEVELS = (
     {"pwm"},
     {"presets", "video", "datasets", "callbacks"},
     {"benchmark"},
+    {"cli"},
     {"__init__"},
 )
 PURE = {
