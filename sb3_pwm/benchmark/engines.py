@@ -130,7 +130,7 @@ class RayEngine:
         self.ray = ray
         self.started_here = not ray.is_initialized()
         if self.started_here:
-            # Ray's own default is the lowest priority, which falsifies wall times; a cluster has it where it is started.
+            # Ray's default is a low priority, which falsifies wall times; a cluster has it where it is started.
             os.environ.setdefault("RAY_worker_niceness", "0")
             ray.init(log_to_driver=False)
         self.running: list[tuple[Job, Any]] = []
