@@ -15,8 +15,19 @@ Job = dict[str, Any]
 
 def make_job(spec: RunSpec, results: Path, command: str) -> Job:
     """Return what a worker is told, as JSON values."""
-    folder = str(spec.folder(results.resolve()))
-    return {"specification": spec.to_dict(), "folder": folder, "command": command}
+    return {
+        "specification": spec.to_dict(),
+        "folder": str(spec.folder(results.resolve())),
+        "command": command,
+        "paths": import_paths(),
+    }
+
+
+def import_paths() -> list[str]:
+    """Return where this process finds modules besides the standard places, such as algorithms by import path."""
+    standard = {sys.prefix, sys.base_prefix}
+    paths = [os.path.abspath(path) for path in sys.path]
+    return [path for path in paths if not any(Path(path).is_relative_to(prefix) for prefix in standard)]
 
 
 def start_worker(job: Job) -> "subprocess.Popen[str]":
@@ -24,8 +35,6 @@ def start_worker(job: Job) -> "subprocess.Popen[str]":
     folder = Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     threads = dict.fromkeys(THREAD_VARIABLES, str(job["specification"]["threads"]))
-    # What could be imported here can be imported there, as for algorithms by import path.
-    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     with (folder / "log.txt").open("a") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "sb3_pwm.benchmark.worker"],
@@ -33,7 +42,7 @@ def start_worker(job: Job) -> "subprocess.Popen[str]":
             stdout=log,
             stderr=log,
             text=True,
-            env=os.environ | threads | {"PYTHONPATH": paths},
+            env=os.environ | threads | {"PYTHONPATH": os.pathsep.join(job["paths"])},
         )
     if process.stdin is not None:
         try:
