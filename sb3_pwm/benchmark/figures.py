@@ -48,41 +48,35 @@ def to_png(figure: "Figure") -> bytes:
     return file.getvalue()
 
 
-def learning_curves(comparison: Comparison, x: str) -> bytes:
-    """Draw the return against steps or seconds, a panel per environment.
+def learning_curves(comparison: Comparison, env: str, x: str) -> bytes:
+    """Draw the return in an environment against steps or seconds.
 
+    :param env: environment.
     :param x: ``"env_steps"``, ``"cpu_seconds"`` or ``"wall_seconds"``.
     """
-    columns = min(3, len(comparison.envs))
-    rows = math.ceil(len(comparison.envs) / columns)
-    figure, panels = _new_figure(rows, columns, size=(3.6 * columns if columns > 1 else 5.2, 2.9 * rows))
-    for axes, env in zip(panels, comparison.envs, strict=False):
-        for algo in comparison.algos:
-            curve = comparison.curve(env, algo)
-            if curve is None:
-                continue
-            style, positions = style_of(comparison, algo), getattr(curve, x)
-            every = max(1, len(positions) // 8)
-            axes.plot(positions, curve.mean, label=algo, markevery=every, markersize=4, linewidth=1.6, **style)
-            band = curve.mean - curve.half_width, curve.mean + curve.half_width
-            axes.fill_between(positions, *band, color=style["color"], alpha=0.15, linewidth=0)
-        axes.set_ylim(*_range_of_returns(comparison, env))
-        axes.set_xlim(left=0)
-        axes.set_title(env)
-        axes.xaxis.set_major_formatter(_thousands)
-    for axes in panels[len(comparison.envs) :]:
-        axes.set_visible(False)
-    for axes in panels[: len(comparison.envs)][-columns:]:
-        axes.set_xlabel(AXES[x])
-    for axes in panels[::columns]:
-        axes.set_ylabel("return")
-    _legend(figure, panels[0], len(comparison.algos))
+    figure, axes = _new_figure((4.4, 3.2))
+    for algo in comparison.algos:
+        curve = comparison.curve(env, algo)
+        if curve is None:
+            continue
+        style, positions = style_of(comparison, algo), getattr(curve, x)
+        every = max(1, len(positions) // 8)
+        axes.plot(positions, curve.mean, label=algo, markevery=every, markersize=4, linewidth=1.6, **style)
+        band = curve.mean - curve.half_width, curve.mean + curve.half_width
+        axes.fill_between(positions, *band, color=style["color"], alpha=0.12, linewidth=0)
+    axes.set_ylim(*_range_of_returns(comparison, env))
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(_thousands)
+    axes.yaxis.set_major_formatter(_thousands)
+    axes.set_xlabel(AXES[x])
+    axes.set_ylabel(f"return in {env}")
+    _legend(figure, axes)
     return to_png(figure)
 
 
 def aggregate(comparison: Comparison) -> bytes:
     """Draw the IQM of each algorithm's normalised return with its interval."""
-    figure, (axes,) = _new_figure(1, 1, size=(6, 0.9 + 0.38 * len(comparison.algos)))
+    figure, axes = _new_figure((6, 0.9 + 0.38 * len(comparison.algos)))
     for position, algo in enumerate(comparison.algos):
         _interval(axes, comparison.iqm(algo), position, style_of(comparison, algo))
     _name_rows(axes, comparison.algos)
@@ -94,7 +88,7 @@ def aggregate(comparison: Comparison) -> bytes:
 def improvement(comparison: Comparison) -> bytes:
     """Draw the probability that the method improves on each other algorithm."""
     others = [algo for algo in comparison.algos if algo != comparison.method]
-    figure, (axes,) = _new_figure(1, 1, size=(6, 0.9 + 0.38 * len(others)))
+    figure, axes = _new_figure((6, 0.9 + 0.38 * len(others)))
     for position, algo in enumerate(others):
         _interval(axes, comparison.improvement(algo), position, style_of(comparison, algo))
     _name_rows(axes, others)
@@ -106,7 +100,7 @@ def improvement(comparison: Comparison) -> bytes:
 
 def profiles(comparison: Comparison) -> bytes:
     """Draw which fraction of each algorithm's runs scores above a threshold."""
-    figure, (axes,) = _new_figure(1, 1, size=(6, 3.2))
+    figure, axes = _new_figure((6, 3.2))
     scores = {algo: comparison.scores(algo) for algo in comparison.algos}
     highest = max(float(np.max(stratum)) for strata in scores.values() for stratum in strata)
     lowest = min(0.0, *(float(np.min(stratum)) for strata in scores.values() for stratum in strata))
@@ -121,11 +115,11 @@ def profiles(comparison: Comparison) -> bytes:
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("normalised return")
     axes.set_ylabel("fraction of runs above")
-    _legend(figure, axes, len(comparison.algos))
+    _legend(figure, axes)
     return to_png(figure)
 
 
-def _new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple["Figure", list["Axes"]]:
+def _new_figure(size: tuple[float, float]) -> tuple["Figure", "Axes"]:
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -133,11 +127,12 @@ def _new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple["Fi
         raise ImportError("figures need Matplotlib: pip install 'sb3-pwm[plot]'") from error
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
-        return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+        return figure, figure.add_subplot()
 
 
-def _legend(figure: "Figure", axes: "Axes", entries: int) -> None:
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=min(entries, 6), frameon=False)
+def _legend(figure: "Figure", axes: "Axes") -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 3), frameon=False)
 
 
 def _interval(axes: "Axes", estimate: Estimate, position: int, style: dict[str, Any]) -> None:

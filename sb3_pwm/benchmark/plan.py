@@ -57,7 +57,7 @@ class RunSpec:
 
     def folder(self, results: Path) -> Path:
         """Return the run's folder in a results folder."""
-        return results / _as_file_name(self.env) / _as_file_name(self.algo) / str(self.seed)
+        return results / as_file_name(self.env) / as_file_name(self.algo) / str(self.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the specification as JSON values."""
@@ -70,7 +70,8 @@ class RunSpec:
         return [f"{name} is {others[name]!r} there, {mine[name]!r} here" for name in names]
 
 
-def _as_file_name(name: str) -> str:
+def as_file_name(name: str) -> str:
+    """Return the name of an environment or algorithm as one part of a path."""
     return name.replace("/", "-").replace(":", "-")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from sb3_pwm.benchmark import figures
 from sb3_pwm.benchmark.comparison import Comparison, Estimate
+from sb3_pwm.benchmark.plan import as_file_name
 from sb3_pwm.benchmark.results import FAILED, Run, read_runs, write_text
 
 
@@ -62,13 +63,20 @@ def write_report(comparison: Comparison, out: Path, command: str) -> None:
 
 def draw(comparison: Comparison) -> dict[str, bytes]:
     """Return the figures as PNG files, by name."""
-    images = {f"curves_{x}": figures.learning_curves(comparison, x) for x in figures.AXES}
+    images = {
+        curve_name(env, x): figures.learning_curves(comparison, env, x) for env in comparison.envs for x in figures.AXES
+    }
     if comparison.scored_envs()[0]:
         images["iqm"] = figures.aggregate(comparison)
         images["profiles"] = figures.profiles(comparison)
         if len(comparison.algos) > 1:
             images["improvement"] = figures.improvement(comparison)
     return images
+
+
+def curve_name(env: str, x: str) -> str:
+    """Return the name of an environment's learning curves against ``x``."""
+    return f"{as_file_name(env)}_{x}"
 
 
 def render(comparison: Comparison, images: dict[str, bytes], command: str) -> str:
@@ -88,6 +96,7 @@ def render(comparison: Comparison, images: dict[str, bytes], command: str) -> st
     return environment.get_template("report.html").render(
         comparison=comparison,
         images={name: base64.b64encode(image).decode() for name, image in images.items()},
+        curve_name=curve_name,
         envs=envs,
         excluded=excluded,
         iqm={algo: comparison.iqm(algo) for algo in comparison.algos} if envs else {},
