@@ -1,4 +1,5 @@
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -223,6 +224,14 @@ def test_a_page_without_scores(tmp_path):
     assert "No normalised return can be computed: C-v0: sac's mean final return is not above 0" in text
     assert "1 seed each" in text
     assert not (tmp_path / "iqm.png").exists()
+
+
+@pytest.mark.parametrize("module", ["jinja2", "matplotlib", "scipy.stats"])
+def test_what_is_not_installed_is_named(module, monkeypatch, tmp_path, comparison):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=r"pip install 'sb3-pwm\[plot\]'"):
+        report.write_report(comparison, tmp_path / "out", "")
+    assert not (tmp_path / "out").exists()
 
 
 def test_folders_without_runs_are_refused(tmp_path, capsys):

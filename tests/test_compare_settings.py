@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch import nn
 
 from sb3_pwm import PWM
 from sb3_pwm.benchmark.command import own_files
+from sb3_pwm.benchmark.engines import RayEngine
 from sb3_pwm.benchmark.plan import ALGORITHMS, RunSpec, check_env, find_algorithm, make_plan
 from sb3_pwm.benchmark.settings import find_hyperparameters, interpret, parse_expression, parse_schedule, read_entry
 
@@ -212,6 +214,18 @@ def test_own_hyperparameters(tmp_path):
     file.write_text("a: [")
     with pytest.raises(ValueError, match=r"mine\.yml: is no YAML"):
         find_hyperparameters("sac", "Hopper-v5", file)
+
+
+def test_what_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(ImportError, match=r"pip install 'sb3-pwm\[benchmark\]'"):
+        find_hyperparameters("sac", "Hopper-v5")
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    with pytest.raises(ImportError, match=r"tqc needs sb3_contrib: pip install 'sb3-pwm\[benchmark\]'"):
+        find_algorithm("tqc")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install 'sb3-pwm\[ray\]'"):
+        RayEngine()
 
 
 def test_folders_of_one_environment_have_names_of_one_part():
