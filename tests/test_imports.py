@@ -8,7 +8,7 @@ import sb3_pwm
 PACKAGE = Path(sb3_pwm.__file__).parent
 # From the bottom to the top; a module may import from the lines above its own here, that is, only downwards.
 LEVELS = (
-    {"type_aliases", "returns", "two_hot", "precision", "compilation", "sequences", "calibration"},
+    {"subcommands", "type_aliases", "returns", "two_hot", "precision", "compilation", "sequences", "calibration"},
     {"layers", "checks", "multitask"},
     {"world_model", "networks", "normalization", "tasks"},
     {"imagination", "losses", "updates", "buffers", "task_envs"},
@@ -20,6 +20,7 @@ LEVELS = (
     {"pwm"},
     {"presets", "video", "datasets", "callbacks", "suites"},
     {"benchmark"},
+    {"cli"},
     {"__init__"},
 )
 PURE = {

@@ -1,0 +1,9 @@
+"""``python -m sb3_pwm.benchmark`` is ``sb3-pwm benchmark``."""
+
+import sys
+
+from sb3_pwm.benchmark import command
+from sb3_pwm.subcommands import run_command_line
+
+if __name__ == "__main__":
+    sys.exit(run_command_line({"benchmark": command}, ["benchmark", *sys.argv[1:]]))

@@ -1,0 +1,100 @@
+"""Compare algorithms: environments x algorithms x seeds, each run in a process of its own.
+
+The same command again goes on where it was interrupted: finished runs are kept, the others start from their last
+checkpoint.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from sb3_pwm.benchmark.engines import LocalEngine, RayEngine
+from sb3_pwm.benchmark.plan import ALGORITHMS, make_plan
+from sb3_pwm.benchmark.results import read_run
+from sb3_pwm.benchmark.runner import run_plan
+from sb3_pwm.checks import check_integer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``sb3-pwm benchmark``."""
+    names = ", ".join(ALGORITHMS)
+    parser.add_argument("--env", nargs="+", required=True, metavar="ID", help="Gymnasium ids")
+    parser.add_argument(
+        "--algo", nargs="+", default=["pwm", "sac"], metavar="NAME", help=f"{names}, or an import path mypkg:MyAlgo"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
+    parser.add_argument("--steps", type=int, default=100_000, help="environment steps of each run")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="results folder")
+    parser.add_argument("--eval-every", type=int, default=10_000, help="environment steps between evaluations")
+    parser.add_argument("--eval-episodes", type=int, default=10, help="episodes per evaluation")
+    parser.add_argument(
+        "--hyperparameters",
+        action="append",
+        default=[],
+        metavar="[ALGO=]FILE",
+        help="YAML in the RL Baselines3 Zoo's layout; ALGO may be left out if there is one algorithm",
+    )
+    parser.add_argument("--engine", choices=["local", "ray"], default="local")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; with --engine ray, Ray decides")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
+    parser.add_argument("--device", default="cpu", help="torch device")
+    parser.add_argument("--checkpoint-every", type=int, default=25_000, help="environment steps between checkpoints")
+
+
+def own_files(given: list[str], algos: list[str]) -> dict[str, Path]:
+    """Read ``--hyperparameters``.
+
+    :param given: values of the form ``ALGO=FILE``, or ``FILE`` if there is one algorithm.
+    :param algos: the algorithms.
+    :return: file of each algorithm that has one.
+    :raises ValueError: if it is not clear which algorithm a file is for, or there is no such file.
+    """
+    files: dict[str, Path] = {}
+    for value in given:
+        algo, equals, name = value.rpartition("=")
+        if not equals:
+            if len(algos) > 1:
+                raise ValueError(f"--hyperparameters {value}: for which of {algos}? Write ALGO={value}")
+            algo = algos[0]
+        files[algo] = Path(name)
+        if not files[algo].is_file():
+            raise ValueError(f"--hyperparameters {value}: there is no file {name}")
+    return files
+
+
+def run(options: argparse.Namespace) -> int:
+    """Carry out ``sb3-pwm benchmark``.
+
+    :return: exit code: 1 if a run failed.
+    :raises ValueError: if an option is wrong, or the results folder belongs to something else.
+    """
+    check_integer("jobs", options.jobs, 1)
+    sys.path.insert(0, os.getcwd())  # for algorithms by import path, as with python -m
+    plan = make_plan(
+        options.env,
+        options.algo,
+        options.seeds,
+        steps=options.steps,
+        eval_every=options.eval_every,
+        eval_episodes=options.eval_episodes,
+        checkpoint_every=options.checkpoint_every,
+        threads=options.threads,
+        device=options.device,
+        hyperparameters=own_files(options.hyperparameters, options.algo),
+    )
+    command = shlex.join(["sb3-pwm", "benchmark", *options.arguments])
+    engine = RayEngine if options.engine == "ray" else lambda: LocalEngine(options.jobs)
+    try:
+        failed = run_plan(plan, options.out, engine, command)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoints", file=sys.stderr)
+        return 130
+    for spec in failed:
+        folder = spec.folder(options.out)
+        traceback = read_run(folder).record["traceback"] if (folder / "run.json").exists() else None
+        print(f"\n{folder}: {traceback or 'killed; its output is in log.txt'}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {len(plan)} runs did not finish; the same command tries them again", file=sys.stderr)
+    return int(bool(failed))

@@ -1,0 +1,208 @@
+"""From finished runs to the figures that a report shows."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from sb3_pwm.benchmark.plan import unknown_name
+from sb3_pwm.benchmark.results import FINISHED, CurveRow, Run
+from sb3_pwm.benchmark.statistics import (
+    bootstrap_interval,
+    first_reaching,
+    interquartile_mean,
+    mean_interval,
+    probability_interval,
+    probability_of_improvement,
+)
+
+COMMON = ("steps", "eval_every", "eval_episodes")  # what the runs of an environment must share
+
+
+class Estimate(NamedTuple):
+    """A value with its 95 % interval; the bounds are NaN where there are too few seeds for one."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One algorithm in one environment.
+
+    :param final: mean over the seeds of the last evaluation's return.
+    :param lowest: return of the lowest seed.
+    :param highest: return of the highest seed.
+    :param seeds: number of finished seeds.
+    :param cpu_seconds: mean CPU seconds of a run.
+    :param wall_seconds: mean wall seconds of a run.
+    :param reached: number of seeds that reached the target.
+    :param steps_to_target: median of the steps to the first evaluation that reached it, over those; None if none did.
+    :param cpu_seconds_to_target: the same in CPU seconds.
+    :param wall_seconds_to_target: the same in wall seconds.
+    """
+
+    final: Estimate
+    lowest: float
+    highest: float
+    seeds: int
+    cpu_seconds: float
+    wall_seconds: float
+    reached: int
+    steps_to_target: float | None
+    cpu_seconds_to_target: float | None
+    wall_seconds_to_target: float | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Mean learning curve over the seeds: (n,) arrays, ``half_width`` of the 95 % interval is NaN for one seed."""
+
+    env_steps: np.ndarray
+    cpu_seconds: np.ndarray
+    wall_seconds: np.ndarray
+    mean: np.ndarray
+    half_width: np.ndarray
+
+
+class Comparison:
+    """Runs of several algorithms in several environments.
+
+    :param runs: runs; those that have not finished count for nothing but are listed.
+    :param method: the algorithm that the others are compared with.
+    :param baseline: the algorithm whose mean final return is a score of 1.
+    :param random_zero: whether a random policy's return is a score of 0; otherwise a return of 0 is.
+    :raises ValueError: if no run has finished, an algorithm is unknown, a run is there twice, or the runs of an
+        environment differ in steps or evaluations.
+    """
+
+    def __init__(self, runs: Sequence[Run], method: str, baseline: str, random_zero: bool = False) -> None:
+        self.finished = [run for run in runs if run.state == FINISHED and run.rows]
+        self.others = [run for run in runs if run not in self.finished]
+        if not self.finished:
+            raise ValueError(f"none of the {len(runs)} runs has finished")
+        self.runs: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+        for run in self.finished:
+            self.runs[run.spec.env][run.spec.algo].append(run)
+        self.envs = sorted(self.runs)
+        self.algos = sorted({run.spec.algo for run in self.finished}, key=lambda algo: (algo != method, algo))
+        for what, name in (("method", method), ("baseline", baseline)):
+            if name not in self.algos:
+                raise unknown_name(f"{what} in these results", name, self.algos)
+        self.method, self.baseline, self.random_zero = method, baseline, random_zero
+        self._check()
+
+    def _check(self) -> None:
+        for env, by_algo in self.runs.items():
+            runs = [run for of_algo in by_algo.values() for run in of_algo]
+            for name in COMMON:
+                found = {getattr(run.spec, name): run for run in runs}
+                if len(found) > 1:
+                    raise ValueError(f"the runs in {env} differ in {name}: {sorted(found)}; they cannot be compared")
+            for algo, of_algo in by_algo.items():
+                seeds = [run.spec.seed for run in of_algo]
+                if len(set(seeds)) < len(seeds):
+                    raise ValueError(f"{algo} in {env}: a seed is there more than once: {sorted(seeds)}")
+                if any(run.spec.hyperparameters != of_algo[0].spec.hyperparameters for run in of_algo):
+                    raise ValueError(f"{algo} in {env}: the seeds have different hyperparameters")
+
+    def finals(self, env: str, algo: str) -> np.ndarray:
+        """Return the (n_seeds,) returns of the last evaluations."""
+        return np.array([run.rows[-1].return_mean for run in self.runs[env].get(algo, [])])
+
+    def target(self, env: str) -> tuple[str, float]:
+        """Return the best of the other algorithms and its mean final return; with no others, the method's own."""
+        algos = [algo for algo in self.algos if algo != self.method and len(self.finals(env, algo))] or [self.method]
+        best = max(algos, key=lambda algo: self.finals(env, algo).mean())
+        return best, float(self.finals(env, best).mean())
+
+    def cell(self, env: str, algo: str) -> Cell | None:
+        """Return an algorithm's figures in an environment; None if no run has finished there."""
+        runs = self.runs[env].get(algo)
+        if not runs:
+            return None
+        finals = self.finals(env, algo)
+        mean, half_width = mean_interval(finals)
+        _, target = self.target(env)
+        at = [_row_reaching(run, target) for run in runs]
+        reached = [row for row in at if row is not None]
+
+        def median(name: str) -> float | None:
+            return float(np.median([getattr(row, name) for row in reached])) if reached else None
+
+        return Cell(
+            Estimate(float(mean), float(mean - half_width), float(mean + half_width)),
+            float(finals.min()),
+            float(finals.max()),
+            len(runs),
+            float(np.mean([run.rows[-1].cpu_seconds for run in runs])),
+            float(np.mean([run.rows[-1].wall_seconds for run in runs])),
+            len(reached),
+            median("env_steps"),
+            median("cpu_seconds"),
+            median("wall_seconds"),
+        )
+
+    def curve(self, env: str, algo: str) -> Curve | None:
+        """Return the mean learning curve; None if no run has finished."""
+        runs = self.runs[env].get(algo)
+        if not runs:
+            return None
+
+        def values(name: str) -> np.ndarray:
+            return np.array([[getattr(row, name) for row in run.rows] for run in runs], float)
+
+        mean, half_width = mean_interval(values("return_mean"))
+        times = [values(name).mean(0) for name in ("env_steps", "cpu_seconds", "wall_seconds")]
+        return Curve(times[0], times[1], times[2], mean, half_width)
+
+    def zero(self, env: str) -> float:
+        """Return the return that is a score of 0."""
+        if not self.random_zero:
+            return 0.0
+        return float(np.mean([run.record["random_return"] for run in self.runs[env][self.baseline]]))
+
+    def scored_envs(self) -> tuple[list[str], dict[str, str]]:
+        """Return the environments in which scores can be had, and why not for each of the others."""
+        excluded = {}
+        for env in self.envs:
+            missing = [algo for algo in self.algos if not len(self.finals(env, algo))]
+            if missing:
+                excluded[env] = f"no finished run of {', '.join(missing)}"
+            elif self.finals(env, self.baseline).mean() <= self.zero(env):
+                zero = f"a random policy's {self.zero(env):,.1f}" if self.random_zero else "0"
+                excluded[env] = f"{self.baseline}'s mean final return is not above {zero}"
+        return [env for env in self.envs if env not in excluded], excluded
+
+    def scores(self, algo: str) -> list[np.ndarray]:
+        """Return an algorithm's normalised final returns, one array over the seeds per scored environment."""
+        strata = []
+        for env in self.scored_envs()[0]:
+            zero = self.zero(env)
+            strata.append((self.finals(env, algo) - zero) / (self.finals(env, self.baseline).mean() - zero))
+        return strata
+
+    def iqm(self, algo: str) -> Estimate:
+        """Return the interquartile mean of an algorithm's scores."""
+        strata = self.scores(algo)
+        value = float(interquartile_mean(np.concatenate(strata)))
+        return _estimate(value, bootstrap_interval(strata, interquartile_mean), strata)
+
+    def improvement(self, algo: str) -> Estimate:
+        """Return the probability that the method improves on an algorithm."""
+        strata = self.scores(self.method), self.scores(algo)
+        return _estimate(probability_of_improvement(*strata), probability_interval(*strata), strata[0] + strata[1])
+
+
+def _estimate(value: float, interval: tuple[float, float], strata: list[np.ndarray]) -> Estimate:
+    """Leave the interval out where there is nothing to resample."""
+    several = any(len(scores) > 1 for scores in strata)
+    return Estimate(value, *interval) if several else Estimate(value, np.nan, np.nan)
+
+
+def _row_reaching(run: Run, target: float) -> CurveRow | None:
+    index = first_reaching([row.return_mean for row in run.rows], target)
+    return None if index is None else run.rows[index]

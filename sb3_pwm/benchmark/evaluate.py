@@ -1,0 +1,78 @@
+"""Evaluations that leave no trace in the run that they look at."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, sync_envs_normalization
+
+EVALUATION_SEED = 1_000_000  # the same start states for every algorithm, seed and evaluation
+
+
+@contextmanager
+def untouched_generators() -> Iterator[None]:
+    """Put the global random generators of Python, NumPy and torch back as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def make_evaluation_env(env_id: str, env_kwargs: dict[str, Any], training_env: VecEnv | None = None) -> VecEnv:
+    """Return an environment to evaluate in, with the training environment's kind of normalisation."""
+    env: VecEnv = DummyVecEnv([lambda: Monitor(gym.make(env_id, **env_kwargs))])
+    if isinstance(training_env, VecNormalize):
+        env = VecNormalize(
+            env,
+            training=False,
+            norm_obs=training_env.norm_obs,
+            norm_reward=False,
+            clip_obs=training_env.clip_obs,
+            epsilon=training_env.epsilon,
+            norm_obs_keys=training_env.norm_obs_keys,
+        )
+    return env
+
+
+def evaluate(model: BaseAlgorithm, env: VecEnv, episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Run episodes with deterministic actions, always from the same start states.
+
+    :param model: model, which is only asked for actions.
+    :param env: environment of its own, see :func:`make_evaluation_env`.
+    :param episodes: number of episodes.
+    :return: (episodes,) returns and (episodes,) lengths.
+    """
+    with untouched_generators():
+        training_env = model.get_vec_normalize_env()
+        if training_env is not None:
+            sync_envs_normalization(training_env, env)
+        env.seed(EVALUATION_SEED)
+        returns, lengths = evaluate_policy(model, env, episodes, return_episode_rewards=True)
+    return np.asarray(returns), np.asarray(lengths)
+
+
+def random_return(env_id: str, env_kwargs: dict[str, Any], episodes: int) -> float:
+    """Return the mean return of uniformly random actions from the start states of the evaluations."""
+    with untouched_generators():
+        env = gym.make(env_id, **env_kwargs)
+        env.action_space.seed(EVALUATION_SEED)
+        returns = []
+        for episode in range(episodes):
+            env.reset(seed=EVALUATION_SEED if episode == 0 else None)
+            total, ended = 0.0, False
+            while not ended:
+                _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+                total, ended = total + float(reward), terminated or truncated
+            returns.append(total)
+        env.close()
+    return float(np.mean(returns))

@@ -1,0 +1,137 @@
+"""Carry out the runs of a plan, and show how far they are."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sb3_pwm.benchmark.engines import Engine, Job, make_job
+from sb3_pwm.benchmark.plan import RunSpec
+from sb3_pwm.benchmark.results import FAILED, FINISHED, RUNNING, read_curve, read_run, unfinished
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+POLL_SECONDS = 0.5
+WAITING, KILLED = "waiting", "killed"
+
+
+class Board:
+    """The state of every run of a plan, read from the results folder, which any engine writes.
+
+    :param plan: the runs.
+    :param results: results folder.
+    :param waiting: those of them that have not finished.
+    """
+
+    def __init__(self, plan: Sequence[RunSpec], results: Path, waiting: Sequence[RunSpec]) -> None:
+        self.results = results
+        self.folders = {str(spec.folder(results.resolve())): spec for spec in plan}
+        self.states = {folder: WAITING if spec in waiting else FINISHED for folder, spec in self.folders.items()}
+
+    def rows(self) -> list[list[str]]:
+        """Return for each run: environment, algorithm, seed, state, steps, last return, CPU seconds."""
+        return [self.row(folder) for folder in self.folders]
+
+    def row(self, folder: str) -> list[str]:
+        """Return the row of one run."""
+        spec, state = self.folders[folder], self.states[folder]
+        curve = [] if state == WAITING else read_curve(Path(folder))
+        steps = curve[-1].env_steps if curve else 0
+        if state == RUNNING:
+            steps = max(steps, _noted_steps(Path(folder)))
+        last = [f"{curve[-1].return_mean:,.1f}", f"{curve[-1].cpu_seconds:,.0f}"] if curve else ["", ""]
+        done = f"{steps:,} / {spec.steps:,} ({100 * steps // spec.steps} %)"
+        return [spec.env, spec.algo, str(spec.seed), state, done, *last]
+
+
+HEADER = ("environment", "algorithm", "seed", "state", "steps", "return", "CPU s")
+
+
+def _noted_steps(folder: Path) -> int:
+    try:
+        return int(json.loads((folder / "progress.json").read_text(encoding="utf-8"))["env_steps"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def run_plan(plan: Sequence[RunSpec], results: Path, engine: Callable[[], Engine], command: str) -> list[RunSpec]:
+    """Carry out the runs of a plan that have not finished.
+
+    :param plan: the runs.
+    :param results: results folder.
+    :param engine: makes the place where they run, after the folder has been checked.
+    :param command: the command line, which is recorded with every run.
+    :return: the runs that failed or were killed; the others have finished.
+    :raises ValueError: if the folder holds other runs or another format version; see
+        :func:`sb3_pwm.benchmark.results.unfinished`.
+    """
+    waiting = unfinished(plan, results)
+    board = Board(plan, results, waiting)
+    print(f"{len(plan)} runs, {len(plan) - len(waiting)} of them finished before", flush=True)
+    if not waiting:
+        return []
+    place = engine()
+    show, close = _display(board)
+    jobs = [make_job(spec, results, command) for spec in waiting]
+    failed: list[RunSpec] = []
+    left = len(jobs)
+    try:
+        while left:
+            while jobs and place.has_room():
+                job = jobs.pop(0)
+                place.start(job)
+                board.states[job["folder"]] = RUNNING
+                show(job["folder"])
+            for job, code in place.poll():
+                left -= 1
+                board.states[job["folder"]] = _how_it_ended(job, code)
+                if code != 0:
+                    failed.append(board.folders[job["folder"]])
+                show(job["folder"])
+            show(None)
+            time.sleep(POLL_SECONDS)
+    finally:
+        place.stop()
+        close()
+    return failed
+
+
+def _how_it_ended(job: Job, code: int) -> str:
+    if code == 0:
+        return FINISHED
+    path = Path(job["folder"])
+    recorded = (path / "run.json").exists() and read_run(path).state == FAILED
+    return FAILED if recorded else f"{KILLED} ({code})"
+
+
+def _display(board: Board) -> tuple[Callable[[str | None], None], Callable[[], None]]:
+    """Return what shows news of a run (None: whatever is new), and what ends the display."""
+
+    def print_line(folder: str | None) -> None:
+        if folder is not None:
+            print("  ".join(board.row(folder)), flush=True)
+
+    try:
+        from rich.live import Live
+    except ImportError:
+        return print_line, lambda: None
+    if not sys.stdout.isatty():
+        return print_line, lambda: None
+    live = Live(_table(board), refresh_per_second=2)
+    live.start()
+    return lambda folder: live.update(_table(board)), live.stop
+
+
+def _table(board: Board) -> "Table":
+    from rich.table import Table
+
+    table = Table()
+    colors: dict[str, Any] = {RUNNING: "cyan", FINISHED: "green", WAITING: "dim"}
+    for name in HEADER:
+        table.add_column(name, justify="right" if name in HEADER[4:] else "left")
+    for row in board.rows():
+        table.add_row(*row, style=colors.get(row[3], "red"))
+    return table

@@ -1,0 +1,220 @@
+"""Hyperparameters in the layout of the RL Baselines3 Zoo: YAML in, constructor arguments out.
+
+Strings such as ``dict(net_arch=[64, 64], activation_fn=nn.ReLU)`` are read, never evaluated.
+"""
+
+import ast
+import inspect
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.utils import LinearSchedule
+from torch import nn
+
+SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
+EXPRESSIONS = ("policy_kwargs", "replay_buffer_kwargs", "normalize", "env_kwargs")
+NOISES: dict[str, type[NormalActionNoise | OrnsteinUhlenbeckActionNoise]] = {
+    "normal": NormalActionNoise,
+    "ornstein-uhlenbeck": OrnsteinUhlenbeckActionNoise,
+}
+# What is no argument of a constructor.
+RUN_KEYS = {"n_timesteps", "policy", "n_envs", "normalize", "noise_type", "noise_std", "env_kwargs"}
+RUN_ARGUMENTS = {"self", "policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model"}
+
+Hyperparameters = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is built from.
+
+    :param policy: name of the policy.
+    :param n_envs: number of environments.
+    :param env_kwargs: arguments of the environment.
+    :param normalize: arguments of ``VecNormalize``; None for no ``VecNormalize``.
+    :param noise: kind and standard deviation of the action noise; None for none.
+    :param arguments: further arguments of the algorithm's constructor.
+    """
+
+    policy: str
+    n_envs: int
+    env_kwargs: dict[str, Any]
+    normalize: dict[str, Any] | None
+    noise: tuple[str, float] | None
+    arguments: dict[str, Any]
+
+    def action_noise(self, action_space: spaces.Space[Any]) -> ActionNoise | None:
+        """Return the action noise for an action space."""
+        if self.noise is None:
+            return None
+        kind, std = self.noise
+        if not isinstance(action_space, spaces.Box):
+            raise ValueError(f"noise_type={kind!r} needs an action space of numbers, not {action_space}")
+        size = int(np.prod(action_space.shape))
+        return NOISES[kind](np.zeros(size), std * np.ones(size))
+
+
+def parse_expression(text: str) -> Any:
+    """Read a Python literal in which ``dict(name=value)`` and the classes of ``torch.nn`` may occur.
+
+    :param text: such as ``"dict(net_arch=[64, 64], activation_fn=nn.ReLU)"``.
+    :return: its value.
+    :raises ValueError: if anything else occurs in it.
+    """
+    try:
+        return _value(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"cannot read {text!r}: {error}; allowed: literals, dict(...) and classes of torch.nn"
+        ) from None
+
+
+def _value(node: ast.expr) -> Any:
+    match node:
+        case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords) if all(k.arg for k in keywords):
+            return {str(keyword.arg): _value(keyword.value) for keyword in keywords}
+        case ast.Dict(keys=keys, values=values) if all(keys):
+            return {_value(key): _value(value) for key, value in zip(keys, values, strict=True) if key}
+        case ast.List(elts=elements):
+            return [_value(element) for element in elements]
+        case ast.Tuple(elts=elements):
+            return tuple(_value(element) for element in elements)
+        case (
+            ast.Attribute(value=ast.Name(id="nn"), attr=name)
+            | ast.Attribute(value=ast.Attribute(value=ast.Name(id="torch" | "th"), attr="nn"), attr=name)
+        ):
+            found = getattr(nn, name, None)
+            if isinstance(found, type) and issubclass(found, nn.Module):
+                return found
+            raise ValueError(f"torch.nn has no class {name!r}")
+    return ast.literal_eval(node)
+
+
+def parse_schedule(value: Any) -> Any:
+    """Read ``lin_3e-4``: a rate that falls linearly to 0; other values pass.
+
+    :raises ValueError: if it is another string.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"lin_(.+)", value)
+    try:
+        return LinearSchedule(float(match[1]), 0.0, 1.0) if match else float(value)
+    except ValueError:
+        raise ValueError(
+            f"{value!r} is no schedule; allowed: a number, or lin_ and a number such as lin_3e-4"
+        ) from None
+
+
+def interpret(hyperparameters: Hyperparameters, algorithm: type[BaseAlgorithm]) -> Settings:
+    """Turn hyperparameters in the Zoo's layout into what a run is built from.
+
+    :param hyperparameters: one entry of such a file; ``n_timesteps`` is ignored, the plan says how long a run is.
+    :param algorithm: SB3 algorithm class.
+    :raises ValueError: if a key is no argument of the algorithm, or a value cannot be read.
+    """
+    values = dict(hyperparameters)
+    for name in EXPRESSIONS:
+        if isinstance(values.get(name), str):
+            values[name] = parse_expression(values[name])
+    for name in SCHEDULED:
+        if name in values:
+            values[name] = parse_schedule(values[name])
+    if isinstance(values.get("train_freq"), list):
+        values["train_freq"] = tuple(values["train_freq"])
+    allowed = (set(inspect.signature(algorithm.__init__).parameters) - RUN_ARGUMENTS) | RUN_KEYS
+    unknown = sorted(set(values) - allowed)
+    if unknown:
+        raise ValueError(f"{algorithm.__name__} has no hyperparameters {unknown}; allowed: {sorted(allowed)}")
+    return Settings(
+        policy=values.get("policy", "MlpPolicy"),
+        n_envs=_n_envs(values.get("n_envs", 1)),
+        env_kwargs=values.get("env_kwargs") or {},
+        normalize=_normalize(values.get("normalize"), values.get("gamma")),
+        noise=_noise(values),
+        arguments={name: value for name, value in values.items() if name not in RUN_KEYS},
+    )
+
+
+def _n_envs(value: Any) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"n_envs={value!r}; allowed: integers from 1")
+    return value
+
+
+def _normalize(value: Any, gamma: float | None) -> dict[str, Any] | None:
+    if not value:
+        return None
+    if value is not True and not isinstance(value, dict):
+        raise ValueError(f"normalize={value!r}; allowed: true, false, or arguments of VecNormalize")
+    discount = {} if gamma is None else {"gamma": gamma}
+    return discount | (value if isinstance(value, dict) else {})
+
+
+def _noise(values: Hyperparameters) -> tuple[str, float] | None:
+    kind = values.get("noise_type")
+    if kind is None:
+        return None
+    if kind not in NOISES:
+        raise ValueError(f"noise_type={kind!r}; allowed: {', '.join(NOISES)}")
+    return kind, float(values.get("noise_std", 0.1))
+
+
+def read_entry(text: str, env_id: str) -> tuple[str, Hyperparameters] | None:
+    """Find an environment's entry in a file of the Zoo's layout.
+
+    :param text: YAML, a mapping from environment ids to hyperparameters.
+    :param env_id: the entry of this id; else the newest entry of the same environment in another version; else the
+        entry ``default``.
+    :return: the entry's name and its hyperparameters; None if there is no such entry.
+    :raises ImportError: if PyYAML is not installed.
+    :raises ValueError: if it is no such mapping.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError("hyperparameters need PyYAML: pip install 'sb3-pwm[benchmark]'") from error
+    try:
+        entries = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"is no YAML: {error}") from error
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        raise ValueError("must map environment ids to hyperparameters")
+    name = next((name for name in (env_id, _other_version(env_id, list(entries)), "default") if name in entries), None)
+    return None if name is None else (name, entries[name])
+
+
+def _other_version(env_id: str, names: list[str]) -> str | None:
+    """Return the newest of the names that differ from ``env_id`` in the version only."""
+    stem = env_id.rpartition("-v")[0]
+    versions = [int(name[len(stem) + 2 :]) for name in names if stem and re.fullmatch(re.escape(stem) + r"-v\d+", name)]
+    return f"{stem}-v{max(versions)}" if versions else None
+
+
+def find_hyperparameters(algo: str, env_id: str, file: Path | None = None) -> tuple[str, Hyperparameters]:
+    """Return where hyperparameters come from, and the hyperparameters themselves.
+
+    :param algo: name of the algorithm; the baselines have settings of the RL Baselines3 Zoo.
+    :param env_id: Gymnasium id.
+    :param file: own file in the Zoo's layout; None for what is shipped, or else the constructor's defaults.
+    :raises ImportError: if a file is to be read and PyYAML is not installed.
+    :raises ValueError: if the own file has no entry for the environment.
+    """
+    shipped = resources.files("sb3_pwm.benchmark") / "hyperparameters" / f"{algo}.yml"
+    if file is None and (":" in algo or not shipped.is_file()):
+        return "constructor's defaults", {}
+    try:
+        entry = read_entry((file or shipped).read_text(encoding="utf-8"), env_id)
+    except ValueError as error:
+        raise ValueError(f"{file or algo}: {error}") from error
+    if entry is None:
+        raise ValueError(f"{file or algo} has no entry for {env_id}, none for another version of it, and no 'default'")
+    name, hyperparameters = entry
+    return f"{file.name if file else f'RL Baselines3 Zoo, {algo}.yml'}: {name}", hyperparameters

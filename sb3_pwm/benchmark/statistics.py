@@ -1,0 +1,124 @@
+"""Figures for comparing algorithms over few seeds (after Agarwal et al., arXiv 2108.13264).
+
+Scores come as *strata*: one array of (n_seeds,) scores per environment, of any lengths.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+Strata = Sequence[np.ndarray]
+N_RESAMPLES = 5_000
+
+
+def interquartile_mean(scores: np.ndarray) -> np.ndarray:
+    """Return the mean of the middle half: the lowest and the highest quarter of the scores are left out.
+
+    :param scores: (..., n) scores.
+    :return: (...) means.
+    :raises ImportError: if SciPy is not installed.
+    """
+    try:
+        from scipy.stats import trim_mean
+    except ImportError as error:
+        raise ImportError("statistics need SciPy: pip install 'sb3-pwm[plot]'") from error
+    result: np.ndarray = trim_mean(scores, 0.25, axis=-1)
+    return result
+
+
+def mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and half width of Student's 95 % interval over the first axis; NaN for fewer than two values.
+
+    :param values: (n, ...) values, independent of each other.
+    :raises ImportError: if SciPy is not installed.
+    """
+    try:
+        from scipy.stats import t
+    except ImportError as error:
+        raise ImportError("statistics need SciPy: pip install 'sb3-pwm[plot]'") from error
+    values = np.asarray(values, float)
+    n = len(values)
+    if n < 2:
+        return values.mean(0), np.full(values.shape[1:], np.nan)
+    return values.mean(0), t.ppf(0.975, n - 1) * values.std(0, ddof=1) / np.sqrt(n)
+
+
+def resample(strata: Strata, n_resamples: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Draw seeds with replacement within each environment.
+
+    :return: (n_resamples, n_seeds) scores per environment.
+    """
+    return [scores[rng.integers(0, len(scores), (n_resamples, len(scores)))] for scores in strata]
+
+
+def percentile_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bounds that leave 2.5 % of the values (first axis) on either side."""
+    low, high = np.percentile(values, [2.5, 97.5], axis=0)
+    return low, high
+
+
+def bootstrap_interval(
+    strata: Strata, statistic: Callable[[np.ndarray], np.ndarray], n_resamples: int = N_RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """Return the stratified-bootstrap 95 % interval of a statistic of all scores.
+
+    :param strata: scores per environment.
+    :param statistic: from (n_resamples, n) scores to (n_resamples,) values.
+    :param n_resamples: number of resamples.
+    :param seed: of the resamples.
+    """
+    drawn = resample(strata, n_resamples, np.random.default_rng(seed))
+    low, high = percentile_interval(statistic(np.concatenate(drawn, axis=1)))
+    return float(low), float(high)
+
+
+def probability_of_improvement(first: Strata, second: Strata) -> float:
+    """Return the probability that a run of ``first`` scores above one of ``second`` in the same environment.
+
+    Ties count one half; it is Mann and Whitney's U over the number of pairs, a mean over the environments.
+    """
+    return float(_probability([x[None] for x in first], [y[None] for y in second])[0])
+
+
+def _probability(first: Strata, second: Strata) -> np.ndarray:
+    """Compute it from (n_resamples, n_seeds) scores per environment to (n_resamples,) probabilities."""
+    each = []
+    for x, y in zip(first, second, strict=True):
+        pairs = x[:, :, None], y[:, None, :]
+        each.append((np.greater(*pairs) + 0.5 * np.equal(*pairs)).mean(axis=(1, 2)))
+    result: np.ndarray = np.mean(each, axis=0)
+    return result
+
+
+def probability_interval(
+    first: Strata, second: Strata, n_resamples: int = N_RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """Return the stratified-bootstrap 95 % interval of :func:`probability_of_improvement`."""
+    rng = np.random.default_rng(seed)
+    drawn = resample(first, n_resamples, rng), resample(second, n_resamples, rng)
+    low, high = percentile_interval(_probability(*drawn))
+    return float(low), float(high)
+
+
+def performance_profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Return the fraction of scores above each threshold.
+
+    :param scores: (..., n) scores.
+    :param thresholds: (m,) thresholds.
+    :return: (..., m) fractions.
+    """
+    result: np.ndarray = (scores[..., None, :] > thresholds[:, None]).mean(axis=-1)
+    return result
+
+
+def profile_interval(
+    strata: Strata, thresholds: np.ndarray, n_resamples: int = 1_000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the (m,) bounds of the stratified-bootstrap 95 % interval of a profile, threshold by threshold."""
+    drawn = resample(strata, n_resamples, np.random.default_rng(seed))
+    return percentile_interval(performance_profile(np.concatenate(drawn, axis=1), thresholds))
+
+
+def first_reaching(values: Sequence[float], target: float) -> int | None:
+    """Return the index of the first value that is at least ``target``; None if there is none."""
+    return next((index for index, value in enumerate(values) if value >= target), None)

@@ -1,0 +1,18 @@
+"""The command ``sb3-pwm``: its subcommands are registered here."""
+
+import sys
+
+from sb3_pwm.benchmark import command as benchmark
+from sb3_pwm.benchmark import report
+from sb3_pwm.subcommands import Command, run_command_line
+
+COMMANDS: dict[str, Command] = {"benchmark": benchmark, "report": report}
+
+
+def main() -> int:
+    """Run the command line of this process and return the exit code."""
+    return run_command_line(COMMANDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Environments and algorithms for the tests of benchmarks, found by import path: ``compare_toys:Killed-v0``."""
+
+import os
+import signal
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
+from stable_baselines3 import SAC
+
+KILL_FOLDER = "COMPARE_TOYS_KILL"  # variable: folder of the run whose process is to die
+
+
+class Killed(PendulumEnv):
+    """Pendulum that kills its process without notice, once, after the first checkpoint and an evaluation since."""
+
+    def step(self, action):
+        folder = Path(os.environ.get(KILL_FOLDER, "/none"))
+        marker = folder / "killed"
+        if (folder / "checkpoint-1").exists() and not marker.exists():
+            evaluations = (folder / "curve.csv").read_text().splitlines()[1:]
+            if int(evaluations[-1].split(",")[0]) > 150:
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+class Failing(PendulumEnv):
+    """Pendulum that breaks after some steps of training."""
+
+    def step(self, action):
+        self.taken = getattr(self, "taken", 0) + 1
+        if self.taken > 90:
+            raise RuntimeError("the pendulum broke")
+        return super().step(action)
+
+
+class Global(PendulumEnv):
+    """Pendulum whose start states come from NumPy's global generator."""
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = np.random.uniform(-1, 1, 2)
+        return self._get_obs(), {}
+
+
+class MySAC(SAC):
+    """An algorithm of one's own."""
+
+
+for kind in (Killed, Failing, Global):
+    gym.register(f"{kind.__name__}-v0", kind, max_episode_steps=60)

@@ -1,0 +1,249 @@
+import re
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+pytest.importorskip("scipy")
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+
+from sb3_pwm.benchmark import report
+from sb3_pwm.benchmark.comparison import Comparison
+from sb3_pwm.benchmark.plan import RunSpec
+from sb3_pwm.benchmark.report import estimate, number
+from sb3_pwm.benchmark.results import FAILED, FINISHED, FORMAT, RUNNING, CurveRow, Run, write_curve, write_json
+from sb3_pwm.subcommands import run_command_line
+
+# final returns by environment, algorithm and seed
+FINALS = {
+    "A-v0": {"pwm": [200, 260, 320], "sac": [90, 100, 110], "td3": [120, 130, 140]},
+    "B-v0": {"pwm": [40, 50, 60], "sac": [50, 50, 50], "td3": [5, 10, 15]},
+}
+
+
+def make_run(env, algo, seed, final, state=FINISHED, **changes):
+    """A run whose return grows evenly to ``final`` over four evaluations; a step costs 0.1 CPU seconds."""
+    spec = RunSpec(
+        env=env,
+        algo=algo,
+        seed=seed,
+        steps=400,
+        eval_every=100,
+        eval_episodes=5,
+        checkpoint_every=100,
+        threads=1,
+        device="cpu",
+        hyperparameters={},
+        source="test",
+    )
+    rows = [CurveRow(100 * i, 20.0 * i, 10.0 * i, final * i / 4, 1.0, 50.0, 5, 0.0) for i in range(1, 5)]
+    record = {
+        "format": FORMAT,
+        "state": state,
+        "specification": spec.to_dict(),
+        "command": "sb3-pwm benchmark --env A-v0 B-v0",
+        "versions": {"torch": "1.2.3"},
+        "git_revision": "abc123",
+        "processor": "Some <Processor>",
+        "random_return": 10.0,
+        "model": {"gamma": 0.99},
+        "traceback": "Traceback: <it> broke" if state == FAILED else None,
+    }
+    return Run(replace(spec, **changes), state, rows if state == FINISHED else rows[:2], record)
+
+
+def all_runs():
+    return [
+        make_run(env, algo, seed, final)
+        for env, by_algo in FINALS.items()
+        for algo, finals in by_algo.items()
+        for seed, final in enumerate(finals)
+    ]
+
+
+@pytest.fixture
+def comparison():
+    return Comparison(all_runs(), "pwm", "sac")
+
+
+@pytest.fixture
+def results(tmp_path):
+    others = [make_run("A-v0", "sac", 7, 5, FAILED), make_run("B-v0", "td3", 8, 5, RUNNING)]
+    for run in all_runs() + others:
+        folder = run.spec.folder(tmp_path / "results")
+        folder.mkdir(parents=True)
+        write_json(folder / "run.json", run.record)
+        write_curve(folder, run.rows)
+    return tmp_path / "results"
+
+
+def test_scores_are_returns_in_units_of_the_baseline(comparison):
+    assert comparison.algos == ["pwm", "sac", "td3"]
+    assert [list(scores) for scores in comparison.scores("pwm")] == [[2, 2.6, 3.2], [0.8, 1, 1.2]]
+    # of 0.8, 1, 1.2, 2, 2.6, 3.2 one is left out on either side
+    assert comparison.iqm("pwm").value == pytest.approx((1 + 1.2 + 2 + 2.6) / 4)
+    assert comparison.iqm("sac").value == pytest.approx(1)
+    # A: always above. B: 40 below, 50 ties, 60 above three times 50
+    assert comparison.improvement("sac").value == pytest.approx((1 + 0.5) / 2)
+
+
+def test_a_random_policy_can_be_the_zero():
+    comparison = Comparison(all_runs(), "pwm", "sac", random_zero=True)
+    assert comparison.scores("td3")[1] == pytest.approx([-5 / 40, 0, 5 / 40])
+
+
+def test_target_is_the_best_of_the_others(comparison):
+    assert comparison.target("A-v0") == ("td3", 130)
+    assert comparison.target("B-v0") == ("sac", 50)
+    cell = comparison.cell("A-v0", "pwm")
+    # 200: 50, 100, 150; 260: 65, 130; 320: 80, 160: reached at 300, 200, 200
+    assert (cell.reached, cell.seeds) == (3, 3)
+    assert (cell.steps_to_target, cell.cpu_seconds_to_target, cell.wall_seconds_to_target) == (200, 20, 40)
+    assert (cell.final.value, cell.lowest, cell.highest) == (260, 200, 320)
+    assert cell.final.high == pytest.approx(260 + 4.302653 * 60 / 3**0.5)
+    cell = comparison.cell("A-v0", "sac")
+    assert (cell.reached, cell.steps_to_target) == (0, None)
+    cell = comparison.cell("B-v0", "pwm")
+    assert (cell.reached, cell.steps_to_target) == (2, 400)
+
+
+def test_curves(comparison):
+    curve = comparison.curve("B-v0", "td3")
+    assert list(curve.env_steps) == [100, 200, 300, 400]
+    assert list(curve.cpu_seconds) == [10, 20, 30, 40]
+    assert list(curve.mean) == [2.5, 5, 7.5, 10]
+
+
+def test_what_cannot_be_scored_is_left_out_with_a_reason():
+    runs = [run for run in all_runs() if (run.spec.env, run.spec.algo) != ("B-v0", "td3")]
+    negative = [make_run("C-v0", algo, 0, -100) for algo in ("pwm", "sac", "td3")]
+    envs, excluded = Comparison(runs + negative, "pwm", "sac").scored_envs()
+    assert envs == ["A-v0"]
+    assert excluded == {
+        "B-v0": "no finished run of td3",
+        "C-v0": "sac's mean final return is not above 0",
+    }
+
+
+@pytest.mark.parametrize(
+    ("runs", "match"),
+    [
+        ([], "none of the 0 runs has finished"),
+        ([make_run("A-v0", "sac", 0, 1, RUNNING)], "none of the 1 runs has finished"),
+        ([make_run("A-v0", "sac", 0, 1), make_run("A-v0", "sac", 0, 1)], "a seed is there more than once"),
+        ([make_run("A-v0", "sac", 0, 1), make_run("A-v0", "sac", 1, 1, steps=7)], r"differ in steps: \[7, 400\]"),
+        (
+            [make_run("A-v0", "sac", 0, 1), make_run("A-v0", "sac", 1, 1, hyperparameters={"gamma": 1})],
+            "different hyperparameters",
+        ),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(runs, match):
+    with pytest.raises(ValueError, match=match):
+        Comparison(runs, "sac", "sac")
+
+
+def test_unknown_algorithms_are_refused():
+    with pytest.raises(ValueError, match="unknown baseline in these results 'sca'; did you mean sac"):
+        Comparison(all_runs(), "pwm", "sca")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (float("nan"), "-"), (12345.6, "12,346"), (-123.4, "-123"), (12.34, "12.3"), (0.456, "0.46")],
+)
+def test_numbers(value, text):
+    assert number(value) == text
+
+
+class Page(HTMLParser):
+    """What a browser would find."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_the_page(results, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run_command_line({"report": report}, ["report", str(results), "--out", str(out)]) == 0
+    assert str(out / "index.html") in capsys.readouterr().out
+    source = (out / "index.html").read_text()
+    page = Page(source)
+
+    assert not re.search(r"https?://|//[a-z]+\.|url\(|@import", re.sub(r"base64,[\w+/=]+", "", source))
+    assert not page.all("script")
+    assert not page.all("link")
+    assert all(re.fullmatch(r"#\w+", a["href"]) for a in page.all("a"))
+    images = page.all("img")
+    assert len(images) == 9  # curves in 2 environments against 3 things, 3 aggregates
+    assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images)
+    assert len(list(out.glob("*.png"))) == 9
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in out.glob("*.png"))
+
+    assert page.all("html") == [{"lang": "en"}]
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
+    assert len(page.all("caption")) == len(page.all("table")) == 3
+
+    text = " ".join(page.text.split())
+    for expected in (
+        "3 algorithms in 2 environments, 3 seeds each; 18 finished runs",
+        "1 failed and 1 unfinished runs",
+        "A-v0, sac, seed 7: failed Traceback: <it> broke",
+        "B-v0, td3, seed 8: unfinished, last evaluation at 200 of 400 steps",
+        "400 environment steps; target 130 (td3)",
+        "is 1 at the mean final return of sac and 0 at a return of 0",
+        "Processor: Some <Processor>; threads per run: 1",
+        "torch 1.2.3, git revision abc123",
+        "sb3-pwm benchmark --env A-v0 B-v0",
+        f"sb3-pwm report {results} --out {out}",
+        '"gamma": 0.99',
+    ):
+        assert expected in text
+    comparison = Comparison(all_runs(), "pwm", "sac")
+    assert estimate(comparison.iqm("pwm")) in text
+    assert "1.70 [" in text
+
+
+def test_a_page_without_scores(tmp_path):
+    comparison = Comparison([make_run("C-v0", "sac", 0, -100)], "sac", "sac")
+    report.write_report(comparison, tmp_path, "command")
+    text = " ".join(Page((tmp_path / "index.html").read_text()).text.split())
+    assert "No normalised return can be computed: C-v0: sac's mean final return is not above 0" in text
+    assert "1 seed each" in text
+    assert not (tmp_path / "iqm.png").exists()
+
+
+@pytest.mark.parametrize("module", ["jinja2", "matplotlib", "scipy.stats"])
+def test_what_is_not_installed_is_named(module, monkeypatch, tmp_path, comparison):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=r"pip install 'sb3-pwm\[plot\]'"):
+        report.write_report(comparison, tmp_path / "out", "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_without_runs_are_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        run_command_line({"report": report}, ["report", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert error.value.code == 2
+    assert "holds no runs of sb3-pwm benchmark" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_curves_are_refused(results):
+    path = next(results.glob("*/*/*/curve.csv"))
+    path.write_text(path.read_text().replace("return_mean", "mean_return"))
+    with pytest.raises(ValueError, match="holds no evaluations of a run"):
+        report.read_runs(results)

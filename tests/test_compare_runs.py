@@ -1,0 +1,269 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from helpers import same
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_pwm.benchmark import command
+from sb3_pwm.benchmark.engines import LocalEngine, RayEngine, make_job, run_worker
+from sb3_pwm.benchmark.evaluate import untouched_generators
+from sb3_pwm.benchmark.plan import RunSpec, find_algorithm
+from sb3_pwm.benchmark.results import FAILED, FINISHED, RUNNING, read_run, read_runs, unfinished
+from sb3_pwm.benchmark.runner import run_plan
+from sb3_pwm.benchmark.segments import segment_seed
+from sb3_pwm.benchmark.worker import run_job
+from sb3_pwm.subcommands import run_command_line
+
+TINY = {
+    "sac": {"learning_starts": 50, "batch_size": 16, "policy_kwargs": "dict(net_arch=[16])"},
+    "pwm": {
+        "learning_starts": 50,
+        "pretrain_steps": 5,
+        "batch_size": 8,
+        "critic_batch_size": 16,
+        "policy_kwargs": "dict(net_arch=[16], latent_dim=16)",
+    },
+    "ppo": {"n_steps": 32, "n_envs": 2, "n_epochs": 2, "normalize": True, "learning_rate": "lin_1e-3"},
+}
+
+
+def spec_of(algo="sac", env="compare_toys:Global-v0", **changes):
+    numbers = {"seed": 3, "steps": 300, "eval_every": 80, "eval_episodes": 2, "checkpoint_every": 100, "threads": 1}
+    settings = {"device": "cpu", "hyperparameters": TINY[algo], "source": "test"}
+    return RunSpec(env=env, algo=algo, **numbers | settings | changes)
+
+
+def outcome(folder):
+    """Return all that must not depend on a kill: evaluations without their times, and the final model."""
+    run = read_run(folder)
+    assert run.state == FINISHED, run.record["traceback"]
+    rows = [replace(row, wall_seconds=0, cpu_seconds=0) for row in run.rows]
+    model = find_algorithm(run.spec.algo).load(folder / "model.zip", device="cpu")
+    return repr(rows), model.get_parameters()
+
+
+def assert_same_outcome(first, second):
+    (rows, parameters), (other_rows, other_parameters) = outcome(first), outcome(second)
+    assert rows == other_rows
+    assert same(parameters, other_parameters)
+
+
+@pytest.mark.parametrize("algo", ["pwm", "sac"])
+def test_a_killed_run_ends_with_the_same_numbers(algo, tmp_path, monkeypatch):
+    spec = spec_of(algo, "compare_toys:Killed-v0")
+    assert run_job(spec, tmp_path / "whole", "")
+
+    folder = tmp_path / "killed"
+    monkeypatch.setenv("COMPARE_TOYS_KILL", str(folder))
+    job = make_job(spec, tmp_path, "") | {"folder": str(folder)}
+    assert run_worker(job) == -signal.SIGKILL
+    run = read_run(folder)
+    assert run.state == RUNNING
+    assert [row.env_steps for row in run.rows] == [80, 160]
+    assert run_job(spec, folder, "")
+    assert_same_outcome(tmp_path / "whole", folder)
+    assert [row.env_steps for row in read_run(folder).rows] == [80, 160, 240, 300]
+    assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == ["curve.csv", "model.zip", "run.json"]
+
+
+def test_vec_normalize_and_schedules_survive_segments(tmp_path):
+    """The second segment's results depend on what the first one handed over."""
+    spec = spec_of("ppo")
+    assert run_job(spec, tmp_path / "a", "")
+    assert run_job(spec, tmp_path / "b", "")
+    assert_same_outcome(tmp_path / "a", tmp_path / "b")
+    run = read_run(tmp_path / "a")
+    # 64 steps per rollout: the last evaluation is at 300, the last update at 320
+    assert [row.env_steps for row in run.rows] == [80, 160, 240, 300]
+    model = find_algorithm("ppo").load(tmp_path / "a" / "model.zip")
+    assert model.num_timesteps == 320
+    # before its last rollout 256 steps of 300 were done
+    assert model.policy.optimizer.param_groups[0]["lr"] == 0.0
+    assert run.record["model"]["normalize"]["norm_obs"]
+    assert (tmp_path / "a" / "vec_normalize.pkl").exists()
+
+
+@pytest.mark.parametrize("algo", ["pwm", "sac"])
+def test_learning_does_not_depend_on_evaluations(algo, tmp_path):
+    often, seldom = spec_of(algo, steps=200, eval_every=20), spec_of(algo, steps=200, eval_every=200)
+    for spec in (often, seldom):
+        assert run_job(spec, tmp_path / str(spec.eval_every), "")
+    first, second = (read_run(tmp_path / name).rows for name in ("20", "200"))
+    assert len(first) == 10
+    assert first[-1].return_mean == second[-1].return_mean
+    assert first[-1].train_return == second[-1].train_return
+    assert same(outcome(tmp_path / "20")[1], outcome(tmp_path / "200")[1])
+
+
+def test_a_run_of_one_segment_is_a_plain_sb3_run(tmp_path):
+    spec = spec_of("sac", steps=150, checkpoint_every=1_000, eval_every=150)
+    assert run_job(spec, tmp_path / "run", "")
+    sac = find_algorithm("sac")
+    env = DummyVecEnv([lambda: gym.make(spec.env)])
+    arguments = TINY["sac"] | {"policy_kwargs": {"net_arch": [16]}}
+    model = sac("MlpPolicy", env, seed=3, device="cpu", **arguments).learn(150)
+    assert same(outcome(tmp_path / "run")[1], model.get_parameters())
+
+
+def test_generators_are_put_back():
+    np.random.seed(1)
+    torch.manual_seed(1)
+    expected = np.random.rand(), torch.rand(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    with untouched_generators():
+        np.random.seed(5)
+        torch.manual_seed(5)
+    assert (np.random.rand(), torch.rand(1)) == expected
+
+
+def test_segments_have_seeds_of_their_own():
+    seeds = [segment_seed(seed, segment) for seed in range(3) for segment in range(4)]
+    assert len(set(seeds)) == len(seeds)
+    assert [segment_seed(seed, 0) for seed in range(3)] == [0, 1, 2]
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_the_record_of_a_run(tmp_path):
+    assert run_job(spec_of(steps=60, eval_every=60), tmp_path / "run", "the command")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["command"] == "the command"
+    assert record["specification"]["hyperparameters"] == TINY["sac"]
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["model"]["batch_size"] == 16
+    assert record["model"]["policy_kwargs"]["net_arch"] == [16]
+    assert record["model"]["buffer_size"] == 60  # SAC's million would only make checkpoints large
+    assert record["random_return"] < 0
+    (row,) = read_run(tmp_path / "run").rows
+    assert (row.env_steps, row.episodes, row.episode_length_mean) == (60, 2, 60)
+    assert row.cpu_seconds > 0
+
+
+def test_a_failing_run_is_recorded_and_the_others_go_on(tmp_path, capfd, monkeypatch):
+    numbers = {"steps": 150, "eval_every": 150, "eval_episodes": 1}
+    plan = [spec_of(env="compare_toys:Failing-v0", **numbers), spec_of(**numbers)]
+    failed = run_plan(plan, tmp_path, lambda: LocalEngine(1), "")
+    assert failed == plan[:1]
+    first, second = (read_run(spec.folder(tmp_path)) for spec in plan)
+    assert (first.state, second.state) == (FAILED, FINISHED)
+    assert "RuntimeError: the pendulum broke" in first.record["traceback"]
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0] == "2 runs, 0 of them finished before"
+    assert any("Failing-v0" in line and "failed" in line for line in lines)
+    assert any("Global-v0" in line and "finished  150 / 150 (100 %)" in line for line in lines)
+    # what has finished is not started again
+    monkeypatch.setattr(LocalEngine, "start", lambda self, job: pytest.fail(f"started {job}"))
+    assert run_plan(plan[1:], tmp_path, lambda: LocalEngine(1), "") == []
+
+
+def test_other_runs_in_the_folder_are_refused(tmp_path):
+    spec = spec_of(steps=60, eval_every=60)
+    folder = spec.folder(tmp_path)
+    assert run_job(spec, folder, "")
+    assert unfinished([spec, replace(spec, seed=4)], tmp_path) == [replace(spec, seed=4)]
+    assert unfinished([replace(spec, source="elsewhere")], tmp_path) == []
+    with pytest.raises(ValueError, match="steps is 60 there, 90 here"):
+        unfinished([replace(spec, steps=90)], tmp_path)
+    with pytest.raises(ValueError, match="hyperparameters is"):
+        unfinished([replace(spec, hyperparameters={})], tmp_path)
+
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"format": 99}))
+    with pytest.raises(ValueError, match="results format 99, this version reads and writes format 1"):
+        unfinished([spec], tmp_path)
+    with pytest.raises(ValueError, match="results format 99"):
+        read_runs(tmp_path)
+    (folder / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="does not describe a run"):
+        read_runs(tmp_path)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    spec = spec_of()
+    assert run_job(spec, tmp_path / "whole", "")
+    sac = find_algorithm("sac")
+    save = sac.save_replay_buffer
+
+    def full(model, path):
+        if model.num_timesteps > 150:
+            raise OSError("no space left on device")
+        save(model, path)
+
+    monkeypatch.setattr(sac, "save_replay_buffer", full)
+    assert not run_job(spec, tmp_path / "full", "")
+    assert "no space left" in read_run(tmp_path / "full").record["traceback"]
+    assert [path.name for path in (tmp_path / "full").glob("checkpoint*")] == ["checkpoint-1"]
+    monkeypatch.undo()
+    assert run_job(spec, tmp_path / "full", "")
+    assert_same_outcome(tmp_path / "whole", tmp_path / "full")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks for processes in /proc")
+def test_runs_die_with_the_benchmark(tmp_path):
+    arguments = ["--env", "compare_toys:Global-v0", "--algo", "sac", "--seeds", "0", "--out", str(tmp_path)]
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sb3_pwm.benchmark", *arguments], env=os.environ | {"PYTHONPATH": paths}
+    )
+    record = tmp_path / "compare_toys-Global-v0" / "sac" / "0" / "progress.json"
+    wait_until(record.exists)
+    assert writes_log(tmp_path)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_until(lambda: not writes_log(tmp_path))
+
+
+def writes_log(folder):
+    """Return whether a process has its log in the folder."""
+    for link in Path("/proc").glob("[0-9]*/fd/1"):
+        try:
+            if str(folder) in os.readlink(link):
+                return True
+        except OSError:  # has ended meanwhile
+            continue
+    return False
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
+
+
+def test_the_command_line_refuses_in_one_line(tmp_path, capsys):
+    for arguments, message in (
+        (["--env", "Pendlum-v1"], "did you mean Pendulum-v1"),
+        (["--env", "Pendulum-v1", "--algo", "sacc"], "did you mean sac"),
+        (["--env", "Pendulum-v1", "--jobs", "0"], "jobs=0"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            run_command_line({"benchmark": command}, ["benchmark", *arguments, "--out", str(tmp_path)])
+        assert error.value.code == 2
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert "Traceback" not in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_ray_runs_the_same_worker(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        spec = spec_of(steps=150, eval_every=150)
+        assert run_plan([spec], tmp_path, RayEngine, "") == []
+        assert run_job(spec, tmp_path / "here", "")
+        assert_same_outcome(spec.folder(tmp_path), tmp_path / "here")
+    finally:
+        ray.shutdown()

@@ -1,0 +1,233 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3 import PPO, SAC, TD3
+from torch import nn
+
+from sb3_pwm import PWM
+from sb3_pwm.benchmark.command import own_files
+from sb3_pwm.benchmark.engines import RayEngine
+from sb3_pwm.benchmark.plan import ALGORITHMS, RunSpec, check_env, find_algorithm, make_plan
+from sb3_pwm.benchmark.settings import find_hyperparameters, interpret, parse_expression, parse_schedule, read_entry
+
+pytest.importorskip("yaml")
+
+MUJOCO = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5")
+PLAN = {
+    "steps": 10,
+    "eval_every": 10,
+    "eval_episodes": 1,
+    "checkpoint_every": 10,
+    "threads": 1,
+    "device": "cpu",
+    "hyperparameters": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("dict(net_arch=[64, 64], log_std_init=-3.67)", {"net_arch": [64, 64], "log_std_init": -3.67}),
+        ("dict(net_arch=dict(pi=[1], qf=(2, 3)), x=None)", {"net_arch": {"pi": [1], "qf": (2, 3)}, "x": None}),
+        ("dict(activation_fn=nn.ReLU)", {"activation_fn": nn.ReLU}),
+        (" {'norm_obs': True, 'act': th.nn.Tanh}", {"norm_obs": True, "act": nn.Tanh}),
+        ("dict()", {}),
+    ],
+)
+def test_expressions_are_read(text, value):
+    assert parse_expression(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').getcwd()",
+        "dict(a=open('x'))",
+        "dict(**{'a': 1})",
+        "{**{'a': 1}}",
+        "dict([(1, 2)])",
+        "[x for x in (1, 2)]",
+        "nn.functional",
+        "nn.Module.__subclasses__",
+        "os.environ",
+        "2 ** 9",
+        "dict(",
+    ],
+)
+def test_expressions_are_never_evaluated(text):
+    with pytest.raises(ValueError, match="cannot read"):
+        parse_expression(text)
+
+
+def test_schedules():
+    assert parse_schedule(3e-4) == 3e-4
+    assert parse_schedule("3e-4") == 3e-4
+    schedule = parse_schedule("lin_3e-4")
+    assert [schedule(progress) for progress in (1, 0.5, 0)] == pytest.approx([3e-4, 1.5e-4, 0])
+    for text in ("cos_3e-4", "lin_x", "lin_"):
+        with pytest.raises(ValueError, match="is no schedule"):
+            parse_schedule(text)
+
+
+def test_an_entry_becomes_arguments():
+    settings = interpret(
+        {
+            "n_timesteps": 1e6,
+            "policy": "MlpPolicy",
+            "n_envs": 4,
+            "normalize": "{'norm_obs': True, 'norm_reward': False}",
+            "gamma": 0.9,
+            "learning_rate": "lin_1e-3",
+            "policy_kwargs": "dict(net_arch=[8])",
+        },
+        PPO,
+    )
+    assert settings.policy == "MlpPolicy"
+    assert settings.n_envs == 4
+    assert settings.normalize == {"gamma": 0.9, "norm_obs": True, "norm_reward": False}
+    assert settings.noise is None
+    assert settings.arguments.pop("learning_rate")(0.5) == pytest.approx(5e-4)
+    assert settings.arguments == {"gamma": 0.9, "policy_kwargs": {"net_arch": [8]}}
+
+
+def test_noise_and_training_frequency():
+    settings = interpret({"noise_type": "normal", "noise_std": 0.2, "train_freq": [1, "episode"]}, TD3)
+    assert settings.arguments == {"train_freq": (1, "episode")}
+    noise = settings.action_noise(spaces.Box(-1, 1, (3,)))
+    assert np.array_equal(noise._sigma, 0.2 * np.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("entry", "match"),
+    [
+        ({"bach_size": 8}, r"SAC has no hyperparameters \['bach_size'\]"),
+        ({"env_wrapper": "mywrapper"}, "env_wrapper"),
+        ({"seed": 3}, "seed"),
+        ({"n_envs": 0}, "n_envs=0"),
+        ({"normalize": "yes please"}, "cannot read"),
+        ({"noise_type": "pink"}, "noise_type='pink'"),
+    ],
+)
+def test_bad_entries_are_refused(entry, match):
+    with pytest.raises(ValueError, match=match):
+        interpret(entry, SAC)
+
+
+def test_the_newest_version_of_an_environment_serves_another():
+    text = "default: {gamma: 0}\nHopper-v3: {gamma: 3}\nHopper-v10: {gamma: 10}\nHopper-v4x: {gamma: 5}"
+    assert read_entry(text, "Hopper-v3") == ("Hopper-v3", {"gamma": 3})
+    assert read_entry(text, "Hopper-v5") == ("Hopper-v10", {"gamma": 10})
+    assert read_entry(text, "Ant-v5") == ("default", {"gamma": 0})
+    assert read_entry("Hopper-v3: {gamma: 3}", "Ant-v5") is None
+    with pytest.raises(ValueError, match="must map"):
+        read_entry("- 3", "Ant-v5")
+
+
+@pytest.mark.parametrize("algo", sorted(set(ALGORITHMS) - {"pwm"}))
+def test_shipped_hyperparameters_fit_their_algorithms(algo):
+    if ":" in ALGORITHMS[algo] and "contrib" in ALGORITHMS[algo]:
+        pytest.importorskip("sb3_contrib")
+    for env in (*MUJOCO, "Pendulum-v1", "dm_control/cheetah-run-v0"):
+        source, values = find_hyperparameters(algo, env)
+        interpret(values, find_algorithm(algo))
+        name = env.replace("-v5", "-v4") if env in MUJOCO else "default" if "dm_control" in env else env
+        assert source == f"RL Baselines3 Zoo, {algo}.yml: {name}"
+
+
+def test_what_the_zoo_says():
+    """Spot checks against the Zoo's own files."""
+    assert find_hyperparameters("sac", "HalfCheetah-v5")[1]["learning_starts"] == 10_000
+    assert find_hyperparameters("td3", "Ant-v5")[1]["policy_kwargs"] == "dict(net_arch=[400, 300])"
+    assert find_hyperparameters("tqc", "Hopper-v5")[1]["top_quantiles_to_drop_per_net"] == 5
+    assert find_hyperparameters("crossq", "Walker2d-v5")[1]["policy_delay"] == 3
+    assert find_hyperparameters("ppo", "Hopper-v5")[1]["learning_rate"] == 9.80828e-05
+
+
+def test_pwm_and_own_algorithms_have_their_own_defaults():
+    assert find_hyperparameters("pwm", "Hopper-v5") == ("constructor's defaults", {})
+    assert find_hyperparameters("compare_toys:MySAC", "Hopper-v5") == ("constructor's defaults", {})
+
+
+def test_algorithms_by_short_name_and_import_path():
+    assert find_algorithm("pwm") is PWM
+    assert issubclass(find_algorithm("compare_toys:MySAC"), SAC)
+    with pytest.raises(ValueError, match="unknown algorithm 'sacc'; did you mean sac"):
+        find_algorithm("sacc")
+    with pytest.raises(ValueError, match="cannot import algorithm 'no_such_package:Thing'"):
+        find_algorithm("no_such_package:Thing")
+    with pytest.raises(ValueError, match="cannot import algorithm 'compare_toys:MySCA'"):
+        find_algorithm("compare_toys:MySCA")
+    with pytest.raises(TypeError, match="must be a class derived from SB3's BaseAlgorithm"):
+        find_algorithm("compare_toys:Failing")
+
+
+def test_unknown_environments_get_the_nearest_names():
+    check_env("compare_toys:Global-v0")
+    with pytest.raises(ValueError, match="unknown environment 'Pendlum-v1'; did you mean Pendulum-v1"):
+        check_env("Pendlum-v1")
+    with pytest.raises(ValueError, match="cannot make environment 'Pendulum-v77'"):
+        check_env("Pendulum-v77")
+    with pytest.raises(ValueError, match="cannot make environment 'no_such_module:X-v0'"):
+        check_env("no_such_module:X-v0")
+
+
+def test_a_plan_is_every_combination():
+    plan = make_plan(["Pendulum-v1"], ["pwm", "sac"], [0, 2, 0], **PLAN)
+    assert [(spec.algo, spec.seed) for spec in plan] == [("pwm", 0), ("sac", 0), ("pwm", 2), ("sac", 2)]
+    assert RunSpec(**plan[1].to_dict()) == plan[1]
+    assert plan[1].folder(Path("results")) == Path("results/Pendulum-v1/sac/0")
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"steps": 0}, "steps=0 is out of range"),
+        ({"eval_every": -1}, "eval_every=-1"),
+        ({"eval_episodes": 0}, "eval_episodes=0"),
+        ({"checkpoint_every": 0}, "checkpoint_every=0"),
+        ({"threads": 0}, "threads=0"),
+        ({"hyperparameters": {"td3": Path("x.yml")}}, r"\['td3'\], which do not run"),
+    ],
+)
+def test_bad_plans_are_refused(change, error):
+    with pytest.raises(ValueError, match=error):
+        make_plan(["Pendulum-v1"], ["sac"], [0], **PLAN | change)
+    with pytest.raises(ValueError, match="seed=-1"):
+        make_plan(["Pendulum-v1"], ["sac"], [-1], **PLAN)
+
+
+def test_own_hyperparameters(tmp_path):
+    file = tmp_path / "mine.yml"
+    file.write_text("Pendulum-v1:\n  batch_size: 32\n")
+    assert own_files([str(file)], ["sac"]) == own_files([f"sac={file}"], ["sac", "pwm"]) == {"sac": file}
+    (spec,) = make_plan(["Pendulum-v1"], ["sac"], [0], **PLAN | {"hyperparameters": {"sac": file}})
+    assert (spec.source, spec.hyperparameters) == ("mine.yml: Pendulum-v1", {"batch_size": 32})
+    with pytest.raises(ValueError, match="for which of"):
+        own_files([str(file)], ["sac", "pwm"])
+    with pytest.raises(ValueError, match="there is no file"):
+        own_files(["sac=nowhere.yml"], ["sac"])
+    with pytest.raises(ValueError, match="has no entry for Hopper-v5"):
+        find_hyperparameters("sac", "Hopper-v5", file)
+    file.write_text("a: [")
+    with pytest.raises(ValueError, match=r"mine\.yml: is no YAML"):
+        find_hyperparameters("sac", "Hopper-v5", file)
+
+
+def test_what_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(ImportError, match=r"pip install 'sb3-pwm\[benchmark\]'"):
+        find_hyperparameters("sac", "Hopper-v5")
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    with pytest.raises(ImportError, match=r"tqc needs sb3_contrib: pip install 'sb3-pwm\[benchmark\]'"):
+        find_algorithm("tqc")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install 'sb3-pwm\[ray\]'"):
+        RayEngine()
+
+
+def test_folders_of_one_environment_have_names_of_one_part():
+    spec = make_plan(["compare_toys:Global-v0"], ["compare_toys:MySAC"], [1], **PLAN)[0]
+    assert spec.folder(Path()) == Path("compare_toys-Global-v0/compare_toys-MySAC/1")
