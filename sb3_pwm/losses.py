@@ -29,8 +29,8 @@ def world_model_loss(
     .. math:: L = \frac{1}{\sum m_t} \sum_t m_t [k_c \|\hat z_{t+1} - sg(e(o_{t+1}))\|^2 / Z
         + k_r\, \ell(\hat r_t, r_t) + k_d\, BCE(\hat d_t, d_t)],\quad \hat z_0 = e(o_0)
 
-    (PWM, arXiv 2407.02466, eq. 5, with a termination head and masks), averaged over the predictions of each of the
-    model's K dynamics networks.
+    (PWM, arXiv 2407.02466, eq. 5, with a termination head and masks.) With K dynamics networks the latent error is the
+    sum of theirs, as if each learnt alone, and the heads' errors are means over what they read.
 
     :param world_model: the model.
     :param samples: windows of T steps; their observations are not used.
@@ -51,7 +51,7 @@ def world_model_loss(
         x.unsqueeze(1).expand(-1, count, *x.shape[1:])
         for x in (samples.actions, samples.terminations, samples.mask, rewards, targets)
     )
-    consistency = masked_mean(world_model.latent_error(predicted[1:], targets), mask)
+    consistency = count * masked_mean(world_model.latent_error(predicted[1:], targets), mask)
     reward = masked_mean(world_model.reward_error(predicted[:-1], actions, rewards), mask)
     termination = masked_mean(world_model.termination_error(predicted[1:], terminations), mask)
     loss = consistency_coef * consistency + reward_coef * reward + termination_coef * termination

@@ -85,7 +85,7 @@ def test_world_model_loss_is_that_of_a_plain_loop(make_world_model, samples, rew
 
 
 @pytest.mark.parametrize("reward_bins", [0, 11])
-def test_world_model_loss_is_the_mean_over_the_dynamics_networks(make_world_model, samples, reward_bins):
+def test_world_model_loss_of_several_dynamics_networks(make_world_model, samples, reward_bins):
     model = make_world_model(n_dynamics=3, reward_bins=reward_bins)
     latents, targets = simplices(BATCH), simplices(LENGTH, BATCH)
     total, means = world_model_loss(model, samples, samples.rewards, latents, targets, **COEFFICIENTS)
@@ -94,9 +94,11 @@ def test_world_model_loss_is_the_mean_over_the_dynamics_networks(make_world_mode
         alone = copy.deepcopy(model)
         alone.dynamics = nn.ModuleList([dynamics])
         parts.append(world_model_loss(alone, samples, samples.rewards, latents, targets, **COEFFICIENTS))
-    assert_close(total, sum(loss for loss, _ in parts) / 3)
-    for name, mean in means.items():
-        assert_close(mean, sum(metrics[name] for _, metrics in parts) / 3)
+    sums = {name: sum(metrics[name] for _, metrics in parts) for name in means}
+    assert_close(means["consistency_loss"], sums["consistency_loss"])
+    assert_close(means["reward_loss"], sums["reward_loss"] / 3)
+    assert_close(means["termination_loss"], sums["termination_loss"] / 3)
+    assert_close(total, 20 * means["consistency_loss"] + 2 * means["reward_loss"] + 3 * means["termination_loss"])
 
 
 @pytest.mark.parametrize("name", COEFFICIENTS)
