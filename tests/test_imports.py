@@ -20,6 +20,7 @@ LEVELS = (
     {"pwm"},
     {"presets", "video", "datasets", "callbacks", "suites"},
     {"benchmark"},
+    {"extraction"},
     {"cli"},
     {"__init__"},
 )

@@ -16,6 +16,7 @@ Job = dict[str, Any]
 def make_job(spec: RunSpec, results: Path, command: str) -> Job:
     """Return what a worker is told, as JSON values."""
     return {
+        "module": "sb3_pwm.benchmark.worker",
         "specification": spec.to_dict(),
         "folder": str(spec.folder(results.resolve())),
         "command": command,
@@ -37,7 +38,7 @@ def start_worker(job: Job) -> "subprocess.Popen[str]":
     threads = dict.fromkeys(THREAD_VARIABLES, str(job["specification"]["threads"]))
     with (folder / "log.txt").open("a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sb3_pwm.benchmark.worker"],
+            [sys.executable, "-m", job["module"]],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,

@@ -1,0 +1,135 @@
+"""Extract a policy for each task from a model of many tasks, each in a process of its own.
+
+The same command again leaves out the tasks whose policies are there. The replay buffer is a pickle, which runs code:
+use only files that you trust.
+"""
+
+import argparse
+import json
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sb3_pwm.benchmark.engines import Engine, Job, LocalEngine, RayEngine, import_paths
+from sb3_pwm.benchmark.results import write_json
+from sb3_pwm.benchmark.worker import end_with_input
+from sb3_pwm.checks import check_integer
+from sb3_pwm.multitask_algorithm import EXTRACTION_UPDATES
+from sb3_pwm.multitask_policies import MultiTaskPolicy
+from sb3_pwm.pwm import PWM
+
+ALL = "all"
+POLL_SECONDS = 0.5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``sb3-pwm extract``."""
+    parser.add_argument("model", type=Path, metavar="MODEL.zip", help='saved model with "MultiTaskPolicy"')
+    parser.add_argument("--data", type=Path, required=True, help="what save_replay_buffer wrote of it")
+    parser.add_argument("--tasks", nargs="+", default=[ALL], metavar="NAME", help=f"names of tasks, or {ALL!r}")
+    parser.add_argument("--out", type=Path, default=Path("policies"), help="folder: <task>/model.zip")
+    parser.add_argument("--updates", type=int, default=EXTRACTION_UPDATES, help="policy updates of each task")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", choices=["local", "ray"], default="local")
+    parser.add_argument("--jobs", type=int, default=1, help="tasks at a time; with --engine ray, Ray decides")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each task")
+    parser.add_argument("--device", default="cpu", help="torch device")
+
+
+def chosen_tasks(model: PWM, names: Sequence[str]) -> list[str]:
+    """Return the names of the tasks that are asked for, in the order of the set.
+
+    :raises TypeError: if the model has one task only.
+    :raises ValueError: if there is no such task.
+    """
+    if not isinstance(model.policy, MultiTaskPolicy):
+        raise TypeError(f'the model must have "MultiTaskPolicy", not {type(model.policy).__name__}')
+    task_set = model.policy.task_set
+    if list(names) == [ALL]:
+        return list(task_set.names)
+    for name in names:
+        task_set.task_id(name)
+    return [name for name in task_set.names if name in names]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Carry out ``sb3-pwm extract``.
+
+    :return: exit code: 1 if a task failed.
+    :raises ValueError: if an option is wrong.
+    :raises TypeError: if the model has one task only.
+    """
+    for name, low in (("jobs", 1), ("threads", 1), ("updates", 0), ("seed", 0)):
+        check_integer(name, getattr(options, name), low)
+    for name in ("model", "data"):
+        if not getattr(options, name).is_file():
+            raise ValueError(f"{name}: there is no file {getattr(options, name)}")
+    names = chosen_tasks(PWM.load(options.model, device="cpu"), options.tasks)
+    waiting = [name for name in names if not (options.out / name / "model.zip").exists()]
+    print(f"{len(names)} tasks, {len(names) - len(waiting)} of them extracted before", flush=True)
+    settings = {name: getattr(options, name) for name in ("updates", "seed", "threads", "device")}
+    jobs = [
+        {
+            "module": "sb3_pwm.extraction",
+            "specification": settings | {"task": name},
+            "folder": str((options.out / name).resolve()),
+            "paths": import_paths(),
+            "model": str(options.model.resolve()),
+            "data": str(options.data.resolve()),
+        }
+        for name in waiting
+    ]
+    failed = carry_out(jobs, RayEngine() if options.engine == "ray" else LocalEngine(options.jobs)) if jobs else []
+    for job in failed:
+        print(f"{job['specification']['task']} failed; see {job['folder']}/log.txt", file=sys.stderr)
+    return int(bool(failed))
+
+
+def carry_out(jobs: Sequence[Job], engine: Engine) -> list[Job]:
+    """Run jobs, say how they fare, and return those that failed."""
+    waiting, left = list(jobs), len(jobs)
+    failed = []
+    try:
+        while left:
+            while waiting and engine.has_room():
+                engine.start(waiting.pop(0))
+            for job, code in engine.poll():
+                left -= 1
+                failed.extend([job] if code else [])
+                state = f"failed ({code})" if code else "done"
+                print(f"{job['specification']['task']}: {state}, {left} to go", flush=True)
+            time.sleep(POLL_SECONDS)
+    finally:
+        engine.stop()
+    return failed
+
+
+def extract_task(job: dict[str, Any]) -> None:
+    """Extract one policy and save it, with what it took beside it."""
+    settings, folder = job["specification"], Path(job["folder"])
+    torch.set_num_threads(settings["threads"])
+    model = PWM.load(job["model"], device=settings["device"])
+    model.load_replay_buffer(job["data"])
+    cpu, wall = time.process_time(), time.perf_counter()
+    policy = model.extract(settings["task"], settings["updates"], seed=settings["seed"])
+    seconds = {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.perf_counter() - wall}
+    write_json(folder / "extraction.json", settings | seconds)
+    temporary = folder / "unfinished.zip"
+    policy.save(temporary)
+    temporary.replace(folder / "model.zip")
+
+
+def main() -> None:
+    """Carry out the job on the standard input; when that ends, so does the process."""
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=end_with_input, daemon=True).start()
+    extract_task(job)
+
+
+if __name__ == "__main__":
+    main()
