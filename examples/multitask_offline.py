@@ -6,11 +6,15 @@
 A task is a Gymnasium environment, which gives the spaces and evaluates, and a NumPy file in the D4RL layout, see
 :func:`sb3_pwm.datasets.from_npz`. Evaluations use deterministic actions and are not counted in ``cpu_seconds``; those
 of the world model are shared out evenly. Compare with ``offline_curve.py``, which gives each task a model of its own.
-One torch thread, CPU.
+One torch thread, CPU. Under ``torchrun`` the processes share the work on the world model, each with its own part of
+every batch; the first one then extracts the policies:
+
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 examples/multitask_offline.py --task ...
 """
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ import gymnasium as gym
 import torch
 from learning_curve import start_file
 from offline_curve import FIELDS, OfflineCurveCallback
+from torch import distributed
 
 from sb3_pwm import PWM, TaskSet
 from sb3_pwm.datasets import from_npz, from_tasks
@@ -50,6 +55,9 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_num_threads(1)
+    parallel = "WORLD_SIZE" in os.environ  # torchrun says so
+    if parallel:
+        distributed.init_process_group("gloo")
     files = {env: Path(file) for env, file in (item.split("=", 1) for item in args.task)}
     envs = {env: gym.make(env) for env in files}
     task_set = TaskSet.from_envs({env: env for env in files})
@@ -69,6 +77,8 @@ def main() -> None:
     cpu = time.process_time()
     model.pretrain(args.model_updates)
     shared_seconds = (time.process_time() - cpu) / len(envs)
+    if parallel and distributed.get_rank() > 0:
+        return distributed.destroy_process_group()
     start_file(args.out, FIELDS)
     for name, env in envs.items():
         row = {

@@ -8,9 +8,11 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_pwm.parallel import Part
 from sb3_pwm.sequences import Windows, draw_windows, windows_at
 from sb3_pwm.type_aliases import Observations, SequenceSamples
 
+ALL = Part()
 STATISTICS_ROWS = 20_000  # enough for a standard deviation within 1 %, and a bound on the cost of large buffers
 STATISTICS_BYTES = 2**26  # fewer rows where observations are large, such as images
 
@@ -74,7 +76,9 @@ class SequenceReplayBuffer(ReplayBuffer):
                 f"buffer{when}; collect more first (learning_starts) or use a smaller batch_size"
             )
 
-    def sample_sequences(self, batch_size: int, length: int, env: VecNormalize | None = None) -> SequenceSamples:
+    def sample_sequences(
+        self, batch_size: int, length: int, env: VecNormalize | None = None, part: Part = ALL
+    ) -> SequenceSamples:
         """Draw windows whose first steps are uniform over all stored steps.
 
         No window crosses the end of an episode: what lies behind it is masked.
@@ -82,11 +86,14 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param batch_size: number of windows B.
         :param length: number of steps T in a window.
         :param env: normalise observations and rewards with this wrapper's present statistics.
+        :param part: of several processes that draw the same numbers, each gets ``batch_size`` windows of its own.
         :return: the windows on the buffer's device.
         :raises ValueError: if fewer than ``length`` steps or ``batch_size`` transitions are stored.
         """
         self.check_size(batch_size, length)
-        return self._samples(draw_windows(self.dones, self.oldest, self.size(), batch_size, length), env)
+        windows = draw_windows(self.dones, self.oldest, self.size(), batch_size * part.n_processes, length)
+        own = slice(part.rank * batch_size, (part.rank + 1) * batch_size)
+        return self._samples(Windows(windows.rows[:, own], windows.columns[own], windows.mask[:, own]), env)
 
     def spread_sequences(self, count: int, length: int, env: VecNormalize | None = None) -> SequenceSamples:
         """Return windows whose first steps are spread evenly over all stored steps, the same at every call.

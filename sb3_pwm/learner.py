@@ -20,6 +20,7 @@ from sb3_pwm.losses import (
     state_values,
     world_model_loss,
 )
+from sb3_pwm.parallel import share_of_weight
 from sb3_pwm.policies import PWMPolicy
 from sb3_pwm.precision import Precision, arithmetic, usable_precision
 from sb3_pwm.returns import continuation_weights, imagined_returns
@@ -125,9 +126,13 @@ class Learner:
         if self.model.device.type == "cpu" or self._updates_since_look >= MAX_SKIPPED_UPDATES:
             self.count_skips()
 
-    def update_model(self, samples: SequenceSamples) -> torch.Tensor:
-        """Update the world model and return the windows' (T + 1, B, Z) latents, detached."""
-        latents: torch.Tensor = self._run("_update_model", samples)
+    def update_model(self, samples: SequenceSamples, n_processes: int = 1) -> torch.Tensor:
+        """Update the world model and return the windows' (T + 1, B, Z) latents, detached.
+
+        :param samples: windows.
+        :param n_processes: number of processes that do the same with windows of their own; all take the same step.
+        """
+        latents: torch.Tensor = self._run("_update_model", samples, n_processes=n_processes)
         self.model.n_model_updates += 1
         self._look()
         return latents
@@ -183,9 +188,11 @@ class Learner:
             )
         return loss, metrics, torch.cat([first.detach(), following])
 
-    def _update_model(self, samples: SequenceSamples) -> torch.Tensor:
+    def _update_model(self, samples: SequenceSamples, n_processes: int = 1) -> torch.Tensor:
         loss, metrics, latents = self._objective("_model_objective")(samples)
-        self._apply("model", loss, metrics)
+        if n_processes > 1:
+            loss = loss * share_of_weight(samples.mask)
+        self._apply("model", loss, metrics, average=n_processes > 1)
         return latents  # type: ignore[no-any-return]
 
     def _imagined(self, latents: torch.Tensor) -> tuple[ImaginedRollout, torch.Tensor, torch.Tensor]:
@@ -277,9 +284,10 @@ class Learner:
     def _arithmetic(self) -> AbstractContextManager[None]:
         return arithmetic(self.model.device, self._precision)
 
-    def _apply(self, name: str, loss: torch.Tensor, metrics: Metrics) -> None:
+    def _apply(self, name: str, loss: torch.Tensor, metrics: Metrics, *, average: bool = False) -> None:
         """Take an optimizer step, or skip it if it is not finite, and remember the metrics."""
-        finite = apply_gradients(self.model.policy.optimizers[name], loss, self._parameters[name], MAX_GRAD_NORM[name])
+        optimizer = self.model.policy.optimizers[name]
+        finite = apply_gradients(optimizer, loss, self._parameters[name], MAX_GRAD_NORM[name], average=average)
         self._metrics.add(metrics, finite)
         count, in_a_row = self._skips[list(MAX_GRAD_NORM).index(name)]
         skipped = (~finite).long()

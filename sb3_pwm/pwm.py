@@ -13,13 +13,14 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, configure_logger
 from tqdm.auto import tqdm
 
-from sb3_pwm.buffers import SequenceReplayBuffer, check_replay_buffer, sequence_buffer_class
+from sb3_pwm.buffers import ALL, SequenceReplayBuffer, check_replay_buffer, sequence_buffer_class
 from sb3_pwm.calibration import StartValues, follow_episodes
 from sb3_pwm.checks import check_arguments, check_precision, check_torch_compile, check_train_freq
 from sb3_pwm.compilation import TorchCompile
 from sb3_pwm.learner import Learner
 from sb3_pwm.multitask_algorithm import MultiTaskAlgorithm, storable
 from sb3_pwm.multitask_policies import MultiTaskPolicy
+from sb3_pwm.parallel import Part, own_part, share_from_first
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.precision import Precision
 from sb3_pwm.type_aliases import SequenceSamples
@@ -251,8 +252,8 @@ class PWM(MultiTaskAlgorithm):
         derived = ["_learner", "_schedules", "_start_values", "_steps_since_statistics"]
         return [*super()._excluded_save_params(), *derived]
 
-    def _sample(self, batch_size: int) -> SequenceSamples:
-        samples = self.sequences.sample_sequences(batch_size, self.sequence_length, self._vec_normalize_env)
+    def _sample(self, batch_size: int, part: Part = ALL) -> SequenceSamples:
+        samples = self.sequences.sample_sequences(batch_size, self.sequence_length, self._vec_normalize_env, part)
         return self.policy.without_padding(samples)
 
     def _refresh_statistics(self) -> None:
@@ -353,14 +354,21 @@ class PWM(MultiTaskAlgorithm):
     def pretrain(self: SelfPWM, gradient_steps: int, progress_bar: bool = False) -> SelfPWM:
         """Update the world model alone, on the present replay buffer.
 
+        In a process group of ``torch.distributed`` every process takes its own part of each batch, ``batch_size``
+        windows, and all end with the same world model; give all of them the same seed and data.
+
         :param gradient_steps: number of updates.
         :param progress_bar: show progress.
         :return: the model.
         :raises ValueError: if the replay buffer holds too little.
         """
         self._prepare_updates()
-        for _ in tqdm(range(gradient_steps), "world model", disable=not progress_bar, leave=False):
-            self._learner.update_model(self._sample(self.batch_size))
+        part = own_part()
+        if part.n_processes > 1:
+            share_from_first(self.policy.world_model)
+            share_from_first(self.policy.reward_scale)
+        for _ in tqdm(range(gradient_steps), "world model", disable=not progress_bar or part.rank > 0, leave=False):
+            self._learner.update_model(self._sample(self.batch_size, part), part.n_processes)
         return self
 
     def train(self, gradient_steps: int, batch_size: int) -> None:

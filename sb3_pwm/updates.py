@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from sb3_pwm.parallel import average_gradients
 from sb3_pwm.type_aliases import Metrics, Observations, SequenceSamples
 from sb3_pwm.world_model import WorldModel
 
@@ -56,7 +57,12 @@ def is_fused(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def apply_gradients(
-    optimizer: torch.optim.Optimizer, loss: torch.Tensor, parameters: Iterable[nn.Parameter], max_grad_norm: float
+    optimizer: torch.optim.Optimizer,
+    loss: torch.Tensor,
+    parameters: Iterable[nn.Parameter],
+    max_grad_norm: float,
+    *,
+    average: bool = False,
 ) -> torch.Tensor:
     """Take one optimizer step on ``parameters``, and on nothing else that the loss depends on.
 
@@ -67,12 +73,15 @@ def apply_gradients(
     :param loss: () loss.
     :param parameters: parameters to change; frozen ones among them stay as they are.
     :param max_grad_norm: clip the gradients' total norm to this.
+    :param average: average the gradients over all processes first.
     :return: () whether loss and gradients were finite; if not, nothing was changed.
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in parameters:
         parameter.grad = None
     loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+    if average:
+        average_gradients(parameters)
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     finite = torch.isfinite(norm + loss.detach())
     if is_fused(optimizer):

@@ -8,7 +8,17 @@ import sb3_pwm
 PACKAGE = Path(sb3_pwm.__file__).parent
 # From the bottom to the top; a module may import from the lines above its own here, that is, only downwards.
 LEVELS = (
-    {"subcommands", "type_aliases", "returns", "two_hot", "precision", "compilation", "sequences", "calibration"},
+    {
+        "subcommands",
+        "type_aliases",
+        "returns",
+        "two_hot",
+        "precision",
+        "compilation",
+        "sequences",
+        "calibration",
+        "parallel",
+    },
     {"layers", "checks", "multitask"},
     {"world_model", "networks", "normalization", "tasks"},
     {"imagination", "losses", "updates", "buffers", "task_envs"},
@@ -33,6 +43,7 @@ PURE = {
     "layers",
     "sequences",
     "multitask",
+    "parallel",
     "world_model",
     "networks",
     "normalization",
