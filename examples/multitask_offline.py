@@ -77,8 +77,11 @@ def main() -> None:
     cpu = time.process_time()
     model.pretrain(args.model_updates)
     shared_seconds = (time.process_time() - cpu) / len(envs)
-    if parallel and distributed.get_rank() > 0:
-        return distributed.destroy_process_group()
+    if parallel:
+        is_first = distributed.get_rank() == 0
+        distributed.destroy_process_group()
+        if not is_first:
+            return
     start_file(args.out, FIELDS)
     for name, env in envs.items():
         row = {
