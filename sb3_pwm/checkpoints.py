@@ -14,7 +14,7 @@ published                here                  what changes
 ``_reward.i``            ``reward``            inputs as above
 ``_termination.i``       ``termination``       inputs as above; only files of tasks whose episodes end have it
 ``_task_emb.weight``     ``context.embedding``
-``_action_masks``        ``context.masks``     compared, not read; files from before October 2024 lack it
+``_action_masks``        ``context.masks``     compared, not read; files from before November 2024 lack it
 ``_pi``, ``_Qs``, ...                          left out: this package learns policies and critics of its own
 =======================  ====================  ==================================================================
 
@@ -66,7 +66,7 @@ NETWORKS = {
 }
 LAYER_NAMES = {"weight": (0, "weight"), "bias": (0, "bias"), "ln.weight": (1, "weight"), "ln.bias": (1, "bias")}
 EMBEDDING, MASKS = "_task_emb.weight", "_action_masks"
-# Actor, critics and their target, before October 2024 numbered (_Qs.params.0), since then named (_Qs.params.0.weight).
+# Actor, critics and their target, before November 2024 numbered (_Qs.params.0), since then named (_Qs.params.0.weight).
 LEFT_OUT = ("_pi.", "_Qs.", "_target_Qs", "_detach_Qs", "log_std_")
 
 

@@ -114,8 +114,8 @@ def paper_multi_task(size: str, task_set: TaskSet) -> dict[str, Any]:
 
     What differs is as in :data:`paper_single_task`, and:
 
-    - The world model is trained for consistency and reward with TD-MPC2's weights 20 and 0.1, but not for values: it
-      has no critics of its own.
+    - The world model comes from a file or from ``learn_offline(..., pretrain_steps=n)``, which trains it for
+      consistency and reward with TD-MPC2's weights 20 and 0.1, but not for values: it has no critics of its own.
     - Rewards in imagined returns are in the environment's units; the paper leaves out the last step of decoding them,
       symexp, in the actor's objective.
     - Padded action dimensions are masked.
@@ -123,14 +123,16 @@ def paper_multi_task(size: str, task_set: TaskSet) -> dict[str, Any]:
 
     :param size: ``"1M"``, ``"5M"``, ``"19M"``, ``"48M"`` or ``"317M"``.
     :param task_set: the tasks.
-    :return: keyword arguments of ``PWM("MultiTaskPolicy", env, ...)``.
+    :return: keyword arguments of ``PWM("MultiTaskPolicy", env, ...)`` and of
+        ``PWM.from_dataset(dataset, "MultiTaskPolicy", ...)``.
     :raises ValueError: if there is no such size.
     """
     if size not in MODEL_SIZES:
         raise ValueError(f"size={size!r}: allowed are {', '.join(map(repr, MODEL_SIZES))}")
     latent_dim, encoder, hidden = MODEL_SIZES[size]
     networks = {"encoder": encoder, "dynamics": hidden, "reward": hidden, "termination": []}
-    return paper_single_task | {
+    shared = {name: value for name, value in paper_single_task.items() if name != "buffer_size"}  # the data set decides
+    return shared | {
         "batch_size": 512,
         "critic_batch_size": 2_048,
         "consistency_coef": 20.0,

@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from sb3_pwm import PWM, presets
 from sb3_pwm.checkpoints import checkpoint_policy_kwargs, read_checkpoint
 from sb3_pwm.datasets import from_tdmpc2
+from sb3_pwm.multitask_algorithm import spaces_of_task
 from sb3_pwm.multitask_policies import ExtractedPolicy, MultiTaskPolicy
 from sb3_pwm.suites import mt30, mt80
 from sb3_pwm.task_envs import task_vec_env
@@ -297,12 +298,11 @@ def test_from_a_file_and_tdmpc2_data_to_a_policy(path, tmp_path):
     )
     torch.save(rows, tmp_path / "chunk_0.pt")
     saved(path, old_file(make_original()))
-    data = from_tdmpc2(
-        tmp_path / "chunk_0.pt", 2, spaces.Box(-np.inf, np.inf, (5,), np.float32), spaces.Box(-1, 1, (3,), np.float32)
-    )
+    data = from_tdmpc2(tmp_path / "chunk_0.pt", 2, *spaces_of_task(TASKS, "middle", None))
     options = {key: SMALL[key] for key in ("batch_size", "sequence_length", "horizon", "critic_batch_size", "device")}
-    kwargs = checkpoint_policy_kwargs(path, TASKS) | {"task": "middle"}
-    model = PWM.from_dataset(data, ExtractedPolicy, policy_kwargs=kwargs, termination_coef=0, **options)
+    settings = presets.paper_multi_task("48M", TASKS) | options
+    settings["policy_kwargs"] |= checkpoint_policy_kwargs(path, TASKS) | {"task": "middle"}
+    model = PWM.from_dataset(data, ExtractedPolicy, **settings)
     before = copy.deepcopy(model.load_world_model(path).policy.world_model.state_dict())
     model.learn_offline(2)
     assert same(before, model.policy.world_model.state_dict())  # it counts as pre-trained
