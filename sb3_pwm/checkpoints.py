@@ -202,10 +202,10 @@ def parse(content: Any, path: str | pathlib.Path) -> Checkpoint:
         if content.get(scale) is not None:
             raise ValueError(f"the world model in {path} was trained with running scales ({scale}), which are not read")
     tensors = {name: value for name, value in _named(content).items() if not name.startswith(LEFT_OUT)}
-    head = {name: tensor for name, tensor in tensors.items() if name.startswith("_termination.")}
-    if head and not any(tensor.any() for name, tensor in head.items() if name.endswith(".bias")):
-        # In spring 2025 every file got the head, also where it was not trained: biases start at 0.
-        tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
+    biases = [value for name, value in tensors.items() if name.startswith("_termination.") and name.endswith(".bias")]
+    if not any(isinstance(bias, torch.Tensor) and bias.any() for bias in biases):
+        # In spring 2025 every file got a termination head, also where it was not trained: biases start at 0.
+        tensors = {name: value for name, value in tensors.items() if not name.startswith("_termination.")}
     checkpoint = _measured(str(path), tensors)
     expected = checkpoint.expected_shapes()
     for name, shape in expected.items():

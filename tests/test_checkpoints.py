@@ -344,6 +344,10 @@ def without(content, name):
         ),
         (lambda c: change(c, "_dynamics.0.weight", torch.ones(14, 20)), "20 columns, too few to leave any actions"),
         (lambda c: change(c, "_encoder.state.2.bias", torch.ones(23)), "23 outputs, no multiple of 8"),
+        (
+            lambda c: change(change(c, "_reward.2.bias", torch.ones(1)), "_reward.2.weight", torch.ones(1, 13)),
+            "the reward head has one output",
+        ),
         (lambda c: change(c, "_reward.0.bias", "text"), r"lacks the tensor _reward\.0\.bias"),
         (lambda c: change(c, "_encoder.rgb.0.weight", torch.ones(3)), r"unknown tensors: _encoder\.rgb\.0\.weight"),
         (lambda c: c | {"obs_rms": {"mean": torch.ones(3)}}, r"running scales \(obs_rms\)"),
