@@ -92,6 +92,7 @@ def mlp(
     *,
     norm_after_activation: bool = False,
     full_precision_output: bool = True,
+    norm_output: bool = False,
 ) -> nn.Sequential:
     """Build a perceptron whose hidden layers are Linear -> LayerNorm -> activation and whose last layer is linear.
 
@@ -101,6 +102,7 @@ def mlp(
     :param activation_fn: class of the activation.
     :param norm_after_activation: Linear -> activation -> LayerNorm instead (the paper's actor and critics).
     :param full_precision_output: never round the factors of the last layer's product, whatever the precision.
+    :param norm_output: put LayerNorm behind the last layer too.
     :return: the network, (..., in_features) -> (..., out_features).
     """
     layers: list[nn.Module] = []
@@ -110,4 +112,6 @@ def mlp(
         layers.extend([activation, norm] if norm_after_activation else [norm, activation])
         in_features = size
     layers.append((FullPrecisionLinear if full_precision_output else nn.Linear)(in_features, out_features))
+    if norm_output:
+        layers.append(nn.LayerNorm(out_features))
     return nn.Sequential(*layers)

@@ -56,22 +56,30 @@ class TaskFeatures(nn.Module):
     :param n_tasks: number of tasks.
     :param observation_size: number of padded observations.
     :param task: the task of observations that do not say theirs.
+    :param standardize: False leaves observations as they are, but for the padding.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, n_tasks: int, observation_size: int, task: int | None = None) -> None:
+    def __init__(
+        self, n_tasks: int, observation_size: int, task: int | None = None, *, standardize: bool = True
+    ) -> None:
         super().__init__()
         self.task = task
-        self.register_buffer("mean", torch.zeros(n_tasks, observation_size))
-        self.register_buffer("std", torch.ones(n_tasks, observation_size))
+        self.observation_size = observation_size
+        self.standardize = standardize
+        if standardize:
+            self.register_buffer("mean", torch.zeros(n_tasks, observation_size))
+            self.register_buffer("std", torch.ones(n_tasks, observation_size))
 
     def forward(self, observations: Observations) -> torch.Tensor:
         """Return the (N, observation_size) features of (N, ...) observations."""
-        tasks = task_ids(observations, self.task)
         values = observations["observation"] if isinstance(observations, dict) else observations
-        padded = F.pad(values.float(), (0, self.mean.shape[1] - values.shape[-1]))
+        padded = F.pad(values.float(), (0, self.observation_size - values.shape[-1]))
+        if not self.standardize:
+            return padded
+        tasks = task_ids(observations, self.task)
         return ((padded - self.mean[tasks]) / (self.std[tasks] + 1e-3)).clamp(-10, 10)
 
     def set_statistics(self, observations: Observations) -> None:
@@ -79,6 +87,6 @@ class TaskFeatures(nn.Module):
         tasks = task_ids(observations, self.task)
         values = observations["observation"] if isinstance(observations, dict) else observations
         for task in set(tasks.tolist()):
-            own = F.pad(values[tasks == task].double(), (0, self.mean.shape[1] - values.shape[-1]))
+            own = F.pad(values[tasks == task].double(), (0, self.observation_size - values.shape[-1]))
             self.mean[task] = own.mean(0)
             self.std[task] = own.std(0, correction=0)

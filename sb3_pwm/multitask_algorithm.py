@@ -87,7 +87,7 @@ class MultiTaskAlgorithm(OfflineAlgorithm):
             dataset,
             ExtractedPolicy,
             policy_kwargs={**(self.policy_kwargs or {}), **(policy_kwargs or {}), **shared},
-            **({name: getattr(self, name) for name in INHERITED} | kwargs),
+            **({name: getattr(self, name) for name in INHERITED} | {"pretrain_steps": 0} | kwargs),
         )
         extracted = model.policy
         extracted.world_model.load_state_dict(copy.deepcopy(policy.world_model.state_dict()))

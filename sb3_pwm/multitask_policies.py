@@ -52,7 +52,7 @@ class MultiTaskPolicy(PWMPolicy):
     def _make_parts(self) -> Parts:
         tasks = self.task_set
         context = TaskContext(torch.as_tensor(tasks.action_masks), self.task_embedding_dim)
-        features = TaskFeatures(len(tasks), tasks.observation_size)
+        features = TaskFeatures(len(tasks), tasks.observation_size, standardize=self.standardize)
         return Parts(features, tasks.observation_size, tasks.action_size, context, len(tasks))
 
     def tasks_of(self, observations: Observations) -> torch.Tensor | None:
@@ -107,7 +107,7 @@ class ExtractedPolicy(PWMPolicy):
         tasks = self.task_set
         number = tasks.task_id(self.task)
         context = TaskContext(torch.as_tensor(tasks.action_masks), self.task_embedding_dim, number)
-        features = TaskFeatures(len(tasks), tasks.observation_size, number)
+        features = TaskFeatures(len(tasks), tasks.observation_size, number, standardize=self.standardize)
         return Parts(features, tasks.observation_size, tasks.action_size, context)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

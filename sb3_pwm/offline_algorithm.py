@@ -1,7 +1,6 @@
 """Learning from a replay buffer alone, with SB3's callbacks and logger."""
 
 import pathlib
-import pickle
 import time
 from collections import deque
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pwm.buffers import check_replay_buffer
+from sb3_pwm.checkpoints import Checkpoint, is_published, load_checkpoint, parse, read_file
 from sb3_pwm.checks import check_integer
 from sb3_pwm.evaluation import SelfEvaluatingAlgorithm
 from sb3_pwm.policies import PWMPolicy
@@ -63,6 +63,7 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
     pretrain_steps: int
     sequence_length: int
     n_model_updates: int
+    termination_coef: float
     _steps_since_statistics: int
 
     def pretrain(self: SelfOffline, gradient_steps: int, progress_bar: bool = False) -> SelfOffline:
@@ -170,20 +171,36 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
         torch.save(self._world_model_state() | {"n_model_updates": self.n_model_updates}, path)
 
     def load_world_model(self: SelfOffline, path: str | pathlib.Path) -> SelfOffline:
-        """Take over a world model that :meth:`save_world_model` saved; actor and critics stay as they are.
+        """Take over a world model; actor and critics stay as they are.
 
-        One world model so serves many policies: of other sizes, or with other settings.
+        One world model so serves many policies: of other sizes, or with other settings. It comes from
+        :meth:`save_world_model`, or from a file that TD-MPC2 or PWM has published, see :mod:`sb3_pwm.checkpoints`; such
+        a model counts as pre-trained.
 
         :param path: file; nothing in it is run.
         :return: the model.
-        :raises ValueError: if the file is damaged, or its world model has other sizes; nothing is changed then.
+        :raises FileNotFoundError: if there is no such file.
+        :raises ValueError: if the file is damaged, or its world model has other sizes or needs other settings; nothing
+            is changed then.
         """
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except FileNotFoundError:
-            raise
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            raise ValueError(f"cannot read {path} as a world model: {error}") from error
+        content = read_file(path)
+        if is_published(content):
+            self._load_published(parse(content, path))
+        else:
+            self._load_own(content, path)
+        self._steps_since_statistics = 0  # the model knows these scales; they may move with new steps, not at once
+        return self
+
+    def _load_published(self, checkpoint: Checkpoint) -> None:
+        if "termination" not in checkpoint.layers and self.termination_coef:
+            raise ValueError(
+                f"the world model in {checkpoint.path} has no termination head, so imagined episodes cannot end: this "
+                f"model needs termination_coef=0, not {self.termination_coef}"
+            )
+        load_checkpoint(self.policy, checkpoint)
+        self.n_model_updates = max(self.n_model_updates, self.pretrain_steps)
+
+    def _load_own(self, state: Any, path: str | pathlib.Path) -> None:
         own = self._world_model_state()
         if not isinstance(state, dict) or set(state) != {*own, "n_model_updates"}:
             raise ValueError(f"{path} holds no world model of this package")
@@ -200,8 +217,6 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
         self.policy.world_model.load_state_dict(state["world_model"])
         self.policy.reward_scale.load_state_dict(state["reward_scale"])
         self.n_model_updates = state["n_model_updates"]
-        self._steps_since_statistics = 0  # the model knows these scales; they may move with new steps, not at once
-        return self
 
     def _world_model_state(self) -> dict[str, dict[str, Any]]:
         return {

@@ -40,10 +40,15 @@ class ObservationFeatures(nn.Module):
     :param observation_space: space of the observations.
     :param extractor: SB3 features extractor.
     :param normalize_images: divide images by 255.
+    :param standardize: False leaves out the standardisation.
     """
 
     def __init__(
-        self, observation_space: spaces.Space[Any], extractor: BaseFeaturesExtractor, normalize_images: bool
+        self,
+        observation_space: spaces.Space[Any],
+        extractor: BaseFeaturesExtractor,
+        normalize_images: bool,
+        standardize: bool = True,
     ) -> None:
         super().__init__()
         self.observation_space = observation_space
@@ -54,7 +59,9 @@ class ObservationFeatures(nn.Module):
         self.keys = [
             key
             for key, space in parts.items()
-            if isinstance(space, spaces.Box) and not is_image_space(space, normalized_image=not normalize_images)
+            if standardize
+            and isinstance(space, spaces.Box)
+            and not is_image_space(space, normalized_image=not normalize_images)
         ]
         self.standardizers = nn.ModuleList(Standardizer(parts[key].shape or ()) for key in self.keys)
 
@@ -104,6 +111,7 @@ class PWMPolicy(BasePolicy):
     :param simnorm_dim: number of features that share a softmax.
     :param reward_bins: 0 predicts rewards by squared error; K >= 2 as symlog two-hot over K bins.
     :param residual_dynamics: the dynamics predict the change of the latents, not the next ones from nothing.
+    :param latent_layer_norm: put LayerNorm in front of SimNorm in encoder and dynamics, as TD-MPC2 does.
     :param n_dynamics: number of dynamics networks; more than one for policies that the environment does not correct,
         see :meth:`sb3_pwm.PWM.from_dataset`.
     :param critic: ``"q"`` for Q(latents, actions), ``"v"`` for V(latents); PWM sets it from its own argument.
@@ -113,6 +121,8 @@ class PWMPolicy(BasePolicy):
     :param features_extractor_class: SB3 features extractor in front of the encoder, trained with the world model.
     :param features_extractor_kwargs: its arguments.
     :param normalize_images: divide images by 255.
+    :param standardize: standardise observations and scale rewards by their statistics in the replay buffer; False
+        leaves both as the environment gives them.
     :param optimizer_class: class of the optimizers.
     :param optimizer_kwargs: their arguments but the learning rate.
     """
@@ -128,6 +138,7 @@ class PWMPolicy(BasePolicy):
         simnorm_dim: int = 8,
         reward_bins: int = 0,
         residual_dynamics: bool = True,
+        latent_layer_norm: bool = False,
         n_dynamics: int = 1,
         critic: Literal["q", "v"] = "q",
         n_critics: int = 3,
@@ -136,6 +147,7 @@ class PWMPolicy(BasePolicy):
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
+        standardize: bool = True,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
@@ -164,11 +176,13 @@ class PWMPolicy(BasePolicy):
         self.simnorm_dim = simnorm_dim
         self.reward_bins = reward_bins
         self.residual_dynamics = residual_dynamics
+        self.latent_layer_norm = latent_layer_norm
         self.n_dynamics = n_dynamics
         self.critic = critic
         self.n_critics = n_critics
         self.state_dependent_std = state_dependent_std
         self.norm_after_activation = norm_after_activation
+        self.standardize = standardize
         self._build(lr_schedule)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -189,6 +203,7 @@ class PWMPolicy(BasePolicy):
             activation_fn=self.activation_fn,
             reward_bins=self.reward_bins,
             residual_dynamics=self.residual_dynamics,
+            latent_layer_norm=self.latent_layer_norm,
             n_dynamics=self.n_dynamics,
             context=parts.context,
         )
@@ -220,7 +235,7 @@ class PWMPolicy(BasePolicy):
     def _make_parts(self) -> "Parts":
         """Return what the networks of this kind of policy differ by."""
         extractor = self.make_features_extractor()
-        features = ObservationFeatures(self.observation_space, extractor, self.normalize_images)
+        features = ObservationFeatures(self.observation_space, extractor, self.normalize_images, self.standardize)
         return Parts(features, extractor.features_dim, get_action_dim(self.action_space))
 
     def tasks_of(self, observations: Observations) -> torch.Tensor | None:
@@ -264,6 +279,8 @@ class PWMPolicy(BasePolicy):
 
     def set_statistics(self, observations: Observations, rewards: torch.Tensor) -> None:
         """Take the scales of observations and rewards from (N, *obs_shape) observations and (N,) rewards."""
+        if not self.standardize:
+            return
         self.features.set_statistics(observations)
         self.reward_scale.set_statistics(rewards, self.tasks_of(observations))
 
@@ -304,6 +321,7 @@ class PWMPolicy(BasePolicy):
             simnorm_dim=self.simnorm_dim,
             reward_bins=self.reward_bins,
             residual_dynamics=self.residual_dynamics,
+            latent_layer_norm=self.latent_layer_norm,
             n_dynamics=self.n_dynamics,
             critic=self.critic,
             n_critics=self.n_critics,
@@ -311,6 +329,7 @@ class PWMPolicy(BasePolicy):
             norm_after_activation=self.norm_after_activation,
             features_extractor_class=self.features_extractor_class,
             features_extractor_kwargs=self.features_extractor_kwargs,
+            standardize=self.standardize,
             optimizer_class=self.optimizer_class,
             optimizer_kwargs=self.optimizer_kwargs,
         )

@@ -1,5 +1,7 @@
 """Settings as keyword arguments of :class:`sb3_pwm.PWM`: ``PWM("MlpPolicy", env, **presets.paper_single_task)``.
 
+:func:`paper_multi_task` gives those of the multi-task experiments, see there.
+
 ``paper_single_task`` holds the single-task settings of the PWM paper (arXiv 2407.02466) and its code, as far as the
 arguments of this package can say them. It is there for comparisons; it is not the default because the default learns
 from fewer steps (see the README).
@@ -42,7 +44,9 @@ from typing import Any
 
 from stable_baselines3.common.utils import LinearSchedule
 
+from sb3_pwm.checkpoints import POLICY_SIZES, SETTINGS
 from sb3_pwm.layers import Mish
+from sb3_pwm.tasks import TaskSet
 
 paper_single_task: dict[str, Any] = {
     "learning_rate": LinearSchedule(5e-4, 1e-5, end_fraction=1.0),
@@ -88,3 +92,60 @@ paper_single_task: dict[str, Any] = {
     },
 }
 """Keyword arguments of :class:`sb3_pwm.PWM`; the module's text says what they share with the paper and what not."""
+
+# name, from the millions of parameters that TD-MPC2 has with actor and critics -> latents, encoder, other networks
+MODEL_SIZES: dict[str, tuple[int, list[int], list[int]]] = {
+    "1M": (128, [256], [384, 384]),
+    "5M": (512, [256], [512, 512]),
+    "19M": (768, [1024] * 2, [1024] * 2),
+    "48M": (768, [1792] * 3, [1792] * 2),
+    "317M": (1376, [4096] * 4, [4096] * 2),
+}
+
+
+def paper_multi_task(size: str, task_set: TaskSet) -> dict[str, Any]:
+    """Return the PWM paper's multi-task settings with one of TD-MPC2's model sizes (arXiv 2310.16828).
+
+    World models have TD-MPC2's architecture, so they fit its published ones; those of MT30 have embeddings of 64
+    features in the sizes 5M, 19M and 48M, and 512 latents in the size 19M, see
+    :func:`sb3_pwm.checkpoints.checkpoint_policy_kwargs`. Actor and critics, rates, horizon, discount, lambda and batch
+    are the PWM paper's: 10,000 policy updates with a frozen model, each on 512 imagined rollouts of 16 steps, with 32
+    critic updates of a quarter of their states.
+
+    What differs is as in :data:`paper_single_task`, and:
+
+    - The world model comes from a file or from ``learn_offline(..., pretrain_steps=n)``, which trains it for
+      consistency and reward with TD-MPC2's weights 20 and 0.1, but not for values: it has no critics of its own.
+    - Rewards in imagined returns are in the environment's units; the paper leaves out the last step of decoding them,
+      symexp, in the actor's objective.
+    - Padded action dimensions are masked.
+    - There is no termination head in use (``termination_coef=0``): no task of MT30 and MT80 terminates.
+
+    :param size: ``"1M"``, ``"5M"``, ``"19M"``, ``"48M"`` or ``"317M"``.
+    :param task_set: the tasks.
+    :return: keyword arguments of ``PWM("MultiTaskPolicy", env, ...)`` and of
+        ``PWM.from_dataset(dataset, "MultiTaskPolicy", ...)``.
+    :raises ValueError: if there is no such size.
+    """
+    if size not in MODEL_SIZES:
+        raise ValueError(f"size={size!r}: allowed are {', '.join(map(repr, MODEL_SIZES))}")
+    latent_dim, encoder, hidden = MODEL_SIZES[size]
+    networks = {"encoder": encoder, "dynamics": hidden, "reward": hidden, "termination": []}
+    shared = {name: value for name, value in paper_single_task.items() if name != "buffer_size"}  # the data set decides
+    return shared | {
+        "batch_size": 512,
+        "critic_batch_size": 2_048,
+        "consistency_coef": 20.0,
+        "reward_coef": 0.1,
+        "termination_coef": 0.0,
+        "bc_coef": 0.0,
+        "policy_kwargs": paper_single_task["policy_kwargs"]
+        | SETTINGS
+        | {
+            "net_arch": networks | POLICY_SIZES,
+            "latent_dim": latent_dim,
+            "reward_bins": 101,
+            "task_set": task_set,
+            "task_embedding_dim": 96,
+        },
+    }

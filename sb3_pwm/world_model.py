@@ -32,6 +32,7 @@ class WorldModel(nn.Module):
     :param activation_fn: class of the activation.
     :param reward_bins: number of two-hot bins of the reward head; 0 for a scalar head with squared error.
     :param residual_dynamics: predict the change of the latents, see :meth:`next_latents`.
+    :param latent_layer_norm: put LayerNorm in front of SimNorm, behind the last layers of encoder and dynamics.
     :param n_dynamics: number K of dynamics networks, which differ by their start values only.
     :param context: of models of several tasks: module that turns observations into (N, C) features of their tasks, see
         :class:`sb3_pwm.multitask.TaskContext`. They go into the encoder and, as the last C of Z latents, into every
@@ -55,6 +56,7 @@ class WorldModel(nn.Module):
         activation_fn: type[nn.Module] = nn.SiLU,
         reward_bins: int = 0,
         residual_dynamics: bool = True,
+        latent_layer_norm: bool = False,
         n_dynamics: int = 1,
         context: TaskContext | None = None,
     ) -> None:
@@ -68,7 +70,9 @@ class WorldModel(nn.Module):
         self.residual_dynamics = residual_dynamics
         self.simnorm = SimNorm(simnorm_dim)
         # Both end in SimNorm, which forgives rounding.
-        latent_mlp = functools.partial(mlp, activation_fn=activation_fn, full_precision_output=False)
+        latent_mlp = functools.partial(
+            mlp, activation_fn=activation_fn, full_precision_output=False, norm_output=latent_layer_norm
+        )
         self.encoder = nn.Sequential(latent_mlp(features_dim + context_dim, encoder, latent_dim), self.simnorm)
         self.dynamics = nn.ModuleList(
             latent_mlp(self.latent_dim + action_dim, dynamics, latent_dim) for _ in range(n_dynamics)
@@ -79,7 +83,7 @@ class WorldModel(nn.Module):
         for network in (self.encoder, self.dynamics, self.reward, self.termination):
             truncated_normal_init(network)
         for head in (self.reward, self.termination, *(self.dynamics if residual_dynamics else [])):
-            nn.init.zeros_(head[-1].weight)
+            nn.init.zeros_(head[-1].weight)  # of residual dynamics the last layer may be a LayerNorm: this is its gain
 
     def encode(self, observations: Observations) -> torch.Tensor:
         """Encode (N, *obs_shape) observations, as the environment gives them, to (N, Z) latents."""

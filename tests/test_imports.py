@@ -23,7 +23,7 @@ LEVELS = (
     {"world_model", "networks", "normalization", "tasks"},
     {"imagination", "losses", "updates", "buffers", "task_envs"},
     {"policies", "diagnostics"},
-    {"learner", "sequence_algorithm", "multitask_policies"},
+    {"learner", "sequence_algorithm", "multitask_policies", "checkpoints"},
     {"evaluation"},
     {"offline_algorithm"},
     {"multitask_algorithm"},

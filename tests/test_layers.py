@@ -66,6 +66,12 @@ def test_mlp_order(norm_after_activation, expected):
     assert net(torch.zeros(6, 7, 3)).shape == (6, 7, 2)
 
 
+def test_mlp_with_a_norm_behind_its_last_layer():
+    net = mlp(3, [4], 2, nn.Mish, norm_output=True)
+    assert [type(layer) for layer in net] == [nn.Linear, nn.LayerNorm, nn.Mish, FullPrecisionLinear, nn.LayerNorm]
+    assert_close(net(torch.randn(6, 3)).mean(-1), torch.zeros(6), atol=1e-6, rtol=0)
+
+
 def test_mlp_without_hidden_layers_is_linear():
     net = mlp(3, [], 2)
     assert [type(layer) for layer in net] == [FullPrecisionLinear]

@@ -78,6 +78,12 @@ def test_features_pad_a_task_of_its_own():
     assert_close(features.mean[0], torch.zeros(4))
 
 
+def test_features_without_standardisation_are_padded_only():
+    features = TaskFeatures(2, 4, task=1, standardize=False)
+    assert_close(features(torch.tensor([[400.0, -2]])), torch.tensor([[400.0, -2, 0, 0]]))
+    assert not features.state_dict()
+
+
 def test_reward_scales_by_hand():
     scale = RewardScale(3)
     scale.set_statistics(torch.tensor([1.0, 3, -20, 20, 0]), torch.tensor([0, 0, 2, 2, 2]))

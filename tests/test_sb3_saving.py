@@ -236,6 +236,7 @@ class Doubled(FlattenExtractor):
         {"activation_fn": torch.nn.Tanh, "optimizer_class": torch.optim.SGD, "optimizer_kwargs": {"momentum": 0.9}},
         {"reward_bins": 7, "n_critics": 2, "n_dynamics": 2, "residual_dynamics": False, "norm_after_activation": True},
         {"net_arch": {"encoder": [], "pi": [8, 4]}, "simnorm_dim": 4},
+        {"latent_layer_norm": True, "standardize": False},
     ],
 )
 @pytest.mark.parametrize("critic", ["q", "v"])

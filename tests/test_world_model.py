@@ -75,17 +75,32 @@ def test_a_new_model_predicts_no_reward_and_even_odds(reward_bins):
     assert all(0 < weight.std() < 0.03 for weight in weights[:-1])
 
 
-def new_model(*, residual):
-    return WorldModel(
-        nn.Identity(), OBS_DIM, ACTION_DIM, latent_dim=LATENT_DIM, simnorm_dim=4, residual_dynamics=residual, **HIDDEN
-    )
+def new_model(*, residual, layer_norm=False):
+    sizes = {"latent_dim": LATENT_DIM, "simnorm_dim": 4, **HIDDEN}
+    options = {"residual_dynamics": residual, "latent_layer_norm": layer_norm}
+    return WorldModel(nn.Identity(), OBS_DIM, ACTION_DIM, **sizes, **options)
 
 
-def test_new_residual_dynamics_keep_the_latents_up_to_the_offset():
+def test_layer_norm_in_front_of_simnorm():
+    model = new_model(residual=False, layer_norm=True)
+    latents, actions = latents_and_actions(5)
+    for network in (model.encoder[0], model.dynamics[0]):
+        network[-1].weight.data.fill_(2)
+        network[-1].bias.data.copy_(torch.arange(LATENT_DIM) / LATENT_DIM)
+    logits = model.dynamics[0][:-1](torch.cat([latents, actions], -1))
+    centred = logits - logits.mean(-1, keepdim=True)
+    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    expected = model.simnorm(2 * normed + torch.arange(LATENT_DIM) / LATENT_DIM)
+    assert_close(model.next_latents(latents, actions), expected)
+    assert isinstance(model.encoder[0][-1], nn.LayerNorm)
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_new_residual_dynamics_keep_the_latents_up_to_the_offset(layer_norm):
     latents, actions = latents_and_actions(5)
     groups = latents.unflatten(-1, (4, -1))
     latents = (groups / groups.sum(-2, keepdim=True)).flatten(-2)
-    following = new_model(residual=True).next_latents(latents, actions)
+    following = new_model(residual=True, layer_norm=layer_norm).next_latents(latents, actions)
     # softmax(log(z + 0.1)) in groups of 4 whose z sum to 1
     assert_close(following, (latents + 0.1) / 1.4)
 
