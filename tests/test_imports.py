@@ -11,14 +11,14 @@ LEVELS = (
     {"type_aliases", "returns", "two_hot", "precision", "compilation", "sequences", "calibration"},
     {"layers", "checks"},
     {"world_model", "networks", "normalization"},
-    {"imagination", "losses", "updates", "buffers"},
+    {"imagination", "losses", "updates", "buffers", "decoder"},
     {"policies", "diagnostics"},
     {"learner", "sequence_algorithm"},
     {"evaluation"},
     {"offline_algorithm"},
     {"pwm"},
     {"presets", "video", "datasets", "callbacks"},
-    {"benchmark"},
+    {"benchmark", "record"},
     {"__init__"},
 )
 PURE = {
@@ -36,6 +36,7 @@ PURE = {
     "losses",
     "updates",
     "diagnostics",
+    "decoder",
 }
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 TREES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
