@@ -90,7 +90,7 @@ def fit_decoder(
         decoder = LatentDecoder(latents.shape[1], mean.cpu(), std.cpu(), hidden).to(latents.device)
     standardized = (targets - mean) / std.clamp(min=1e-8)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(decoder.parameters(), learning_rate)
+    optimizer = torch.optim.Adam(decoder.parameters(), learning_rate, fused=True)  # several times faster
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
     with torch.enable_grad():
         for _ in range(updates):

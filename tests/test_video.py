@@ -150,6 +150,18 @@ def test_says_that_it_cannot_render(
     assert not list(tmp_path.iterdir())
 
 
+def test_says_so_where_the_renderer_is_missed_at_import(
+    sac: SAC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(env_id: str, render_mode: str) -> None:
+        raise ImportError("Cannot initialize a EGL device display")
+
+    monkeypatch.setattr(gym, "make", make)
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    with pytest.raises(RuntimeError, match=r"cannot render Hopper-v5 \(ImportError: .*MUJOCO_GL=egl, .*libegl1"):
+        record_video(sac, "Hopper-v5", tmp_path / "v.mp4")
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
 def test_a_failure_leaves_the_old_file_and_no_half_one(sac: SAC, tmp_path: Path, suffix: str) -> None:
     class Breaks(PictureEnv):

@@ -223,7 +223,7 @@ def _record(
     def show(step: int, ahead: int, error: float) -> None:
         real = overlay(render(prediction.real), f"real, step {step}", f"return {total:.1f}")
         ahead_of = f"imagined, {ahead} of {horizon} steps ahead"
-        text = (ahead_of, f"return {predicted:.1f}   error {error:.2f}")
+        text = (ahead_of, f"return {predicted:.1f}   error {error:.2f} std")
         append(beside(real, overlay(render(prediction.imagined), *text)))
 
     prediction.synchronize(observation)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
+from sb3_pwm.video.rendering import name_of
+
 
 class StateLayout(NamedTuple):
     """Where an observation holds the state: positions without the first few, then velocities, then whatever else."""
@@ -28,7 +30,7 @@ def state_layout(env: gym.Env[Any, Any]) -> StateLayout:
     :raises ValueError: if it does not say so (``observation_structure``, which most of Gymnasium's MuJoCo environments
         of version 5 have), or a wrapper changes the observation.
     """
-    name = env.spec.id if env.spec else str(env)
+    name = name_of(env)
     structure = getattr(env.unwrapped, "observation_structure", None)
     setter: Callable[..., None] | None = getattr(env.unwrapped, "set_state", None)
     model: Any = getattr(env.unwrapped, "model", None)

@@ -58,12 +58,15 @@ def make_env(env: EnvFactory) -> gym.Env[Any, Any]:
 
     :raises TypeError: if it is neither, or the function makes no Gymnasium environment.
     :raises ValueError: if the id is unknown.
+    :raises RuntimeError: if something is missing on this machine; says what was tried and what to install.
     """
     if isinstance(env, str):
         try:
             return gym.make(env, render_mode="rgb_array")
         except gym.error.UnregisteredEnv as error:
             raise ValueError(f"env={env!r} is unknown to Gymnasium: {error}") from error
+        except (ImportError, AttributeError, OSError, RuntimeError, gym.error.DependencyNotInstalled) as error:
+            raise _renderer_error(env, error) from error  # MuJoCo looks for its renderer when it is imported
     made = env() if callable(env) else env
     if not isinstance(made, gym.Env):
         wanted = "an id, a function that makes a Gymnasium environment, or (for record_video) such an environment"
@@ -123,15 +126,19 @@ def render(env: gym.Env[Any, Any]) -> np.ndarray:
     try:
         frame: Any = env.render()
     except Exception as error:  # whatever goes wrong here is a matter of the machine or the environment
-        settings = ", ".join(f"{name}={os.environ.get(name, 'not set')}" for name in ("MUJOCO_GL", "DISPLAY"))
-        raise RuntimeError(
-            f"cannot render {name_of(env)} ({type(error).__name__}: {error}); tried with {settings}. Without a display "
-            "MuJoCo needs MUJOCO_GL=egl and EGL (on Debian: apt-get install libegl1 libgl1-mesa-dri), and "
-            "classic control needs pygame (pip install pygame-ce)"
-        ) from error
+        raise _renderer_error(name_of(env), error) from error
     if not isinstance(frame, np.ndarray):
         raise RuntimeError(f"cannot render {name_of(env)}: render() gave {type(frame).__name__}, not an array")
     return frame
+
+
+def _renderer_error(name: str, error: Exception) -> RuntimeError:
+    settings = ", ".join(f"{key}={os.environ.get(key) or 'not set'}" for key in ("MUJOCO_GL", "DISPLAY"))
+    return RuntimeError(
+        f"cannot render {name} ({type(error).__name__}: {error}); tried with {settings}. Without a display MuJoCo "
+        "needs MUJOCO_GL=egl and EGL (on Debian: apt-get install libegl1 libgl1-mesa-dri), and classic control needs pygame "
+        "(pip install pygame-ce)"
+    )
 
 
 def check_spaces(model: BaseAlgorithm, env: gym.Env[Any, Any]) -> None:
