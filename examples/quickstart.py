@@ -22,7 +22,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_pwm import PWM
-from sb3_pwm.video import record_episode, use_headless_rendering
+from sb3_pwm.video import record_video, use_headless_rendering
 
 MIN_STEPS = 300  # the first half may be random actions, and they must fill one batch
 EVALUATION_SEED = 10_000  # of an environment that training has not seen
@@ -72,7 +72,7 @@ def evaluate(policy: Any, env: gym.Env[Any, Any], episodes: int) -> tuple[float,
 
 def make_video(model: PWM, env_id: str, path: Path) -> None:
     try:
-        episode_return = record_episode(model, env_id, path, seed=EVALUATION_SEED)
+        [episode_return] = record_video(model, env_id, path, seed=EVALUATION_SEED)
     except RuntimeError as error:
         print(f"no video: {error}")
     else:

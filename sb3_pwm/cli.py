@@ -2,12 +2,12 @@
 
 import sys
 
-from sb3_pwm import extraction
+from sb3_pwm import extraction, record
 from sb3_pwm.benchmark import command as benchmark
 from sb3_pwm.benchmark import report
 from sb3_pwm.subcommands import Command, run_command_line
 
-COMMANDS: dict[str, Command] = {"benchmark": benchmark, "extract": extraction, "report": report}
+COMMANDS: dict[str, Command] = {"benchmark": benchmark, "extract": extraction, "record": record, "report": report}
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ from hypothesis import settings
 from torch import nn
 
 from sb3_pwm.networks import Actor, CriticEnsemble
+from sb3_pwm.video.rendering import render, rendered_env
 from sb3_pwm.world_model import WorldModel
 
 torch.set_num_threads(1)
@@ -60,3 +61,14 @@ def _enlarge(network):
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.7)
     return network
+
+
+@pytest.fixture(scope="session")
+def mujoco_renderer():
+    """Skip where MuJoCo cannot render."""
+    try:
+        with rendered_env("InvertedPendulum-v5") as env:
+            env.reset()
+            render(env)
+    except RuntimeError as error:
+        pytest.skip(str(error))

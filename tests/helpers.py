@@ -1,9 +1,12 @@
 """Tiny environments and models."""
 
+from typing import ClassVar
+
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -150,3 +153,28 @@ class NoHostReads(TorchDispatchMode):
         assert not by_mask, f"{func} reads a value from the device"
         assert func not in self.REFUSED, f"{func} reads a value from the device"
         return func(*args, **(kwargs or {}))
+
+
+class PictureEnv(PendulumEnv):
+    """Pendulum whose picture, 60 x 80 pixels, is grey: the number of steps of its episode times 20."""
+
+    metadata: ClassVar[dict] = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, render_mode="rgb_array", length=1_000):
+        super().__init__()
+        self.render_mode, self.length, self.steps, self.closed = render_mode, length, 0, False
+
+    def reset(self, **kwargs):
+        self.steps = 0
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        self.steps += 1
+        observation, reward, _, _, info = super().step(action)
+        return observation, reward, False, self.steps >= self.length, info
+
+    def render(self):
+        return np.full((60, 80, 3), 20 * self.steps, np.uint8)
+
+    def close(self):
+        self.closed = True

@@ -21,7 +21,7 @@ LEVELS = (
     },
     {"layers", "checks", "multitask"},
     {"world_model", "networks", "normalization", "tasks"},
-    {"imagination", "losses", "updates", "buffers", "task_envs"},
+    {"imagination", "losses", "updates", "buffers", "task_envs", "decoder"},
     {"policies", "diagnostics"},
     {"learner", "sequence_algorithm", "multitask_policies", "checkpoints"},
     {"evaluation"},
@@ -29,7 +29,7 @@ LEVELS = (
     {"multitask_algorithm"},
     {"pwm"},
     {"presets", "video", "datasets", "callbacks", "suites"},
-    {"benchmark"},
+    {"benchmark", "record"},
     {"extraction"},
     {"cli"},
     {"__init__"},
@@ -51,6 +51,7 @@ PURE = {
     "losses",
     "updates",
     "diagnostics",
+    "decoder",
 }
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 TREES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}

@@ -10,13 +10,10 @@ from importlib import metadata, resources
 from itertools import chain
 from pathlib import Path
 
-import gymnasium as gym
 import pytest
-from stable_baselines3 import SAC
 
 import sb3_pwm
 from sb3_pwm import PWM
-from sb3_pwm.video import record_episode, use_headless_rendering
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -105,52 +102,3 @@ def test_readme_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", README):
         if target != "docs/results.md":  # made from measurements
             assert (ROOT / target).exists(), target
-
-
-@pytest.fixture
-def untrained() -> SAC:
-    return SAC("MlpPolicy", "Pendulum-v1", buffer_size=10, device="cpu")
-
-
-def test_video_checks_its_arguments(untrained: SAC, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"must end in \.mp4"):
-        record_episode(untrained, "Pendulum-v1", tmp_path / "episode.avi")
-    with pytest.raises(ValueError, match="max_steps=0"):
-        record_episode(untrained, "Pendulum-v1", tmp_path / "episode.mp4", max_steps=0)
-
-
-@pytest.mark.filterwarnings("ignore:.*RGB-array rendering")
-@pytest.mark.parametrize("frame", [OSError("no GL"), None], ids=["fails", "gives nothing"])
-def test_video_says_that_it_cannot_render(
-    untrained: SAC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frame: Exception | None
-) -> None:
-    def render(self: gym.Env) -> None:
-        if frame is not None:
-            raise frame
-
-    monkeypatch.setattr("gymnasium.envs.classic_control.pendulum.PendulumEnv.render", render)
-    with pytest.raises(RuntimeError, match=r"cannot render Pendulum-v1"):
-        record_episode(untrained, "Pendulum-v1", tmp_path / "episode.mp4")
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ({}, "egl"),
-        ({"MUJOCO_GL": ""}, "egl"),
-        ({"MUJOCO_GL": "osmesa"}, "osmesa"),
-        ({"DISPLAY": ":0"}, None),
-    ],
-)
-def test_headless_rendering_respects_what_is_set(
-    before: dict[str, str], after: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in before.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr("sb3_pwm.video.os.environ", environ := dict(before))
-    use_headless_rendering()
-    assert environ.get("MUJOCO_GL") == after

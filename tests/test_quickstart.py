@@ -9,11 +9,7 @@ import sys
 import types
 from pathlib import Path
 
-import gymnasium as gym
-import numpy as np
 import pytest
-
-from sb3_pwm.video import _enlarge_floor, _follow_body
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "examples" / "quickstart.py"
@@ -107,24 +103,3 @@ def test_refuses_too_little(arguments: list[str], capsys: pytest.CaptureFixture[
         load_script().main(arguments)
     assert error.value.code == 2
     assert f"{arguments[0]} must be at least" in capsys.readouterr().err
-
-
-def test_the_camera_follows_the_body() -> None:
-    env = gym.make("HalfCheetah-v5", render_mode="rgb_array")
-    _follow_body(env)
-    assert env.unwrapped.model.cam_mode[env.unwrapped.mujoco_renderer.camera_id] > 0  # type: ignore[attr-defined]
-    env.close()
-
-
-def test_a_larger_floor_changes_nothing_but_the_picture():
-    envs = [gym.make("Hopper-v5") for _ in range(2)]
-    model = envs[1].unwrapped.model
-    size, repeat = model.geom("floor").size.copy(), model.mat_texrepeat[model.geom("floor").matid[0]].copy()
-    _enlarge_floor(envs[1])
-    assert model.geom("floor").size.tolist() == [25 * size[0], 25 * size[1], size[2]]
-    assert model.mat_texrepeat[model.geom("floor").matid[0]].tolist() == (25 * repeat).tolist()
-    observations = [env.reset(seed=0)[0] for env in envs]
-    for _ in range(50):
-        np.testing.assert_array_equal(*observations)
-        observations = [env.step(np.ones(3, np.float32))[0] for env in envs]
-    _enlarge_floor(gym.make("Pendulum-v1"))  # no MuJoCo

@@ -1,0 +1,128 @@
+"""The command that records a saved model: ``sb3-pwm record MODEL.zip --env ID --out video.mp4``."""
+
+import argparse
+import importlib
+import pathlib
+import pickle
+import sys
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_pwm.checks import check_integer
+from sb3_pwm.pwm import PWM
+from sb3_pwm.video import record_imagination, record_video, use_headless_rendering
+from sb3_pwm.video.frames import check_video_path
+from sb3_pwm.video.rendering import make_env
+
+ALGORITHMS = {
+    "pwm": "sb3_pwm:PWM",
+    **{name.lower(): f"stable_baselines3:{name}" for name in ("A2C", "DDPG", "DQN", "PPO", "SAC", "TD3")},
+    **{name.lower(): f"sb3_contrib:{name}" for name in ("ARS", "CrossQ", "RecurrentPPO", "TQC", "TRPO")},
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to a parser."""
+    names = ", ".join(ALGORITHMS)
+    parser.add_argument("model", type=pathlib.Path, metavar="MODEL.zip", help="file that model.save() wrote")
+    parser.add_argument("--env", required=True, metavar="ID", help="id of a Gymnasium environment")
+    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="FILE", help="ends in .mp4 or .gif")
+    parser.add_argument("--algo", default="pwm", help=f"{names}, or package:Class (default: pwm)")
+    parser.add_argument("--episodes", type=int, default=1, metavar="N", help="number of episodes (default: 1)")
+    parser.add_argument("--seed", type=int, metavar="S", help="of the environment")
+    parser.add_argument("--max-steps", type=int, default=1_000, metavar="N", help="per episode (default: 1000)")
+    parser.add_argument(
+        "--vec-normalize",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="statistics that VecNormalize.save() wrote; a pickle runs code: only files that you trust",
+    )
+    parser.add_argument(
+        "--imagined",
+        type=int,
+        metavar="H",
+        help="show beside it what the world model predicts, started again from the truth every H steps",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Record; print the returns or, to stderr, what is wrong.
+
+    :param args: as :func:`add_arguments` parses them.
+    :return: exit code: 0, or 2 for bad input or where nothing can be rendered.
+    """
+    try:
+        for name in ("episodes", "max_steps", *(["imagined"] if args.imagined is not None else [])):
+            check_integer(f"--{name.replace('_', '-')}", getattr(args, name), 1)
+        check_video_path(args.out)
+        use_headless_rendering()
+        _record(load_model(args.model, args.algo, args.env, args.vec_normalize), args)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _record(model: BaseAlgorithm, args: argparse.Namespace) -> None:
+    options = {"n_episodes": args.episodes, "seed": args.seed, "max_steps": args.max_steps}
+    if args.imagined is None:
+        for number, episode_return in enumerate(record_video(model, args.env, args.out, **options), 1):
+            print(f"episode {number}: return {episode_return:.1f}")
+    else:
+        if not isinstance(model, PWM):
+            raise ValueError(f"--imagined needs a PWM, which has a world model; --algo {args.algo} has none")
+        for number, episode in enumerate(
+            record_imagination(model, args.env, args.out, horizon=args.imagined, **options), 1
+        ):
+            print(
+                f"episode {number}: return {episode.episode_return:.1f}, imagined {episode.imagined_return:.1f}, "
+                f"model error {episode.errors.mean():.2f} standard deviations on average"
+            )
+    print(args.out)
+
+
+def load_model(path: pathlib.Path, algo: str, env_id: str, vec_normalize: pathlib.Path | None = None) -> BaseAlgorithm:
+    """Load a saved model.
+
+    :param path: file that ``model.save()`` wrote.
+    :param algo: a name in ``ALGORITHMS`` or ``package:Class``.
+    :param env_id: id of the environment, for its statistics.
+    :param vec_normalize: file that ``VecNormalize.save()`` wrote.
+    :return: the model, with these statistics.
+    :raises FileNotFoundError: if a file is missing.
+    :raises ValueError: if the algorithm or environment is unknown, or a file holds something else.
+    """
+    kind = algorithm_class(algo)
+    for file in (path, vec_normalize):
+        if file is not None and not file.is_file():
+            raise FileNotFoundError(f"there is no file {file}")
+    env = None
+    if vec_normalize is not None:
+        try:
+            env = VecNormalize.load(str(vec_normalize), DummyVecEnv([lambda: make_env(env_id)]))
+        except (pickle.UnpicklingError, EOFError, AttributeError, AssertionError) as error:
+            raise ValueError(f"{vec_normalize} holds no VecNormalize for {env_id}: {error}") from error
+        env.training = False
+    try:
+        return kind.load(path, env=env)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be loaded as a {kind.__name__}; --algo says what it is: {error}") from error
+
+
+def algorithm_class(name: str) -> type[BaseAlgorithm]:
+    """Return the class of an algorithm.
+
+    :param name: a name in ``ALGORITHMS`` or ``package:Class``.
+    :raises ValueError: if there is no such class.
+    """
+    module, _, attribute = ALGORITHMS.get(name.lower(), name).partition(":")
+    if not attribute:
+        raise ValueError(f"--algo {name!r} is unknown; allowed: {', '.join(ALGORITHMS)}, or package:Class")
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--algo {name!r} cannot be imported: {error}") from error
+    if not (isinstance(kind, type) and issubclass(kind, BaseAlgorithm)):
+        raise ValueError(f"--algo {name!r} is no Stable-Baselines3 algorithm")
+    return kind

@@ -1,0 +1,96 @@
+"""Videos while a model learns."""
+
+import pathlib
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_pwm.checks import check_integer
+from sb3_pwm.video.episodes import record_video, untouched_generators
+from sb3_pwm.video.frames import Path, check_video_path
+from sb3_pwm.video.rendering import EnvFactory, check_spaces, render, rendered_env
+
+
+class RecordVideoCallback(BaseCallback):
+    """Record a video every so many steps, in an environment of its own; training goes on as it would without it.
+
+    Files are called ``<name_prefix>_<steps>_steps.mp4``. With ``every_steps=None`` it records whenever it is called,
+    which is on every new best model if it is ``callback_on_new_best`` of SB3's ``EvalCallback``.
+
+    :param env: id, or function that makes a Gymnasium environment with ``render_mode="rgb_array"``.
+    :param folder: for the videos; is created.
+    :param every_steps: training steps, over all environments, between videos; None: at every call.
+    :param n_episodes: episodes in a video.
+    :param seed: of the environment, the same for every video.
+    :param max_steps: end an episode after this many steps.
+    :param deterministic: act deterministically.
+    :param name_prefix: of the files.
+    :param suffix: ``".mp4"`` or ``".gif"``.
+    :param verbose: 1 prints every video's returns.
+    :raises ValueError: if a number or the suffix is not allowed; when training starts, if the environment is not one
+        that the model can act in.
+    :raises RuntimeError: when training starts, if the environment cannot be rendered on this machine.
+    """
+
+    def __init__(
+        self,
+        env: EnvFactory,
+        folder: Path,
+        every_steps: int | None = None,
+        *,
+        n_episodes: int = 1,
+        seed: int | None = None,
+        max_steps: int = 1_000,
+        deterministic: bool = True,
+        name_prefix: str = "video",
+        suffix: str = ".mp4",
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(verbose)
+        if not (isinstance(env, str) or callable(env)):
+            raise TypeError(
+                f"env must be an id or a function that makes an environment, not {type(env).__name__}: each video has "
+                "an environment of its own"
+            )
+        if every_steps is not None:
+            check_integer("every_steps", every_steps, 1)
+        check_integer("n_episodes", n_episodes, 1)
+        check_integer("max_steps", max_steps, 1)
+        check_video_path(f"{name_prefix}{suffix}")
+        self.env = env
+        self.folder = pathlib.Path(folder)
+        self.every_steps = every_steps
+        self.n_episodes = n_episodes
+        self.seed = seed
+        self.max_steps = max_steps
+        self.deterministic = deterministic
+        self.name_prefix = name_prefix
+        self.suffix = suffix
+        self._periods = 0
+
+    def _init_callback(self) -> None:
+        with untouched_generators(), rendered_env(self.env) as env:
+            check_spaces(self.model, env)
+            env.reset()
+            render(env)
+        self._periods = self.model.num_timesteps // (self.every_steps or 1)
+
+    def _on_step(self) -> bool:
+        if self.every_steps is not None:
+            periods = self.num_timesteps // self.every_steps
+            if periods == self._periods:
+                return True
+            self._periods = periods
+        path = self.folder / f"{self.name_prefix}_{self.num_timesteps}_steps{self.suffix}"
+        with untouched_generators():
+            returns = record_video(
+                self.model,
+                self.env,
+                path,
+                n_episodes=self.n_episodes,
+                seed=self.seed,
+                max_steps=self.max_steps,
+                deterministic=self.deterministic,
+            )
+        if self.verbose:
+            print(f"{path}: return {', '.join(f'{value:.1f}' for value in returns)}")
+        return True

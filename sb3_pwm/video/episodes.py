@@ -1,0 +1,120 @@
+"""Videos of episodes."""
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_pwm.checks import check_integer
+from sb3_pwm.video.frames import Path, VideoWriter, check_video_path, overlay
+from sb3_pwm.video.rendering import EnvFactory, check_spaces, fps_of, render, rendered_env
+
+
+def record_video(
+    model: BaseAlgorithm,
+    env: EnvFactory | gym.Env[Any, Any],
+    path: Path,
+    *,
+    n_episodes: int = 1,
+    seed: int | None = None,
+    max_steps: int = 1_000,
+    deterministic: bool = True,
+    text: bool = True,
+) -> list[float]:
+    """Write episodes of a policy to a video file, which appears only when it is whole.
+
+    :param model: any SB3 algorithm; the statistics of its VecNormalize, if it has one, are applied and not changed.
+    :param env: id, or function that makes a Gymnasium environment with ``render_mode="rgb_array"``; or such an
+        environment, which is then reset, not closed, and drawn as it is (of the others the camera follows the body and
+        the floor has no end).
+    :param path: file that ends in ``.mp4`` or ``.gif``; its folder is created.
+    :param n_episodes: number of episodes, one after the other.
+    :param seed: of the environment.
+    :param max_steps: end an episode after this many steps.
+    :param deterministic: act deterministically.
+    :param text: write return so far and step onto the frames.
+    :return: the sum of the rewards of each episode.
+    :raises TypeError: if an argument is of the wrong kind.
+    :raises ValueError: if a number is out of range, the path ends in something else, or the model's spaces are not the
+        environment's.
+    :raises RuntimeError: if the environment cannot be rendered on this machine.
+    """
+    path = check_video_path(path)
+    check_integer("n_episodes", n_episodes, 1)
+    check_integer("max_steps", max_steps, 1)
+    returns = []
+    with rendered_env(env) as opened, acting(model):
+        check_spaces(model, opened)
+        with VideoWriter(path, fps_of(opened)) as writer:
+            for episode in range(n_episodes):
+                observation, _ = opened.reset(seed=seed if episode == 0 else None)
+                total = 0.0
+                writer.append(_frame(opened, total, 0, text))
+                for count, step in enumerate(play(model, opened, observation, max_steps, deterministic), 1):
+                    total += step.reward
+                    writer.append(_frame(opened, total, count, text))
+                returns.append(total)
+    return returns
+
+
+def _frame(env: gym.Env[Any, Any], total: float, step: int, text: bool) -> np.ndarray:
+    frame = render(env)
+    return overlay(frame, f"return {total:.1f}", f"step {step}") if text else frame
+
+
+class Step(NamedTuple):
+    """What happened in one step."""
+
+    action: Any
+    """As the environment got it."""
+    reward: float
+    observation: Any
+    """That followed, as the environment gave it."""
+
+
+def play(
+    model: BaseAlgorithm, env: gym.Env[Any, Any], observation: Any, max_steps: int, deterministic: bool
+) -> Iterator[Step]:
+    """Act until the episode ends, or for ``max_steps`` steps.
+
+    :param model: the policy; the statistics of its VecNormalize are applied and not changed.
+    :param env: environment that has just been reset.
+    :param observation: what it gave.
+    """
+    normalizer = model.get_vec_normalize_env()
+    state = None  # of recurrent policies
+    for count in range(max_steps):
+        seen = observation if normalizer is None else normalizer.normalize_obs(observation)
+        starts = np.array([count == 0])
+        action, state = model.predict(seen, state=state, episode_start=starts, deterministic=deterministic)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        yield Step(action, float(reward), observation)
+        if terminated or truncated:
+            return
+
+
+@contextlib.contextmanager
+def acting(model: BaseAlgorithm) -> Iterator[None]:
+    """Leave the policy's training mode, which ``predict`` switches off, as it was."""
+    training = model.policy.training
+    try:
+        yield
+    finally:
+        model.policy.set_training_mode(training)
+
+
+@contextlib.contextmanager
+def untouched_generators() -> Iterator[None]:
+    """Put the global random generators back, so that who uses them next draws what they would have drawn."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

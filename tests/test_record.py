@@ -1,0 +1,114 @@
+"""The command that records saved models."""
+
+import argparse
+import pickle
+from functools import partial
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from helpers import PictureEnv, make
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_pwm import PWM
+from sb3_pwm.record import ALGORITHMS, add_arguments, algorithm_class, load_model, run
+from sb3_pwm.video import record_imagination
+from sb3_pwm.video.frames import read_video
+
+gym.register("Picture-v0", PictureEnv, max_episode_steps=4)
+
+
+def record(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def test_records_a_pwm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(PictureEnv()).save(tmp_path / "model.zip")
+    out = tmp_path / "new" / "v.mp4"
+    assert record(tmp_path / "model.zip", "--env", "Picture-v0", "--out", out, "--episodes", 2, "--seed", 1) == 0
+    assert len(list(read_video(out)[1])) == 2 * 5
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["episode 1", "episode 2", str(out)]
+
+
+@pytest.mark.parametrize("name", ["sac", "stable_baselines3:SAC"])
+def test_records_other_algorithms(tmp_path: Path, name: str) -> None:
+    SAC("MlpPolicy", PictureEnv(), buffer_size=10, device="cpu").save(tmp_path / "sac.zip")
+    out = tmp_path / "v.gif"
+    assert record(tmp_path / "sac.zip", "--algo", name, "--env", "Picture-v0", "--out", out, "--max-steps", 2) == 0
+    assert len(list(read_video(out)[1])) == 3
+
+
+def test_statistics_of_vec_normalize(tmp_path: Path) -> None:
+    normalizer = VecNormalize(DummyVecEnv([PictureEnv]))
+    model = PPO("MlpPolicy", normalizer, n_steps=16, batch_size=16, device="cpu", seed=0).learn(16)
+    model.save(tmp_path / "ppo.zip")
+    normalizer.save(str(tmp_path / "stats.pkl"))
+    loaded = load_model(tmp_path / "ppo.zip", "ppo", "Picture-v0", tmp_path / "stats.pkl")
+    statistics = loaded.get_vec_normalize_env()
+    np.testing.assert_array_equal(statistics.obs_rms.mean, normalizer.obs_rms.mean)
+    assert not statistics.training
+    options = ("--algo", "ppo", "--env", "Picture-v0", "--out", tmp_path / "v.mp4")
+    assert record(tmp_path / "ppo.zip", *options, "--vec-normalize", tmp_path / "stats.pkl") == 0
+
+
+@pytest.mark.usefixtures("mujoco_renderer")
+def test_imagined(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_pwm.video.imagined.POLICY_STEPS", 100)  # a loaded model has no recorded steps
+    monkeypatch.setattr("sb3_pwm.record.record_imagination", partial(record_imagination, decoder_updates=5))
+    make(gym.make("InvertedPendulum-v5")).save(tmp_path / "model.zip")
+    out = tmp_path / "v.mp4"
+    options = ("--env", "InvertedPendulum-v5", "--out", out, "--imagined", 2, "--max-steps", 2, "--seed", 0)
+    assert record(tmp_path / "model.zip", *options) == 0
+    frames = list(read_video(out)[1])
+    assert len(frames) == 3
+    assert frames[0].shape[1] == 2 * 480 + 2
+    assert "episode 1: return 2.0, imagined" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_algorithms_by_name(name: str) -> None:
+    if ALGORITHMS[name].startswith("sb3_contrib"):
+        pytest.importorskip("sb3_contrib")
+    assert algorithm_class(name).__name__.lower() == name
+
+
+def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, sac, noise = tmp_path / "model.zip", tmp_path / "sac.zip", tmp_path / "noise.zip"
+    statistics, list_file = tmp_path / "stats.pkl", tmp_path / "list.pkl"
+    make(PictureEnv()).save(model)
+    SAC("MlpPolicy", PictureEnv(), buffer_size=10, device="cpu").save(sac)
+    noise.write_bytes(b"noise")
+    statistics.write_bytes(b"noise")
+    list_file.write_bytes(pickle.dumps([1]))
+    before = sorted(tmp_path.iterdir())
+    for arguments, message in (
+        ((tmp_path / "missing.zip",), f"there is no file {tmp_path / 'missing.zip'}"),
+        ((model, "--algo", "nonsense"), "--algo 'nonsense' is unknown; allowed: pwm, a2c,"),
+        ((model, "--algo", "nonsense:PWM"), "--algo 'nonsense:PWM' cannot be imported"),
+        ((model, "--algo", "sb3_pwm:PWMPolicy"), "--algo 'sb3_pwm:PWMPolicy' is no Stable-Baselines3 algorithm"),
+        ((model, "--algo", "sac"), f"{model} cannot be loaded as a SAC"),
+        ((sac,), "policy must be a PWMPolicy class"),
+        ((noise,), f"{noise} wasn't a zip-file"),
+        ((model, "--vec-normalize", statistics), f"{statistics} holds no VecNormalize"),
+        ((model, "--vec-normalize", list_file), f"{list_file} holds no VecNormalize"),
+        ((model, "--vec-normalize", tmp_path / "missing.pkl"), "there is no file"),
+        ((model, "--episodes", 0), "--episodes=0 is out of range; allowed: 1 or more"),
+        ((model, "--max-steps", 0), "--max-steps=0 is out of range"),
+        ((model, "--imagined", 0), "--imagined=0 is out of range"),
+        ((model, "--imagined", 5), "does not say where it holds positions and velocities"),
+        ((sac, "--algo", "sac", "--imagined", 5), "--imagined needs a PWM, which has a world model"),
+        ((model, "--out", tmp_path / "v.png"), "must end in .mp4 or .gif"),
+        ((model, "--env", "Nonsense-v0"), "env='Nonsense-v0' is unknown to Gymnasium"),
+        ((model, "--env", "MountainCarContinuous-v0"), "the observations of MountainCarContinuous-v0 are"),
+    ):
+        assert record("--env", "Picture-v0", "--out", tmp_path / "v.mp4", *arguments) == 2, arguments
+        captured = capsys.readouterr()
+        assert captured.err.splitlines()[-1].startswith("error: ")
+        assert message in captured.err
+        assert sorted(tmp_path.iterdir()) == before
+    assert issubclass(PWM, algorithm_class("pwm"))

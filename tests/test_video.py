@@ -1,0 +1,249 @@
+"""Videos of episodes, and environments that can be rendered."""
+
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from helpers import PictureEnv, make
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_pwm.video import record_video, use_headless_rendering
+from sb3_pwm.video.frames import VideoWriter, read_video
+from sb3_pwm.video.rendering import _enlarge_floor, _follow_body, rendered_env
+
+
+@pytest.fixture
+def sac() -> SAC:
+    return SAC("MlpPolicy", PictureEnv(), buffer_size=10, policy_kwargs={"net_arch": [8]}, seed=0, device="cpu")
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    return list(read_video(path)[1])
+
+
+def greys(path: Path) -> list[int]:
+    """Grey of the lower right corner of each frame, where no text is."""
+    return [int(frame[-20:, -20:].mean().round()) for frame in frames_of(path)]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_every_step_is_a_frame(sac: SAC, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / "new" / f"video{suffix}"
+    returns = record_video(sac, lambda: PictureEnv(length=4), path, n_episodes=2, seed=1, max_steps=6)
+    np.testing.assert_allclose(greys(path), [0, 20, 40, 60, 80] * 2, atol=3)
+    assert len(returns) == 2
+    assert frames_of(path)[0].shape == (60, 80, 3)
+    assert read_video(path)[0] == 10
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_returns_are_what_the_policy_gets(sac: SAC, tmp_path: Path) -> None:
+    returns = record_video(sac, PictureEnv, tmp_path / "v.mp4", n_episodes=2, seed=3, max_steps=5)
+    env, expected = PictureEnv(), []
+    for seed in (3, None):
+        observation, _ = env.reset(seed=seed)
+        rewards = []
+        for _ in range(5):
+            observation, reward, *_ = env.step(sac.predict(observation, deterministic=True)[0])
+            rewards.append(reward)
+        expected.append(sum(rewards))
+    assert returns == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("algorithm", [make, lambda env: PPO("MlpPolicy", env, n_steps=4, batch_size=4, device="cpu")])
+def test_other_algorithms(algorithm, tmp_path: Path) -> None:
+    model = algorithm(PictureEnv())
+    model.policy.set_training_mode(True)
+    record_video(model, PictureEnv, tmp_path / "v.mp4", max_steps=2, deterministic=False)
+    assert len(frames_of(tmp_path / "v.mp4")) == 3
+    assert model.policy.training
+
+
+def test_text_says_return_and_step(sac: SAC, tmp_path: Path) -> None:
+    for name, text in (("plain", False), ("text", True)):
+        record_video(sac, PictureEnv, tmp_path / f"{name}.mp4", seed=0, max_steps=3, text=text)
+    plain, text = (frames_of(tmp_path / f"{name}.mp4") for name in ("plain", "text"))
+    for before, after in zip(plain, text, strict=True):
+        assert np.abs(before.astype(int) - after).max() > 100  # white letters
+        np.testing.assert_allclose(before[-20:, -20:], after[-20:, -20:], atol=5)
+    assert np.abs(text[1][:, :40].astype(int) - text[3][:, :40] + 40).max() > 60  # other letters
+
+
+def test_an_environment_stays_open(sac: SAC, tmp_path: Path) -> None:
+    env = PictureEnv()
+    record_video(sac, env, tmp_path / "v.mp4", max_steps=2)
+    assert not env.closed
+    made = []
+
+    def factory() -> PictureEnv:
+        made.append(PictureEnv())
+        return made[-1]
+
+    record_video(sac, factory, tmp_path / "v.mp4", max_steps=2)
+    assert [env.closed for env in made] == [True]
+
+
+def test_statistics_of_vec_normalize_are_applied_and_not_changed(tmp_path: Path) -> None:
+    normalizer = VecNormalize(DummyVecEnv([PictureEnv]))
+    model = SAC("MlpPolicy", normalizer, learning_starts=100, device="cpu", seed=0).learn(20)
+    before = normalizer.obs_rms.mean.copy(), normalizer.obs_rms.count, normalizer.ret_rms.count
+    seen = []
+    model.predict = lambda observation, **kwargs: (seen.append(observation), (np.zeros(1, np.float32), None))[1]
+    record_video(model, PictureEnv, tmp_path / "v.mp4", seed=4, max_steps=1)
+    first, _ = PictureEnv().reset(seed=4)
+    np.testing.assert_allclose(seen[0], normalizer.normalize_obs(first))
+    assert np.abs(seen[0] - first).max() > 0.1
+    np.testing.assert_array_equal(normalizer.obs_rms.mean, before[0])
+    assert (normalizer.obs_rms.count, normalizer.ret_rms.count) == before[1:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"path": "v.avi"}, ValueError, r"'v.avi' must end in .mp4 or .gif"),
+        ({"max_steps": 0}, ValueError, "max_steps=0 is out of range; allowed: 1 or more"),
+        ({"n_episodes": 1.5}, TypeError, "n_episodes must be an integer, not 1.5"),
+        ({"env": "Nonsense-v0"}, ValueError, "env='Nonsense-v0' is unknown to Gymnasium"),
+        ({"env": 3}, TypeError, "env must be an id, .*, not int"),
+        ({"env": lambda: None}, TypeError, "not NoneType"),
+        ({"env": DummyVecEnv([PictureEnv])}, TypeError, "not DummyVecEnv"),
+        ({"env": lambda: PictureEnv(None)}, ValueError, 'render_mode=None; allowed: render_mode="rgb_array"'),
+        ({"env": "MountainCarContinuous-v0"}, ValueError, "the observations of MountainCarContinuous-v0 are"),
+    ],
+)
+def test_bad_arguments(
+    sac: SAC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict, error: type[Exception], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        record_video(sac, **({"env": PictureEnv, "path": "v.mp4"} | arguments))
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_actions_are_refused(tmp_path: Path) -> None:
+    class Wide(PictureEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.action_space = gym.spaces.Box(-3, 3, (1,), np.float32)
+
+    with pytest.raises(ValueError, match=r"the actions of .* are Box"):
+        record_video(make(PictureEnv()), Wide, tmp_path / "v.mp4")
+
+
+@pytest.mark.parametrize("frame", [OSError("no GL"), None], ids=["fails", "gives nothing"])
+def test_says_that_it_cannot_render(
+    sac: SAC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frame: Exception | None
+) -> None:
+    def render(self: gym.Env) -> None:
+        if frame is not None:
+            raise frame
+
+    monkeypatch.setattr(PictureEnv, "render", render)
+    with pytest.raises(RuntimeError, match=r"cannot render .*PictureEnv") as error:
+        record_video(sac, PictureEnv, tmp_path / "new" / "v.mp4")
+    if frame is not None:
+        for part in ("OSError: no GL", "MUJOCO_GL=", "libegl1 libgl1-mesa-dri", "pygame"):
+            assert part in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_says_so_where_the_renderer_is_missed_at_import(
+    sac: SAC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(env_id: str, render_mode: str) -> None:
+        raise ImportError("Cannot initialize a EGL device display")
+
+    monkeypatch.setattr(gym, "make", make)
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    with pytest.raises(RuntimeError, match=r"cannot render Hopper-v5 \(ImportError: .*MUJOCO_GL=egl, .*libegl1"):
+        record_video(sac, "Hopper-v5", tmp_path / "v.mp4")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_a_failure_leaves_the_old_file_and_no_half_one(sac: SAC, tmp_path: Path, suffix: str) -> None:
+    class Breaks(PictureEnv):
+        def step(self, action):
+            if self.steps == 3:
+                raise KeyboardInterrupt
+            return super().step(action)
+
+    path = tmp_path / f"v{suffix}"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt):
+        record_video(sac, Breaks, path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"old"
+
+
+def test_a_fast_gif_leaves_out_frames(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "v.gif", 125) as writer:
+        for step in range(11):
+            writer.append(np.full((10, 10, 3), 20 * step, np.uint8))
+    fps, frames = read_video(tmp_path / "v.gif")
+    assert fps == 25
+    np.testing.assert_allclose([frame.mean() for frame in frames], [0, 100, 200], atol=2)
+
+
+def test_odd_sizes_get_one_more_row_and_column(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "v.mp4", 10) as writer:
+        writer.append(np.zeros((61, 81, 3), np.uint8))
+    assert frames_of(tmp_path / "v.mp4")[0].shape == (62, 82, 3)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, "egl"),
+        ({"MUJOCO_GL": ""}, "egl"),
+        ({"MUJOCO_GL": "osmesa"}, "osmesa"),
+        ({"DISPLAY": ":0"}, None),
+    ],
+)
+def test_headless_rendering_respects_what_is_set(
+    before: dict[str, str], after: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr("sb3_pwm.video.rendering.os.environ", environ := dict(before))
+    use_headless_rendering()
+    assert environ.get("MUJOCO_GL") == after
+
+
+def test_the_camera_follows_the_body() -> None:
+    env = gym.make("HalfCheetah-v5", render_mode="rgb_array")
+    _follow_body(env)
+    assert env.unwrapped.model.cam_mode[env.unwrapped.mujoco_renderer.camera_id] > 0  # type: ignore[attr-defined]
+    env.close()
+
+
+def test_a_larger_floor_changes_nothing_but_the_picture():
+    envs = [gym.make("Hopper-v5") for _ in range(2)]
+    model = envs[1].unwrapped.model
+    size, repeat = model.geom("floor").size.copy(), model.mat_texrepeat[model.geom("floor").matid[0]].copy()
+    _enlarge_floor(envs[1])
+    assert model.geom("floor").size.tolist() == [25 * size[0], 25 * size[1], size[2]]
+    assert model.mat_texrepeat[model.geom("floor").matid[0]].tolist() == (25 * repeat).tolist()
+    observations = [env.reset(seed=0)[0] for env in envs]
+    for _ in range(50):
+        np.testing.assert_array_equal(*observations)
+        observations = [env.step(np.ones(3, np.float32))[0] for env in envs]
+    _enlarge_floor(gym.make("Pendulum-v1"))  # no MuJoCo
+
+
+@pytest.mark.usefixtures("mujoco_renderer")
+def test_mujoco_is_drawn_with_its_following_camera() -> None:
+    with rendered_env(lambda: gym.make("HalfCheetah-v5", render_mode="rgb_array", width=64, height=48)) as env:
+        env.reset(seed=0)
+        start = env.render()
+        env.unwrapped.set_state(np.array([100.0, *env.unwrapped.data.qpos[1:]]), env.unwrapped.data.qvel)
+        far = env.render()
+    assert start.shape == (48, 64, 3)
+    body = slice(15, 40), slice(15, 50)
+    assert np.abs(start[body].astype(int) - far[body]).mean() < 20  # the runner is still in the middle, on a floor
+    assert far[-5:].std() > 20
