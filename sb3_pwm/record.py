@@ -1,7 +1,6 @@
-"""The command that records a saved model: ``sb3-pwm record MODEL.zip --env ID --out video.mp4``."""
+"""Record a saved model: a video of its episodes, or of what its world model imagines beside them."""
 
 import argparse
-import importlib
 import pathlib
 import pickle
 import sys
@@ -9,17 +8,12 @@ import sys
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from sb3_pwm.benchmark.plan import ALGORITHMS, find_algorithm
 from sb3_pwm.checks import check_integer
 from sb3_pwm.pwm import PWM
 from sb3_pwm.video import record_imagination, record_video, use_headless_rendering
 from sb3_pwm.video.frames import check_video_path
 from sb3_pwm.video.rendering import make_env
-
-ALGORITHMS = {
-    "pwm": "sb3_pwm:PWM",
-    **{name.lower(): f"stable_baselines3:{name}" for name in ("A2C", "DDPG", "DQN", "PPO", "SAC", "TD3")},
-    **{name.lower(): f"sb3_contrib:{name}" for name in ("ARS", "CrossQ", "RecurrentPPO", "TQC", "TRPO")},
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         check_video_path(args.out)
         use_headless_rendering()
         _record(load_model(args.model, args.algo, args.env, args.vec_normalize), args)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -86,14 +80,14 @@ def load_model(path: pathlib.Path, algo: str, env_id: str, vec_normalize: pathli
     """Load a saved model.
 
     :param path: file that ``model.save()`` wrote.
-    :param algo: a name in ``ALGORITHMS`` or ``package:Class``.
+    :param algo: see :func:`sb3_pwm.benchmark.plan.find_algorithm`.
     :param env_id: id of the environment, for its statistics.
     :param vec_normalize: file that ``VecNormalize.save()`` wrote.
     :return: the model, with these statistics.
     :raises FileNotFoundError: if a file is missing.
     :raises ValueError: if the algorithm or environment is unknown, or a file holds something else.
     """
-    kind = algorithm_class(algo)
+    kind = find_algorithm(algo)
     for file in (path, vec_normalize):
         if file is not None and not file.is_file():
             raise FileNotFoundError(f"there is no file {file}")
@@ -108,21 +102,3 @@ def load_model(path: pathlib.Path, algo: str, env_id: str, vec_normalize: pathli
         return kind.load(path, env=env)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be loaded as a {kind.__name__}; --algo says what it is: {error}") from error
-
-
-def algorithm_class(name: str) -> type[BaseAlgorithm]:
-    """Return the class of an algorithm.
-
-    :param name: a name in ``ALGORITHMS`` or ``package:Class``.
-    :raises ValueError: if there is no such class.
-    """
-    module, _, attribute = ALGORITHMS.get(name.lower(), name).partition(":")
-    if not attribute:
-        raise ValueError(f"--algo {name!r} is unknown; allowed: {', '.join(ALGORITHMS)}, or package:Class")
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"--algo {name!r} cannot be imported: {error}") from error
-    if not (isinstance(kind, type) and issubclass(kind, BaseAlgorithm)):
-        raise ValueError(f"--algo {name!r} is no Stable-Baselines3 algorithm")
-    return kind

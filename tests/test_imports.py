@@ -29,8 +29,8 @@ LEVELS = (
     {"multitask_algorithm"},
     {"pwm"},
     {"presets", "video", "datasets", "callbacks", "suites"},
-    {"benchmark", "record"},
-    {"extraction"},
+    {"benchmark"},
+    {"extraction", "record"},
     {"cli"},
     {"__init__"},
 )

@@ -13,7 +13,8 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pwm import PWM
-from sb3_pwm.record import ALGORITHMS, add_arguments, algorithm_class, load_model, run
+from sb3_pwm.benchmark.plan import ALGORITHMS, find_algorithm
+from sb3_pwm.record import add_arguments, load_model, run
 from sb3_pwm.video import record_imagination
 from sb3_pwm.video.frames import read_video
 
@@ -74,7 +75,7 @@ def test_imagined(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
 def test_algorithms_by_name(name: str) -> None:
     if ALGORITHMS[name].startswith("sb3_contrib"):
         pytest.importorskip("sb3_contrib")
-    assert algorithm_class(name).__name__.lower() == name
+    assert find_algorithm(name).__name__.lower() == name
 
 
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,9 +89,12 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(tmp_path.iterdir())
     for arguments, message in (
         ((tmp_path / "missing.zip",), f"there is no file {tmp_path / 'missing.zip'}"),
-        ((model, "--algo", "nonsense"), "--algo 'nonsense' is unknown; allowed: pwm, a2c,"),
-        ((model, "--algo", "nonsense:PWM"), "--algo 'nonsense:PWM' cannot be imported"),
-        ((model, "--algo", "sb3_pwm:PWMPolicy"), "--algo 'sb3_pwm:PWMPolicy' is no Stable-Baselines3 algorithm"),
+        ((model, "--algo", "nonsense"), "unknown algorithm 'nonsense'; known: a2c,"),
+        ((model, "--algo", "nonsense:PWM"), "cannot import algorithm 'nonsense:PWM'"),
+        (
+            (model, "--algo", "sb3_pwm:PWMPolicy"),
+            "algorithm 'sb3_pwm:PWMPolicy' must be a class derived",
+        ),
         ((model, "--algo", "sac"), f"{model} cannot be loaded as a SAC"),
         ((sac,), "policy must be a PWMPolicy class"),
         ((noise,), f"{noise} wasn't a zip-file"),
@@ -111,4 +115,4 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert captured.err.splitlines()[-1].startswith("error: ")
         assert message in captured.err
         assert sorted(tmp_path.iterdir()) == before
-    assert issubclass(PWM, algorithm_class("pwm"))
+    assert issubclass(PWM, find_algorithm("pwm"))
