@@ -136,8 +136,8 @@ def _renderer_error(name: str, error: Exception) -> RuntimeError:
     settings = ", ".join(f"{key}={os.environ.get(key) or 'not set'}" for key in ("MUJOCO_GL", "DISPLAY"))
     return RuntimeError(
         f"cannot render {name} ({type(error).__name__}: {error}); tried with {settings}. Without a display MuJoCo "
-        "needs MUJOCO_GL=egl and EGL (on Debian: apt-get install libegl1 libgl1-mesa-dri), and classic control needs pygame "
-        "(pip install pygame-ce)"
+        "needs MUJOCO_GL=egl and EGL (on Debian: apt-get install libegl1 libgl1-mesa-dri), and classic control needs "
+        "pygame (pip install pygame-ce)"
     )
 
 
