@@ -100,8 +100,9 @@ def play(
 
 @contextlib.contextmanager
 def acting(model: BaseAlgorithm) -> Iterator[None]:
-    """Leave the policy's training mode, which ``predict`` switches off, as it was."""
+    """Put the policy into evaluation mode, and back into the mode it was in."""
     training = model.policy.training
+    model.policy.set_training_mode(False)
     try:
         yield
     finally:
