@@ -1,0 +1,20 @@
+"""Settings of Sphinx for `make docs`."""
+
+import sb3_pwm
+
+project = "sb3_pwm"
+author = "The sb3_pwm developers"
+release = version = sb3_pwm.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+html_theme = "furo"
+html_title = f"sb3_pwm {release}"
+html_copy_source = False
+
+# Headings get the anchors that they have where repositories are browsed.
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_preserve_defaults = True
