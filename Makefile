@@ -58,6 +58,7 @@ docs: $(VENV)/.installed-docs  ## build the documentation in site/, warnings are
 	$(BIN)/python -m sphinx -W --keep-going -q docs site
 	@echo "site/index.html"
 
+# Into the same environment, because the API reference imports the package; not part of `make install`.
 $(VENV)/.installed-docs: $(STAMP)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
 	touch $@

@@ -1,5 +1,10 @@
 """Settings of Sphinx for `make docs`."""
 
+import re
+from typing import Any
+
+from sphinx.application import Sphinx
+
 import sb3_pwm
 
 project = "sb3_pwm"
@@ -17,4 +22,13 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
-autodoc_preserve_defaults = True
+
+
+def escape_shapes(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep the star of shapes such as (N, *obs_shape), which would else begin emphasis."""
+    lines[:] = [re.sub(r"(?<=[ (])\*(?=\w+_shape)", r"\\*", line) for line in lines]
+
+
+def setup(app: Sphinx) -> None:
+    """Register the above."""
+    app.connect("autodoc-process-docstring", escape_shapes)
