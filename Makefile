@@ -10,7 +10,7 @@ MULTITASK := .venv-multitask
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-multitask quickstart test test-slow test-multitask lint type format clean
+.PHONY: help install install-multitask quickstart test test-slow test-multitask lint type format docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/\1	\2/' | expand -t 20
@@ -54,6 +54,15 @@ format: $(STAMP)  ## format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.installed-docs  ## build the documentation in site/, warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -q docs site
+	@echo "site/index.html"
+
+# Into the same environment, because the API reference imports the package; not part of `make install`.
+$(VENV)/.installed-docs: $(STAMP)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
+	touch $@
+
 clean:  ## delete .venv, .venv-multitask, caches and what quickstart wrote
-	rm -rf $(VENV) $(MULTITASK) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist quickstart
+	rm -rf $(VENV) $(MULTITASK) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist quickstart site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

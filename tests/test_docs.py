@@ -1,0 +1,95 @@
+"""The documentation is whole: every page can be reached, links lead somewhere, what is said twice is the same."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import sb3_pwm
+from sb3_pwm import PWM
+from sb3_pwm.benchmark.settings import interpret
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("**/*.md"))
+LINK = re.compile(r"\]\((?!https?://)([^)\s]*)\)")
+
+
+def text_of(page: Path) -> str:
+    """Return a page without its blocks of code, in which brackets mean other things."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return what the page's headings are called in links, as on the sites where repositories are browsed."""
+    headings = re.findall(r"^#+ (.+)$", text_of(page), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: Path) -> list[str]:
+    broken = []
+    for link in LINK.findall(text_of(page)):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if not target.is_file() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    return broken
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    trees = re.findall(r"^```\{toctree\}\n(.*?)^```$", (DOCS / "index.md").read_text(), re.M | re.S)
+    listed = [line for tree in trees for line in tree.splitlines() if line and not line.startswith(":")]
+    pages = [page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES]
+    assert sorted([*listed, "index"]) == pages
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def test_broken_links_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    (tmp_path / "other.md").write_text("# One `two_three`, four\n```\n# no heading\n[x](in-code.md)\n```\n")
+    page.write_text(
+        "# Here\n[a](other.md#one-two_three-four) [b](#here) [c](https://x.org/y) [d](no.md) [e](#no-heading)"
+    )
+    assert broken_links(page) == ["no.md", "#no-heading"]
+    page.write_text("[e](other.md#no-heading)\n![f](.)")
+    assert broken_links(page) == ["other.md#no-heading", "."]
+
+
+def test_scope_has_the_readmes_table() -> None:
+    def rows(page: Path) -> list[tuple[str, str]]:
+        table = page.read_text().partition("\n| you have |")[2].partition("\n\n")[0]
+        return re.findall(r"^\| (.+?) \| (.+) \|$", table, re.M)
+
+    readme, scope = rows(ROOT / "README.md"), rows(DOCS / "scope.md")
+    assert len(readme) > 10
+    assert [have for have, _ in readme] == [have for have, _ in scope]
+    for (_, first), (have, second) in zip(readme, scope, strict=True):
+        first = first.replace("](docs/", "](").replace("see below", "see [Learning from data](offline.md#data)")
+        assert first == second, have
+
+
+def test_the_api_page_lists_all_public_names() -> None:
+    page = (DOCS / "api.md").read_text()
+    names = set(sb3_pwm.__all__) - {"__version__"}
+    assert {name for name in names if not re.search(rf"\bsb3_pwm\.{name}\b|`{name}`", page)} == set()
+
+
+def test_figures_have_texts_for_those_who_do_not_see_them() -> None:
+    for figure in DOCS.glob("images/*.svg"):
+        text = figure.read_text()
+        assert 'role="img"' in text
+        assert re.search(r"<title .*?>.+</title>", text)
+        assert re.search(r"<desc .*?>.+</desc>", text, re.S)
+
+
+def test_rl_zoo_file_tunes_nothing() -> None:
+    yaml = pytest.importorskip("yaml")
+    entries = yaml.safe_load((ROOT / "examples" / "rl_zoo" / "pwm.yml").read_text())
+    assert {"default", "Pendulum-v1", "HalfCheetah-v5", "Humanoid-v5"} <= set(entries)
+    for entry in entries.values():
+        assert interpret(entry, PWM).arguments == {}
+        assert entry.keys() == {"n_timesteps", "policy"}

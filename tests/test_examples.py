@@ -1,0 +1,40 @@
+"""Short examples run as a user runs them, with few steps."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.mark.parametrize(
+    ("script", "output"),
+    [
+        ("custom_env.py", r"return before training: -?\d+\.\d\d .*\nreturn after training: -?\d+\.\d\d "),
+        ("vec_envs.py", r"Eval num_timesteps=300, (.*\n)*300 environment steps in 4 environments"),
+        ("dict_and_images.py", r"return -\d+\.\d\d \(standard deviation \d+\.\d\d\)"),
+    ],
+)
+def test_example_runs(
+    script: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, "--steps", "300"])
+    runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    assert re.search(output, capsys.readouterr().out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_ball_falls_off_the_beam_and_the_time_is_up() -> None:
+    env = runpy.run_path(str(EXAMPLES / "custom_env.py"))["BallOnBeam"](max_steps=3)
+    env.reset(seed=0)
+    env.position, env.velocity = 0.9, 0.0
+    # v = 0.25 and x = 0.9125, v = 0.5 and x = 0.9375, ...: two steps on the beam, then the time is up
+    rewards = [env.step([1.0])[1:4] for _ in range(3)]
+    assert rewards[0] == (pytest.approx(1 - 0.9125**2), False, False)
+    assert rewards[1] == (pytest.approx(1 - 0.9375**2), False, False)
+    assert rewards[2] == (pytest.approx(1 - 0.975**2), False, True)
+    assert env.step([1.0])[1:4] == (0.0, True, False)
