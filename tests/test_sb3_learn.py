@@ -125,7 +125,7 @@ def test_interrupted_pretraining_is_completed(monkeypatch):
     update = model._learner.update_model
     left = iter(range(2))
     monkeypatch.setattr(
-        model._learner, "update_model", lambda samples: update(samples) if next(left, -1) >= 0 else 1 / 0
+        model._learner, "update_model", lambda *inputs: update(*inputs) if next(left, -1) >= 0 else 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
         model.learn(40)

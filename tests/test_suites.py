@@ -104,8 +104,13 @@ def test_the_documented_list(capsys):
     assert DOCUMENT.read_text().endswith("\n\n" + capsys.readouterr().out)
 
 
-def test_the_documented_example_runs():
-    (example,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text(), re.M | re.S)
+def test_the_documented_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    example = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text(), re.M | re.S)[0]
     names = {}
-    exec(example.replace("2_000", "100"), names)
+    short = example.replace("2_000", "100").replace('extract("swing", env', 'extract("swing", 3, env')
+    assert short.count('swing", 3') == 1
+    exec(short, names)
     assert names["model"].num_timesteps >= 100
+    assert names["swing"].num_timesteps == 3
+    assert (tmp_path / "swing.zip").exists()
