@@ -108,9 +108,9 @@ def test_the_documented_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     example = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text(), re.M | re.S)[0]
     names = {}
-    short = example.replace("2_000", "100").replace('extract("swing", env', 'extract("swing", 3, env')
+    short = example.replace("2_000", "300").replace('extract("swing", env', 'extract("swing", 3, env')
     assert short.count('swing", 3') == 1
     exec(short, names)
-    assert names["model"].num_timesteps >= 100
+    assert names["model"].num_timesteps >= 300
     assert names["swing"].num_timesteps == 3
     assert (tmp_path / "swing.zip").exists()
