@@ -31,6 +31,8 @@ class DeviceCopy:
         self.n_stale = 0
         """Number of newest rows that have changed since they were last sent; whoever changes them adds to it."""
         self._record = record
+        kinds = {name: record[name].base for name in record.names or ()}
+        self._dtypes = {name: torch.from_numpy(np.empty(0, kind)).dtype for name, kind in kinds.items()}
         n_words = record.itemsize // WORD_BYTES
         self._words = torch.zeros(capacity, n_columns, n_words, dtype=torch.int64, device=device)
 
@@ -65,8 +67,7 @@ class DeviceCopy:
         result = {}
         for name, (field, place) in fields.items():
             own = gathered[..., place - start : place - start + field.itemsize]
-            dtype = torch.from_numpy(np.empty(0, field.base)).dtype
-            result[name] = own.view(dtype).reshape(*places.shape, *field.shape)
+            result[name] = own.view(self._dtypes[name]).reshape(*places.shape, *field.shape)
         return result
 
 

@@ -187,10 +187,9 @@ def test_a_copy_is_neither_saved_nor_copied(copies, tmp_path):
     assert buffer._device_copy is not None
     model.save_replay_buffer(tmp_path / "buffer.pkl")
     model.load_replay_buffer(tmp_path / "buffer.pkl")
-    copied = [pickle.loads(pickle.dumps(buffer)), copy.deepcopy(buffer), copy.copy(buffer), model.replay_buffer]
-    for other in (*copied[:3], copy.deepcopy(model).replay_buffer):
-        assert vars(other).keys() == kept
-    for other in copied:
+    copied = [pickle.loads(pickle.dumps(buffer)), copy.deepcopy(buffer), copy.deepcopy(model).replay_buffer]
+    assert all(vars(other).keys() == kept for other in copied)
+    for other in (*copied, model.replay_buffer, SequenceReplayBuffer.from_replay_buffer(buffer)):
         assert other._device_copy is None
         assert equal(sample(other), sample(on_host(other)))
     assert buffer._device_copy is not None
