@@ -161,8 +161,7 @@ class SequenceReplayBuffer(ReplayBuffer):
     def _samples_from_copy(self, windows: Windows) -> SequenceSamples:
         if self._device_copy is None:
             record = record_type(self._arrays())
-            self._device_copy = DeviceCopy(record, self.buffer_size, self.n_envs, self.device)
-            self._device_copy.n_stale = self.size()
+            self._device_copy = DeviceCopy(record, self.buffer_size, self.n_envs, self.device, n_stale=self.size())
         copy, arrays = self._device_copy, self._arrays()
         copy.bring_up_to_date(self.pos, lambda rows: {name: array[rows] for name, array in arrays.items()})
         numbers = np.stack([windows.rows * self.n_envs + windows.columns, windows.mask])
@@ -192,8 +191,9 @@ class SequenceReplayBuffer(ReplayBuffer):
             if self._device_copy.device == self.device:
                 return True
             self._device_copy = None  # the buffer has moved
-        in_files = any(isinstance(array, np.memmap) for array in self._arrays().values())
-        if self._stays_on_host or in_files or self.device.type not in COPY_DEVICES:
+        if self._stays_on_host or self.device.type not in COPY_DEVICES:
+            return False
+        if any(isinstance(array, np.memmap) for array in self._arrays().values()):
             return False
         needed, free = self._copy_bytes, free_memory(self.device)
         if needed <= COPY_SHARE * free:

@@ -23,13 +23,16 @@ class DeviceCopy:
     :param capacity: number of rows.
     :param n_columns: number of steps in a row, one per environment.
     :param device: where the copy lies.
+    :param n_stale: number of newest rows that differ from the copy, which is all zeros at first.
     :raises torch.OutOfMemoryError: if there is no room.
     """
 
-    def __init__(self, record: np.dtype[Any], capacity: int, n_columns: int, device: torch.device) -> None:
+    def __init__(
+        self, record: np.dtype[Any], capacity: int, n_columns: int, device: torch.device, *, n_stale: int
+    ) -> None:
         self.device = device
-        self.n_stale = 0
-        """Number of newest rows that have changed since they were last sent; whoever changes them adds to it."""
+        self.n_stale = n_stale
+        """Whoever changes the newest rows, or adds some, says so here."""
         self._record = record
         kinds = {name: record[name].base for name in record.names or ()}
         self._dtypes = {name: torch.from_numpy(np.empty(0, kind)).dtype for name, kind in kinds.items()}

@@ -218,7 +218,7 @@ def test_out_of_memory_goes_on_from_the_host(copies, monkeypatch, when):
     if when != "__init__":
         sample(buffer)
 
-    def fail(*args):
+    def fail(*args, **kwargs):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(DeviceCopy, when, fail)
@@ -268,8 +268,7 @@ def test_records_by_hand():
     assert {name: record.fields[name][1] for name in record.names} == {"a": 0, "b": 8, "c": 16}
     assert record.itemsize == 48
     assert record["b"] == np.float32
-    held = DeviceCopy(record, 4, 1, CPU)
-    held.n_stale = 2
+    held = DeviceCopy(record, 4, 1, CPU, n_stale=2)
     rows = {"a": [[1, 2, 3], [4, 5, 6]], "b": [0.5, 1.5], "c": [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]}
     both = {name: np.array(values)[:, None] for name, values in rows.items()}
 
