@@ -1,5 +1,6 @@
 """Replay buffers that give windows of consecutive steps."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_pwm.device_copy import DeviceCopy, free_memory, record_type, staged
 from sb3_pwm.parallel import Part
 from sb3_pwm.sequences import Windows, draw_windows, windows_at
 from sb3_pwm.type_aliases import Observations, SequenceSamples
@@ -15,10 +17,25 @@ from sb3_pwm.type_aliases import Observations, SequenceSamples
 ALL = Part()
 STATISTICS_ROWS = 20_000  # enough for a standard deviation within 1 %, and a bound on the cost of large buffers
 STATISTICS_BYTES = 2**26  # fewer rows where observations are large, such as images
+COPY_DEVICES = ("cuda",)  # types of devices that get a copy of the buffer
+COPY_SHARE = 0.5  # of a device's free memory that the copy may take; updates need the rest
 
 
 class SequenceReplayBuffer(ReplayBuffer):
-    """SB3's replay buffer, the same arrays and no more, from which masked windows can be drawn."""
+    """SB3's replay buffer, the same arrays and no more, from which masked windows can be drawn.
+
+    On a GPU there is also a copy of the arrays, from which windows are gathered without the host. It is made at the
+    first sampling if half of the GPU's free memory is enough for it; each sampling then sends the steps that are new.
+    Windows are the same with and without it. It is left out, and windows are gathered on the host and sent from pinned
+    memory, if there is no room (with a warning), for arrays in files, and where ``VecNormalize`` normalises, because
+    that works on the host. It is neither saved nor copied with the buffer.
+
+    Whoever changes the arrays by other means than :meth:`add` and :meth:`end_trajectories` must call
+    :meth:`drop_device_copy`.
+    """
+
+    _device_copy: DeviceCopy | None = None
+    _stays_on_host = False
 
     @classmethod
     def from_replay_buffer(cls, buffer: ReplayBuffer) -> "SequenceReplayBuffer":
@@ -34,7 +51,21 @@ class SequenceReplayBuffer(ReplayBuffer):
         kind = DictSequenceReplayBuffer if isinstance(buffer, DictReplayBuffer) else SequenceReplayBuffer
         sequence_buffer = kind.__new__(kind)
         sequence_buffer.__dict__.update(buffer.__dict__)
+        sequence_buffer.drop_device_copy()
         return sequence_buffer
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_device_copy", "_stays_on_host")}
+
+    def drop_device_copy(self) -> None:
+        """Forget what lies on the GPU; the next sampling sends all steps again, if there is room."""
+        self._device_copy, self._stays_on_host = None, False
+
+    def add(self, *args: Any, **kwargs: Any) -> None:
+        """Store a step of every environment, as SB3's buffers do."""
+        if self._device_copy is not None:
+            self._device_copy.n_stale += 1
+        super().add(*args, **kwargs)
 
     @property
     def n_transitions(self) -> int:
@@ -57,6 +88,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         running = self.dones[newest] == 0
         self.dones[newest, running] = 1
         self.timeouts[newest, running] = 1
+        if self._device_copy is not None:
+            self._device_copy.n_stale = max(1, self._device_copy.n_stale)
 
     def check_size(self, batch_size: int, length: int, further_steps: int = 0) -> None:
         """Check that windows can be drawn, now or after ``further_steps`` more steps of every environment.
@@ -110,6 +143,11 @@ class SequenceReplayBuffer(ReplayBuffer):
         return self._samples(windows_at(ages, columns, self.dones, self.oldest, self.size(), length), env)
 
     def _samples(self, windows: Windows, env: VecNormalize | None) -> SequenceSamples:
+        if env is None and self._has_room():
+            try:
+                return self._samples_from_copy(windows)
+            except torch.OutOfMemoryError:
+                self._stay_on_host(f"{self.device} ran out of memory with a copy of {self._copy_bytes / 1e6:,.0f} MB")
         rows, columns, mask = windows
         dones, timeouts = self.dones[rows, columns], self.timeouts[rows, columns]
         return SequenceSamples(
@@ -119,6 +157,56 @@ class SequenceReplayBuffer(ReplayBuffer):
             terminations=self._tensor(dones * (1 - timeouts)),
             mask=self._tensor(mask.astype(np.float32)),
         )
+
+    def _samples_from_copy(self, windows: Windows) -> SequenceSamples:
+        if self._device_copy is None:
+            record = record_type(self._arrays())
+            self._device_copy = DeviceCopy(record, self.buffer_size, self.n_envs, self.device, n_stale=self.size())
+        copy, arrays = self._device_copy, self._arrays()
+        copy.bring_up_to_date(self.pos, lambda rows: {name: array[rows] for name, array in arrays.items()})
+        numbers = np.stack([windows.rows * self.n_envs + windows.columns, windows.mask])
+        places, mask = staged(numbers, self.device).to(self.device, non_blocking=True)
+        first = copy.gather(places[:1], [name for name in arrays if name.startswith("observations")])
+        steps = copy.gather(places, [name for name in arrays if not name.startswith("observations")])
+        return SequenceSamples(
+            observations=_in_turn(_unnamed("observations", first), _unnamed("next_observations", steps)),
+            actions=steps["actions"],
+            rewards=steps["rewards"],
+            terminations=steps["dones"] * (1 - steps["timeouts"]),
+            mask=mask.float(),
+        )
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """Return all arrays, those of Dict observations one by one; observations come first."""
+        names = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+        return {key: array for name in names for key, array in _named(name, getattr(self, name)).items()}
+
+    @property
+    def _copy_bytes(self) -> int:
+        return self.n_envs * self.buffer_size * record_type(self._arrays()).itemsize
+
+    def _has_room(self) -> bool:
+        """Return whether there is a copy on the device, or one may be made."""
+        if self._device_copy is not None:
+            if self._device_copy.device == self.device:
+                return True
+            self._device_copy = None  # the buffer has moved
+        if self._stays_on_host or self.device.type not in COPY_DEVICES:
+            return False
+        if any(isinstance(array, np.memmap) for array in self._arrays().values()):
+            return False
+        needed, free = self._copy_bytes, free_memory(self.device)
+        if needed <= COPY_SHARE * free:
+            return True
+        self._stay_on_host(
+            f"a copy on {self.device} needs {needed / 1e6:,.0f} MB, allowed are {COPY_SHARE:.0%} of the "
+            f"{free / 1e6:,.0f} MB that are free there (buffer_size={self.n_envs * self.buffer_size})"
+        )
+        return False
+
+    def _stay_on_host(self, reason: str) -> None:
+        self._device_copy, self._stays_on_host = None, True
+        warnings.warn(f"the replay buffer stays in host memory, which is slower: {reason}", stacklevel=2)
 
     def statistics_sample(self, env: VecNormalize | None = None) -> tuple[Observations, torch.Tensor]:
         """Return the observations and rewards of steps spread evenly over the buffer.
@@ -143,9 +231,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         """Return obs[t], next_obs[t], ..., next_obs[t + T - 1]; obs[t + 1] may be the reset of another episode."""
         first = self._gather(self.observations, rows[:1], columns, env)
         following = self._gather(self.next_observations, rows, columns, env)
-        if isinstance(first, dict) and isinstance(following, dict):
-            return {key: torch.cat([first[key], following[key]]) for key in first}
-        return torch.cat([first, following])  # type: ignore[list-item]
+        return _in_turn(first, following)
 
     def _gather(self, storage: Any, rows: np.ndarray, columns: np.ndarray, env: VecNormalize | None) -> Observations:
         if isinstance(storage, dict):
@@ -161,14 +247,30 @@ class SequenceReplayBuffer(ReplayBuffer):
         """Move a freshly gathered array to the device, without the copy of SB3's ``to_torch``."""
         if array.dtype == np.float64:
             array = array.astype(np.float32)
-        tensor = torch.as_tensor(array)
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()  # or the host would wait for the last update before it could copy
-        return tensor.to(self.device, non_blocking=True)
+        return staged(array, self.device).to(self.device, non_blocking=True)
 
 
 class DictSequenceReplayBuffer(SequenceReplayBuffer, DictReplayBuffer):
     """:class:`SequenceReplayBuffer` for Dict observations."""
+
+
+def _in_turn(first: Observations, following: Observations) -> Observations:
+    """Put observations behind each other along the time axis."""
+    if isinstance(first, dict) and isinstance(following, dict):
+        return {key: torch.cat([first[key], following[key]]) for key in first}
+    return torch.cat([first, following])  # type: ignore[list-item]
+
+
+def _named(name: str, values: Any) -> dict[str, Any]:
+    """Return ``values``, or each of its values if it is a dictionary, by name."""
+    return {f"{name}/{key}": value for key, value in values.items()} if isinstance(values, dict) else {name: values}
+
+
+def _unnamed(name: str, named: dict[str, Any]) -> Any:
+    """Return what :func:`_named` was given."""
+    if name in named:
+        return named[name]
+    return {key.removeprefix(f"{name}/"): value for key, value in named.items() if key.startswith(f"{name}/")}
 
 
 def check_replay_buffer(buffer: Any) -> None:

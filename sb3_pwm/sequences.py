@@ -62,3 +62,18 @@ def draw_windows(dones: NDArray[np.float32], oldest: int, size: int, batch_size:
     ages = np.random.randint(0, size, batch_size)
     columns = np.random.randint(0, dones.shape[1], batch_size)
     return windows_at(ages, columns, dones, oldest, size, length)
+
+
+def newest_rows(count: int, end: int, capacity: int, at_once: int) -> list[slice]:
+    """Return the newest rows, from the oldest of them to the newest, in pieces that do not wrap around.
+
+    :param count: number of rows, in [0, capacity].
+    :param end: row behind the newest one.
+    :param capacity: number of rows of the ring.
+    :param at_once: number of rows that a piece may have, 1 or more.
+    :return: non-empty slices.
+    """
+    start = (end - count) % capacity
+    stop = start + count
+    parts = ((start, min(stop, capacity)), (0, stop - capacity))
+    return [slice(row, min(row + at_once, last)) for first, last in parts for row in range(first, last, at_once)]

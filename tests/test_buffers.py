@@ -249,7 +249,7 @@ def test_statistics_of_large_observations_take_bounded_memory(monkeypatch):
     torch.testing.assert_close(rewards[[0, -1]], torch.tensor(model.replay_buffer.rewards[[0, 59], 0]))
 
 
-def test_a_gpu_gets_its_windows_from_pinned_memory(monkeypatch):
+def test_a_gpu_without_room_for_a_copy_gets_its_windows_from_pinned_memory(monkeypatch):
     buffer = make(space_envs()).learn(20).sequences
     expected = buffer.spread_sequences(8, 3)
     pinned, moved = [], []
@@ -260,8 +260,10 @@ def test_a_gpu_gets_its_windows_from_pinned_memory(monkeypatch):
         return x
 
     monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr("sb3_pwm.buffers.free_memory", lambda device: 0)
     buffer.device = torch.device("cuda")
-    samples = buffer.spread_sequences(8, 3)
+    with pytest.warns(UserWarning, match="stays in host memory"):
+        samples = buffer.spread_sequences(8, 3)
     assert moved == [(place, "cuda", True) for place in pinned]
     assert len(moved) == 6
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(samples, expected, strict=True))

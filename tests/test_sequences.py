@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sb3_pwm.sequences import draw_windows, windows_at
+from sb3_pwm.sequences import draw_windows, newest_rows, windows_at
 
 
 class Ring(NamedTuple):
@@ -128,3 +128,11 @@ def test_terminations_are_shown_as_often_as_they_happen():
     whole = windows.mask.all(0)
     strict = ring.dones[windows.rows[:, whole], windows.columns[whole]].mean()
     assert strict < frequency / 8
+
+
+@given(data=st.data(), capacity=st.integers(1, 12), at_once=st.integers(1, 5))
+def test_newest_rows_are_those_in_front_of_the_end(data, capacity, at_once):
+    count, end = data.draw(st.integers(0, capacity)), data.draw(st.integers(0, capacity - 1))
+    pieces = [list(range(capacity))[rows] for rows in newest_rows(count, end, capacity, at_once)]
+    assert [row for piece in pieces for row in piece] == [(end - age) % capacity for age in range(count, 0, -1)]
+    assert all(1 <= len(piece) <= at_once for piece in pieces)
