@@ -220,7 +220,8 @@ class Learner:
         loss, metrics = actor_loss(returns, rollout.log_probs, weights[:-1], return_scale, ent_coef=ent_coef)
         if bc_coef > 0:
             with self._arithmetic():
-                behaviour = behaviour_loss(policy.actor, latents[:-1], samples)
+                critics = policy.critics if policy.q_critic else None
+                behaviour = behaviour_loss(policy.actor, critics, latents[:-1], samples)
             loss, metrics = loss + bc_coef * behaviour, metrics | {"behaviour_loss": behaviour.detach()}
         self._apply("actor", loss, metrics)
         if policy.q_critic:

@@ -112,16 +112,27 @@ def actor_loss(
     }
 
 
-def behaviour_loss(actor: Actor, latents: torch.Tensor, samples: SequenceSamples) -> torch.Tensor:
-    """Return the () mean squared distance between the policy's deterministic actions and the replayed ones.
+def behaviour_loss(
+    actor: Actor, critics: CriticEnsemble | None, latents: torch.Tensor, samples: SequenceSamples
+) -> torch.Tensor:
+    r"""Return the () mean squared distance of the policy's deterministic actions to better ones that were replayed.
 
-    (TD3+BC, arXiv 2106.06860, eq. 3.)
+    .. math:: L = \frac{1}{\sum m_t} \sum_t m_t\, 1[Q(z_t, a_t) > Q(z_t, \mu(z_t))]\, \|\mu(z_t) - a_t\|^2 / A
+
+    (TD3+BC, arXiv 2106.06860, eq. 3, with the filter of arXiv 1709.10089, eq. 6: without it a policy that has become
+    better than the data is drawn back to them.)
 
     :param actor: the policy.
+    :param critics: Q(latents, actions), of which the mean counts; None for no filter.
     :param latents: (T, B, Z) encodings of the windows' observations, without gradient.
     :param samples: windows of T steps; their actions and mask are used.
     """
-    distances = (actor.mode(latents) - samples.actions).square().sum(-1) / actor.n_actions(latents)
+    actions = actor.mode(latents)
+    distances = (actions - samples.actions).square().sum(-1) / actor.n_actions(latents)
+    if critics is not None:
+        with torch.no_grad():
+            better = critics(latents, samples.actions).mean(0) > critics(latents, actions).mean(0)
+        distances = distances * better
     return masked_mean(distances, samples.mask)
 
 

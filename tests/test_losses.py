@@ -188,11 +188,23 @@ def test_behaviour_loss_by_hand():
     actor = SimpleNamespace(mode=lambda latents: latents[..., :2], n_actions=lambda latents: 2)
     latents = torch.zeros(2, 2, 4)
     # squared distances, averaged over action dimensions: 0.5, 0.25, 0, and one that does not count
-    assert_close(behaviour_loss(actor, latents, samples), tensor(0.25)[0])
+    assert_close(behaviour_loss(actor, None, latents, samples), tensor(0.25)[0])
     # where the second task's second dimension is padding: 0.5, (0.5 + 0) / 1, 0
     actor.n_actions = lambda latents: torch.tensor([[2.0, 1.0], [2.0, 1.0]])
     samples.actions[0, 1, 1] = 0
-    assert_close(behaviour_loss(actor, latents, samples), tensor(0.25)[0])
+    assert_close(behaviour_loss(actor, None, latents, samples), tensor(0.25)[0])
+
+
+def test_behaviour_loss_counts_replayed_actions_that_the_critics_prefer():
+    actions = torch.tensor([[[1.0], [0.5], [-2.0]], [[3.0], [-1.0], [9.0]]])
+    samples = SimpleNamespace(actions=actions, mask=torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]))
+    actor = SimpleNamespace(mode=lambda latents: latents, n_actions=lambda latents: 1)
+    latents = torch.zeros(2, 3, 1, requires_grad=True)
+    # two critics whose mean prefers larger actions: those of 1, 0.5 and 3 count, -2 and -1 do not, 9 is masked
+    loss = behaviour_loss(actor, lambda z, a: torch.stack([3 * a, -a]).squeeze(-1), latents, samples)
+    assert_close(loss, torch.tensor((1 + 0.25 + 9) / 5))
+    loss.backward()
+    assert_close(latents.grad, -2 / 5 * torch.tensor([[[1.0], [0.5], [0.0]], [[3.0], [0.0], [0.0]]]))
 
 
 def test_entropy_coefficient_loss_by_hand():

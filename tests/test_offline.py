@@ -55,13 +55,14 @@ def test_a_model_made_from_data_learns_its_world_model_longer():
     assert PWM.from_dataset(dataset(), batch_size=8, pretrain_steps=7).pretrain_steps == 7
 
 
-def test_default_number_of_dynamics_networks():
+def test_default_numbers_of_networks():
     given = {"latent_dim": 16}
     model = PWM.from_dataset(dataset(), batch_size=8, policy_kwargs=given)
-    assert len(model.policy.world_model.dynamics) == 3
+    assert (len(model.policy.world_model.dynamics), model.policy.n_critics) == (3, 6)
     assert model.policy.latent_dim == 16
     assert given == {"latent_dim": 16}  # the caller's own
-    assert len(from_dataset(dataset(), policy_kwargs={"n_dynamics": 1}).policy.world_model.dynamics) == 1
+    policy = from_dataset(dataset(), policy_kwargs={"n_dynamics": 1, "n_critics": 2}).policy
+    assert (len(policy.world_model.dynamics), policy.n_critics) == (1, 2)
 
 
 def test_the_world_model_stays_while_the_policy_learns():
@@ -84,7 +85,8 @@ def test_the_behaviour_term_pulls_the_policy_to_the_data():
     buffer = dataset()
     distances = {}
     for bc_coef in (0, 1000):
-        model = from_dataset(copy.deepcopy(buffer), bc_coef=bc_coef, seed=0, learning_rate=1e-2)
+        # Without Q critics no recorded action is left out.
+        model = from_dataset(copy.deepcopy(buffer), bc_coef=bc_coef, seed=0, learning_rate=1e-2, critic="v")
         model.replay_buffer.actions[:] = 0.75
         model.learn_offline(60)
         observations, _ = model.policy.obs_to_tensor(buffer.observations[:20, 0])
