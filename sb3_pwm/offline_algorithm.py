@@ -24,7 +24,6 @@ SelfOffline = TypeVar("SelfOffline", bound="OfflineAlgorithm")
 
 OFFLINE_PRETRAIN_STEPS = 10_000  # nothing improves the world model afterwards
 OFFLINE_DYNAMICS = 3  # no environment corrects a policy that exploits the errors of one
-OFFLINE_CRITICS = 6  # the lowest of more is lower where data are few
 
 
 class SpacesOnlyEnv(gym.Env[Any, Any]):
@@ -84,7 +83,7 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
         :param dataset: replay buffer, see :mod:`sb3_pwm.datasets`; the model goes on with it, it is not copied.
         :param policy: as for the constructor.
         :param kwargs: constructor arguments; ``env`` and ``buffer_size`` are the data set's, the default of
-            ``pretrain_steps`` is 10,000, and in ``policy_kwargs`` ``n_dynamics`` is 3 and ``n_critics`` 6.
+            ``pretrain_steps`` is 10,000 and that of ``n_dynamics`` in ``policy_kwargs`` is 3.
         :return: the model; :meth:`learn_offline` trains it, ``set_env`` and ``learn`` go on in an environment.
         :raises TypeError: if ``dataset`` is no replay buffer, or ``kwargs`` hold what the data set decides.
         :raises ValueError: if windows cannot be drawn from it.
@@ -95,8 +94,7 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
             raise TypeError(f"from_dataset() takes {' and '.join(decided)} from the data set; leave out the argument")
         env = spaces_only(dataset.observation_space, dataset.action_space, dataset.n_envs)
         kwargs.setdefault("pretrain_steps", OFFLINE_PRETRAIN_STEPS)
-        ensembles = {"n_dynamics": OFFLINE_DYNAMICS, "n_critics": OFFLINE_CRITICS}
-        kwargs["policy_kwargs"] = ensembles | (kwargs.get("policy_kwargs") or {})
+        kwargs["policy_kwargs"] = {"n_dynamics": OFFLINE_DYNAMICS} | (kwargs.get("policy_kwargs") or {})
         model = cls(policy, env, buffer_size=dataset.buffer_size * dataset.n_envs, **kwargs)
         model._take_over_buffer(dataset)
         return model

@@ -55,14 +55,13 @@ def test_a_model_made_from_data_learns_its_world_model_longer():
     assert PWM.from_dataset(dataset(), batch_size=8, pretrain_steps=7).pretrain_steps == 7
 
 
-def test_default_numbers_of_networks():
+def test_default_number_of_dynamics_networks():
     given = {"latent_dim": 16}
     model = PWM.from_dataset(dataset(), batch_size=8, policy_kwargs=given)
-    assert (len(model.policy.world_model.dynamics), model.policy.n_critics) == (3, 6)
+    assert len(model.policy.world_model.dynamics) == 3
     assert model.policy.latent_dim == 16
     assert given == {"latent_dim": 16}  # the caller's own
-    policy = from_dataset(dataset(), policy_kwargs={"n_dynamics": 1, "n_critics": 2}).policy
-    assert (len(policy.world_model.dynamics), policy.n_critics) == (1, 2)
+    assert len(from_dataset(dataset(), policy_kwargs={"n_dynamics": 1}).policy.world_model.dynamics) == 1
 
 
 def test_the_world_model_stays_while_the_policy_learns():
