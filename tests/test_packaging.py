@@ -64,6 +64,14 @@ def test_the_two_environments_differ_in_mujoco_only() -> None:
     assert {name for name in main.keys() & multitask.keys() if main[name] != multitask[name]} == {"mujoco"}
 
 
+def test_myosuites_environment_differs_in_what_myosuite_needs_only() -> None:
+    main, myosuite = pinned(), pinned("examples/myosuite/requirements.txt")
+    extras = PROJECT["optional-dependencies"]
+    assert names_of(PROJECT["dependencies"] + extras["benchmark"] + extras["plot"]) <= set(myosuite)
+    different = {name for name, version in myosuite.items() if main.get(name) != version}
+    assert different == {"gymnasium", "myosuite", "rich"}
+
+
 def test_public_names_exist() -> None:
     assert all(hasattr(sb3_pwm, name) for name in sb3_pwm.__all__)
 
