@@ -65,7 +65,7 @@ def test_the_two_environments_differ_in_mujoco_only() -> None:
 
 
 def test_myosuites_environment_differs_in_what_myosuite_needs_only() -> None:
-    main, myosuite = pinned(), pinned("examples/myosuite/requirements.txt")
+    main, myosuite = pinned(), pinned("examples/requirements-myosuite.txt")
     extras = PROJECT["optional-dependencies"]
     assert names_of(PROJECT["dependencies"] + extras["benchmark"] + extras["plot"]) <= set(myosuite)
     different = {name for name, version in myosuite.items() if main.get(name) != version}
