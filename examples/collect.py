@@ -3,8 +3,8 @@
     python examples/collect.py --env sb3_pwm.suites:mt80/cheetah-run-v0 --steps 50000 --seed 0 --out data/cheetah-run
 
 This writes ``data/cheetah-run.pkl``, the replay buffer, and ``data/cheetah-run.csv``, one row with the evaluation of
-the final policy. Defaults, unless ``--set name=value`` (JSON values) overrides a constructor argument. One torch thread,
-CPU.
+the final policy. Settings are the defaults, unless ``--set name=value`` (JSON values) overrides a constructor argument.
+One torch thread, CPU.
 """
 
 import argparse

@@ -119,6 +119,7 @@ def main() -> None:
         if not is_first:
             return
     if args.save:
+        args.save.mkdir(parents=True, exist_ok=True)
         model.save(args.save / "model")
     start_file(args.out, FIELDS)
     methods = {args.name: PWM.extract} | ({f"{args.name}-prior": extract_prior} if args.prior else {})
@@ -135,6 +136,7 @@ def main() -> None:
         curve = SharedModelCallback(shared_seconds, name, args.every, args.episodes, row, args.out)
         policy = extract(model, name, args.updates, env=env, callback=curve)
         if args.save:
+            (args.save / method).mkdir(exist_ok=True)
             policy.save(args.save / method / str(number))
 
 
