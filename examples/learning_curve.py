@@ -7,8 +7,8 @@ Every figure in docs/results/online comes from this script, for PWM and for the 
 
 One torch thread, CPU. The evaluation (a separate environment with seeds of its own, deterministic actions) is not
 counted in ``cpu_seconds`` and ``wall_seconds``. ``success_rate`` is the share of evaluation episodes that were
-successful at their last step, where the environment says so. ``--set name=value`` (JSON values) overrides a constructor
-argument.
+successful at their last step, ``success_once_rate`` at any step, where the environment says so. ``--set name=value``
+(JSON values) overrides a constructor argument.
 """
 
 import argparse
@@ -50,6 +50,7 @@ FIELDS = (
     "wall_seconds",
     "value_calibration",
     "success_rate",
+    "success_once_rate",
     "settings",
 )
 
@@ -61,21 +62,28 @@ def start_file(path: Path, fields: Sequence[str]) -> None:
 
 
 class Successes:
-    """Remember whether episodes were successful at their last step, where the environment says so."""
+    """Remember whether episodes were successful, at their last step and at any, where the environment says so."""
 
     def __init__(self) -> None:
-        self.found: list[float] = []
+        self.now: list[bool] = []  # at the steps of the present episode
+        self.last: list[bool] = []  # of each episode
+        self.once: list[bool] = []
 
     def __call__(self, local_variables: dict[str, Any], _: dict[str, Any]) -> None:
         """Look at a step of ``evaluate_policy``."""
         info = local_variables["info"]
         success = info.get("is_success", info.get("success"))
-        if local_variables["done"] and success is not None:
-            self.found.append(float(success))
+        if success is not None:
+            self.now.append(bool(success))
+        if local_variables["done"] and self.now:
+            self.last.append(self.now[-1])
+            self.once.append(any(self.now))
+            self.now = []
 
     @property
-    def rate(self) -> float | str:
-        return round(sum(self.found) / len(self.found), 3) if self.found else ""
+    def rates(self) -> dict[str, float | str]:
+        pairs = {"success_rate": self.last, "success_once_rate": self.once}
+        return {name: round(sum(found) / len(found), 3) if found else "" for name, found in pairs.items()}
 
 
 class CurveCallback(BaseCallback):
@@ -120,7 +128,7 @@ class CurveCallback(BaseCallback):
             "cpu_seconds": round(cpu - self.cpu_start - self.evaluation_cpu, 1),
             "wall_seconds": round(wall - self.wall_start - self.evaluation_wall, 1),
             "value_calibration": calibration,
-            "success_rate": successes.rate,
+            **successes.rates,
         }
 
     def evaluate(self) -> None:

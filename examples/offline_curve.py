@@ -37,6 +37,7 @@ FIELDS = (
     "value_calibration",
     "imagined_return",
     "success_rate",
+    "success_once_rate",
     "cpu_seconds",
     "settings",
 )

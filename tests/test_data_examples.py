@@ -143,18 +143,20 @@ def test_the_prior_maximises_the_mean_of_the_critics(many):
     assert any(gradient.abs().sum() > 0 for gradient in gradients)
 
 
-def test_success_counts_at_the_end_of_an_episode():
+def test_success_at_the_end_of_an_episode_and_at_any_step():
     successes = importlib.import_module("learning_curve").Successes()
-    assert successes.rate == ""
+    assert successes.rates == {"success_rate": "", "success_once_rate": ""}
     for done, info in (
         (False, {"success": 1.0}),
         (True, {"success": 1.0}),
         (True, {"success": 0.0}),
         (True, {"is_success": True, "success": 0.0}),
         (True, {}),
+        (False, {"success": 1.0}),
+        (True, {"success": 0.0}),
     ):
         successes({"done": done, "info": info}, {})
-    assert successes.rate == pytest.approx(2 / 3, abs=1e-3)
+    assert successes.rates == {"success_rate": 0.5, "success_once_rate": 0.75}
 
 
 def test_noise_of_scripted_experts():
@@ -176,8 +178,8 @@ def test_recorded_episodes_are_in_the_d4rl_layout():
     record_episode = importlib.import_module("metaworld_data").record_episode
     env, rows = TruthEnv(), []
     for _ in range(2):  # of 5 steps with a termination, and of 6 with a time-out
-        own, success = record_episode(env, lambda observation: np.array([0.5], np.float32))
-        assert not success
+        own, successes = record_episode(env, lambda observation: np.array([0.5], np.float32))
+        assert successes == [False] * len(own)
         rows.extend(own)
     data = {column: np.array([row[column] for row in rows]) for column in rows[0]}
     assert np.flatnonzero(data["terminals"]).tolist() == [4]
