@@ -3,10 +3,10 @@
     python examples/metaworld_data.py --episodes 100 --seed 0 --out metaworld
 
 This writes ``metaworld/mw-reach.npz`` and so on for the tasks of ``sb3_pwm.suites.mt10()``, in the D4RL layout, and
-needs the simulators (make install-multitask). The episodes are those of the suite: each action is taken twice, and after
-100 steps the time is out. The expert as it is, the expert with Gaussian noise of several sizes and random actions take
-turns, an episode each. Printed is how many episodes were successful at their last step, and how many at any: the expert
-of mw-door-open, for one, does not stay where it has succeeded.
+needs the simulators (make install-multitask). The episodes are those of the suite: each action is taken twice, and the
+time is out after 100 steps. The expert as it is, the expert with Gaussian noise of several sizes and random actions
+take turns, an episode each. Printed is how many episodes were successful at their last step, and how many at any: the
+expert of mw-door-open, for one, does not stay where it has succeeded.
 """
 
 import argparse

@@ -110,6 +110,8 @@ def test_render_modes():
     check_render_mode("rgb_array")
     with pytest.raises(ValueError, match="render_mode='human'"):
         check_render_mode("human")
+    with pytest.raises(ValueError, match="render_mode='human'"):
+        gym.make("mt80/mw-reach-v0", render_mode="human")  # before the simulator is asked
 
 
 def test_the_listing(capsys):
