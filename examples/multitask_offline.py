@@ -8,7 +8,8 @@ Evaluations use deterministic actions and are not counted in ``cpu_seconds``; th
 evenly. Compare with ``offline_curve.py``, which gives each task a model of its own. One torch thread, CPU.
 
 ``--prior`` extracts a second policy of each task from the same world model for comparison, as TD-MPC2 learns its policy
-prior: its actor maximises the critics at replayed states and never imagines a step. All else is the same.
+prior: its actor maximises the critics at replayed states and never imagines a step. All else is the same, also the
+number of states in an update: the first ones of the windows, where imagined rollouts start.
 
 Under ``torchrun`` the processes share the work on the world model, each with its own part of every batch; the first one
 then extracts the policies:
@@ -28,6 +29,7 @@ import gymnasium as gym
 import torch
 from learning_curve import start_file
 from offline_curve import FIELDS, OfflineCurveCallback, read_data
+from stable_baselines3.common.callbacks import BaseCallback
 from torch import distributed
 
 from sb3_pwm import PWM, TaskSet
@@ -68,15 +70,16 @@ class PriorLearner(Learner):
         return rollout, weights, values
 
 
-def extract_prior(model: PWM, name: str, updates: int, **kwargs: Any) -> PWM:
+def extract_prior(
+    model: PWM, name: str, updates: int, *, env: gym.Env[Any, Any] | None = None, callback: BaseCallback | None = None
+) -> PWM:
     """Do as ``model.extract`` does, with :class:`PriorLearner`."""
-    callback = kwargs.pop("callback", None)
-    extracted = model.extract(name, 0, **kwargs)
+    extracted = model.extract(name, 0, env=env)
     extracted._learner = PriorLearner(extracted)
     return extracted.learn_offline(updates, pretrain_steps=0, callback=callback)
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", action="append", required=True, metavar="ENV=FILE")
     parser.add_argument("--name", default="pwm-multitask", help="name in the CSV's algorithm column")
@@ -89,8 +92,11 @@ def main() -> None:
     parser.add_argument("--prior", action="store_true", help="also policies without imagination: <name>-prior")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep model.zip, and <name>/<number of task>.zip")
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    args = parse_arguments()
     torch.set_num_threads(1)
     parallel = "WORLD_SIZE" in os.environ  # torchrun says so
     if parallel:
