@@ -28,7 +28,7 @@ install-multitask: $(MULTITASK)/.installed  ## create .venv-multitask with the s
 
 $(MULTITASK)/.installed: pyproject.toml constraints-multitask.txt
 	test -x $(MULTITASK)/bin/python || $(PYTHON) -m venv $(MULTITASK)
-	$(MULTITASK)/bin/python -m pip install -c constraints-multitask.txt -e '.[multitask]' hypothesis pytest
+	$(MULTITASK)/bin/python -m pip install -c constraints-multitask.txt -e '.[multitask,benchmark]' hypothesis pytest
 	touch $@
 
 quickstart: $(STAMP)  ## train on HalfCheetah for some minutes, print a table, record a video

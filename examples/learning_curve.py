@@ -6,7 +6,9 @@ Every figure in docs/results/online comes from this script, for PWM and for the 
     python examples/learning_curve.py --algo sac --env HalfCheetah-v5 --seed 0 --steps 100000 --out sac.csv
 
 One torch thread, CPU. The evaluation (a separate environment with seeds of its own, deterministic actions) is not
-counted in ``cpu_seconds`` and ``wall_seconds``. ``--set name=value`` (JSON values) overrides a constructor argument.
+counted in ``cpu_seconds`` and ``wall_seconds``. ``success_rate`` is the share of evaluation episodes that were
+successful at their last step, ``success_once_rate`` at any step, where the environment says so. ``--set name=value``
+(JSON values) overrides a constructor argument.
 """
 
 import argparse
@@ -47,6 +49,8 @@ FIELDS = (
     "cpu_seconds",
     "wall_seconds",
     "value_calibration",
+    "success_rate",
+    "success_once_rate",
     "settings",
 )
 
@@ -55,6 +59,31 @@ def start_file(path: Path, fields: Sequence[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         csv.DictWriter(file, fields).writeheader()
+
+
+class Successes:
+    """Remember whether episodes were successful, at their last step and at any, where the environment says so."""
+
+    def __init__(self) -> None:
+        self.now: list[bool] = []  # at the steps of the present episode
+        self.last: list[bool] = []  # of each episode
+        self.once: list[bool] = []
+
+    def __call__(self, local_variables: dict[str, Any], _: dict[str, Any]) -> None:
+        """Look at a step of ``evaluate_policy``."""
+        info = local_variables["info"]
+        success = info.get("is_success", info.get("success"))
+        if success is not None:
+            self.now.append(bool(success))
+        if local_variables["done"] and self.now:
+            self.last.append(self.now[-1])
+            self.once.append(any(self.now))
+            self.now = []
+
+    @property
+    def rates(self) -> dict[str, float | str]:
+        pairs = {"success_rate": self.last, "success_once_rate": self.once}
+        return {name: round(sum(found) / len(found), 3) if found else "" for name, found in pairs.items()}
 
 
 class CurveCallback(BaseCallback):
@@ -81,7 +110,8 @@ class CurveCallback(BaseCallback):
         cpu, wall = time.process_time(), time.perf_counter()
         env = Monitor(gym.make(self.env_id))
         env.reset(seed=10_000 + self.row["seed"])
-        returns, _ = evaluate_policy(self.model, env, n_eval_episodes=self.episodes, return_episode_rewards=True)
+        successes = Successes()
+        returns, _ = evaluate_policy(self.model, env, self.episodes, callback=successes, return_episode_rewards=True)
         mean = float(torch.tensor(returns).mean())
         calibration = ""
         if isinstance(self.model, PWM):
@@ -98,6 +128,7 @@ class CurveCallback(BaseCallback):
             "cpu_seconds": round(cpu - self.cpu_start - self.evaluation_cpu, 1),
             "wall_seconds": round(wall - self.wall_start - self.evaluation_wall, 1),
             "value_calibration": calibration,
+            **successes.rates,
         }
 
     def evaluate(self) -> None:

@@ -3,16 +3,22 @@
     python examples/multitask_offline.py --task HalfCheetah-v5=sac_cheetah.npz --task Hopper-v5=sac_hopper.npz \\
         --seed 0 --out multitask.csv
 
-A task is a Gymnasium environment, which gives the spaces and evaluates, and a NumPy file in the D4RL layout, see
-:func:`sb3_pwm.datasets.from_npz`. Evaluations use deterministic actions and are not counted in ``cpu_seconds``; those
-of the world model are shared out evenly. Compare with ``offline_curve.py``, which gives each task a model of its own.
-One torch thread, CPU. Under ``torchrun`` the processes share the work on the world model, each with its own part of
-every batch; the first one then extracts the policies:
+A task is a Gymnasium environment, which gives the spaces and evaluates, and a file of data, see ``offline_curve.py``.
+Evaluations use deterministic actions and are not counted in ``cpu_seconds``; those of the world model are shared out
+evenly. Compare with ``offline_curve.py``, which gives each task a model of its own. One torch thread, CPU.
+
+``--prior`` extracts a second policy of each task from the same world model for comparison, as TD-MPC2 learns its policy
+prior: its actor maximises the critics at replayed states and never imagines a step. All else is the same, also the
+number of states in an update: the first ones of the windows, where imagined rollouts start.
+
+Under ``torchrun`` the processes share the work on the world model, each with its own part of every batch; the first one
+then extracts the policies:
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 examples/multitask_offline.py --task ...
 """
 
 import argparse
+import itertools
 import json
 import os
 import time
@@ -22,11 +28,14 @@ from typing import Any
 import gymnasium as gym
 import torch
 from learning_curve import start_file
-from offline_curve import FIELDS, OfflineCurveCallback
+from offline_curve import FIELDS, OfflineCurveCallback, read_data
+from stable_baselines3.common.callbacks import BaseCallback
 from torch import distributed
 
 from sb3_pwm import PWM, TaskSet
-from sb3_pwm.datasets import from_npz, from_tasks
+from sb3_pwm.datasets import from_tasks
+from sb3_pwm.learner import Learner
+from sb3_pwm.type_aliases import ImaginedRollout
 
 
 class SharedModelCallback(OfflineCurveCallback):
@@ -41,7 +50,36 @@ class SharedModelCallback(OfflineCurveCallback):
         return row | {"cpu_seconds": round(row["cpu_seconds"] + self.shared_seconds, 1)}
 
 
-def main() -> None:
+class PriorLearner(Learner):
+    """The actor maximises the mean of the critics at the windows' first states, without imagination."""
+
+    def _imagined(self, latents: torch.Tensor) -> tuple[ImaginedRollout, torch.Tensor, torch.Tensor]:
+        """Return a rollout that ends before its first step: its return is Q(latents, action)."""
+        policy = self.model.policy
+        with self._arithmetic():
+            actions, log_probs = policy.actor.sample_with_log_prob(latents)
+            values = policy.critics(latents, actions).mean(0)
+        weights = torch.ones(2, len(latents), device=latents.device)
+        rollout = ImaginedRollout(
+            latents=torch.stack([latents, latents]),  # where the step leads is not asked
+            actions=actions[None],
+            log_probs=log_probs[None],
+            rewards=torch.zeros_like(weights[:1]),
+            continuations=weights[:1],
+        )
+        return rollout, weights, values
+
+
+def extract_prior(
+    model: PWM, name: str, updates: int, *, env: gym.Env[Any, Any] | None = None, callback: BaseCallback | None = None
+) -> PWM:
+    """Do as ``model.extract`` does, with :class:`PriorLearner`."""
+    extracted = model.extract(name, 0, env=env)
+    extracted._learner = PriorLearner(extracted)
+    return extracted.learn_offline(updates, pretrain_steps=0, callback=callback)
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", action="append", required=True, metavar="ENV=FILE")
     parser.add_argument("--name", default="pwm-multitask", help="name in the CSV's algorithm column")
@@ -51,9 +89,14 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=2_000, help="policy updates between evaluations")
     parser.add_argument("--episodes", type=int, default=5, help="episodes per evaluation")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="constructor argument")
+    parser.add_argument("--prior", action="store_true", help="also policies without imagination: <name>-prior")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep model.zip, and <name>/<number of task>.zip")
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    args = parse_arguments()
     torch.set_num_threads(1)
     parallel = "WORLD_SIZE" in os.environ  # torchrun says so
     if parallel:
@@ -61,11 +104,10 @@ def main() -> None:
     files = {env: Path(file) for env, file in (item.split("=", 1) for item in args.task)}
     envs = {env: gym.make(env) for env in files}
     task_set = TaskSet.from_envs({env: env for env in files})
-    datasets = {
-        name: from_npz(files[name], env.observation_space, env.action_space)  # type: ignore[arg-type]
-        for name, env in envs.items()
-    }
+    datasets = {name: read_data(files[name], env) for name, env in envs.items()}
     settings = {name: json.loads(value) for name, value in (item.split("=", 1) for item in args.set)}
+    if args.prior and settings.get("critic") == "v":
+        raise SystemExit('--prior needs Q critics, not critic="v"')
     policy_kwargs = settings.get("policy_kwargs", {}) | {"task_set": task_set}
     model = PWM.from_dataset(
         from_tasks(task_set, datasets),
@@ -82,10 +124,14 @@ def main() -> None:
         distributed.destroy_process_group()
         if not is_first:
             return
+    if args.save:
+        args.save.mkdir(parents=True, exist_ok=True)
+        model.save(args.save / "model")
     start_file(args.out, FIELDS)
-    for name, env in envs.items():
+    methods = {args.name: PWM.extract} | ({f"{args.name}-prior": extract_prior} if args.prior else {})
+    for (number, (name, env)), (method, extract) in itertools.product(enumerate(envs.items()), methods.items()):
         row = {
-            "algorithm": args.name,
+            "algorithm": method,
             "environment": name,
             "data": files[name].stem,
             "transitions": datasets[name].size(),
@@ -94,7 +140,10 @@ def main() -> None:
             "settings": json.dumps(settings),
         }
         curve = SharedModelCallback(shared_seconds, name, args.every, args.episodes, row, args.out)
-        model.extract(name, args.updates, env=env, callback=curve)
+        policy = extract(model, name, args.updates, env=env, callback=curve)
+        if args.save:
+            (args.save / method).mkdir(exist_ok=True)
+            policy.save(args.save / method / str(number))
 
 
 if __name__ == "__main__":

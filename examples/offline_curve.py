@@ -3,10 +3,11 @@
     python examples/offline_curve.py --data sac_cheetah.npz --env HalfCheetah-v5 --seed 0 --online-steps 20000 \\
         --out offline.csv --plot offline.png
 
-``--data`` is a NumPy file in the D4RL layout, see :func:`sb3_pwm.datasets.from_npz`; SB3's replay buffers and other
-formats have importers of their own there. ``--random N`` takes N steps of random actions instead. Without
-``--online-steps`` the environment is used for its spaces and for the evaluations only (deterministic actions, not
-counted in ``cpu_seconds``). One torch thread, CPU.
+``--data`` is a NumPy file in the D4RL layout, see :func:`sb3_pwm.datasets.from_npz`, or what ``save_replay_buffer`` of
+PWM or another SB3 algorithm wrote (``.pkl``; a pickle runs code: only files that you trust); other formats have
+importers of their own there. ``--random N`` takes N steps of random actions instead. Without ``--online-steps`` the
+environment is used for its spaces and for the evaluations only (deterministic actions, not counted in
+``cpu_seconds``). One torch thread, CPU.
 """
 
 import argparse
@@ -19,8 +20,8 @@ import numpy as np
 import torch
 from learning_curve import CurveCallback, start_file
 
-from sb3_pwm import PWM
-from sb3_pwm.datasets import from_arrays
+from sb3_pwm import PWM, SequenceReplayBuffer
+from sb3_pwm.datasets import from_arrays, from_npz, from_replay_buffer
 
 FIELDS = (
     "algorithm",
@@ -35,6 +36,8 @@ FIELDS = (
     "episodes",
     "value_calibration",
     "imagined_return",
+    "success_rate",
+    "success_once_rate",
     "cpu_seconds",
     "settings",
 )
@@ -52,6 +55,19 @@ class OfflineCurveCallback(CurveCallback):
             counts = {"updates": self.row["updates"], "env_steps": self.num_timesteps}
         imagined = self.model._learner.pop_metrics().get("imagined_return", np.nan)
         return super().measure() | counts | {"imagined_return": round(imagined, 3)}
+
+
+def read_data(path: Path, env: gym.Env[np.ndarray, np.ndarray]) -> SequenceReplayBuffer:
+    """Read what ``save_replay_buffer`` wrote (``.pkl``), or a NumPy file in the D4RL layout."""
+    if path.suffix == ".pkl":
+        return from_replay_buffer(path)
+    return from_npz(path, env.observation_space, env.action_space)
+
+
+def first_steps(data: SequenceReplayBuffer, n_steps: int, buffer_size: int) -> SequenceReplayBuffer:
+    """Move the first ``n_steps`` of a buffer of one environment that was never full before into one of another size."""
+    data.pos, data.full = n_steps % data.buffer_size, n_steps == data.buffer_size
+    return from_replay_buffer(data, buffer_size=buffer_size)
 
 
 def random_data(env: gym.Env[np.ndarray, np.ndarray], n_steps: int, seed: int) -> dict[str, np.ndarray]:
@@ -114,19 +130,19 @@ def main() -> None:
     torch.set_num_threads(1)
     env = gym.make(args.env)
     if args.data:
-        arrays = {name: values[: args.transitions] for name, values in np.load(args.data).items()}
+        data = read_data(args.data, env)
     else:
-        arrays = random_data(env, args.random, args.seed)
+        data = from_arrays(random_data(env, args.random, args.seed), env.observation_space, env.action_space)
     data_name = args.data.stem if args.data else "random"
-    size = len(arrays["rewards"]) + args.online_steps
-    data = from_arrays(arrays, env.observation_space, env.action_space, buffer_size=size)
+    transitions = min(data.size(), args.transitions or data.size())
+    data = first_steps(data, transitions, transitions + args.online_steps)
     settings = {name: json.loads(value) for name, value in (item.split("=", 1) for item in args.set)}
     model = PWM.from_dataset(data, seed=args.seed, device="cpu", **settings)
     row = {
         "algorithm": args.name,
         "environment": args.env,
         "data": data_name,
-        "transitions": len(arrays["rewards"]),
+        "transitions": transitions,
         "seed": args.seed,
         "online": False,
         "settings": json.dumps(settings),

@@ -172,6 +172,8 @@ def test_unknown_environments_get_the_nearest_names():
         check_env("Pendulum-v77")
     with pytest.raises(ValueError, match="cannot make environment 'no_such_module:X-v0'"):
         check_env("no_such_module:X-v0")
+    with pytest.raises(ValueError, match="did you mean compare_toys:toys/Global-v0 or"):
+        check_env("compare_toys:toys/Globa-v0")
 
 
 def test_a_plan_is_every_combination():
@@ -229,5 +231,5 @@ def test_what_is_not_installed_is_named(monkeypatch):
 
 
 def test_folders_of_one_environment_have_names_of_one_part():
-    spec = make_plan(["compare_toys:Global-v0"], ["compare_toys:MySAC"], [1], **PLAN)[0]
-    assert spec.folder(Path()) == Path("compare_toys-Global-v0/compare_toys-MySAC/1")
+    spec = make_plan(["compare_toys:toys/Global-v0"], ["compare_toys:MySAC"], [1], **PLAN)[0]
+    assert spec.folder(Path()) == Path("compare_toys-toys-Global-v0/compare_toys-MySAC/1")

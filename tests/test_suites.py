@@ -1,11 +1,16 @@
+import importlib
 import pickle
 import re
 import runpy
+import warnings
 from importlib import metadata
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 
+import sb3_pwm.suites
+from sb3_pwm.benchmark.plan import check_env
 from sb3_pwm.suites import mt10, mt30, mt50, mt80
 from sb3_pwm.suites.simulators import check_render_mode
 
@@ -61,6 +66,18 @@ def test_episode_lengths():
     assert {task.episode_length for task in mt50()} == {100}
 
 
+def test_every_task_has_an_id_and_the_episode_length_of_the_set():
+    limits = {name: spec.max_episode_steps for name, spec in gym.registry.items() if spec.namespace == "mt80"}
+    assert limits == {f"mt80/{task.name}-v0": task.episode_length for task in mt80()}
+    assert (limits["mt80/cheetah-run-v0"], limits["mt80/mw-reach-v0"]) == (500, 100)
+
+
+def test_ids_are_registered_once():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Gymnasium warns of ids that are there
+        importlib.reload(sb3_pwm.suites)
+
+
 def versions(monkeypatch, **installed):
     def version(name):
         if name not in installed:
@@ -83,12 +100,18 @@ def test_without_the_simulators(monkeypatch, name, package, mujoco, message):
     task_set = mt80()
     with pytest.raises(ImportError, match=message.format(package=package)):
         task_set[task_set.task_id(name)].make_env()
+    with pytest.raises(ImportError, match=message.format(package=package)):
+        gym.make(f"sb3_pwm.suites:mt80/{name}-v0")
+    with pytest.raises(ValueError, match="cannot make environment.*" + message.format(package=package)):
+        check_env(f"sb3_pwm.suites:mt80/{name}-v0")
 
 
 def test_render_modes():
     check_render_mode("rgb_array")
     with pytest.raises(ValueError, match="render_mode='human'"):
         check_render_mode("human")
+    with pytest.raises(ValueError, match="render_mode='human'"):
+        gym.make("mt80/mw-reach-v0", render_mode="human")  # before the simulator is asked
 
 
 def test_the_listing(capsys):

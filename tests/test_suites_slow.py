@@ -1,5 +1,6 @@
 """All environments of the suites; they need the extra ``multitask`` (make test-multitask)."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -77,6 +78,40 @@ def test_every_action_dimension_has_an_effect(name):
         seen.add(observation.tobytes())
         env.close()
     assert len(seen) == 1 + task.action_size
+
+
+@pytest.mark.parametrize("name", ["cheetah-run", "pendulum-spin", "mw-reach", "mw-hand-insert"])
+def test_environments_by_id(name):
+    """They are those of the set, and the time limit is a truncation."""
+    env, own = gym.make(f"sb3_pwm.suites:mt80/{name}-v0"), MT80[MT80.task_id(name)].make_env()
+    assert env.observation_space == own.observation_space
+    first, second = env.reset(seed=3)[0], own.reset(seed=3)[0]
+    env.action_space.seed(0)
+    steps, ended = 0, False
+    while not ended:
+        np.testing.assert_array_equal(first, second)
+        action = env.action_space.sample()
+        first, reward, terminated, ended, _ = env.step(action)
+        second, expected, *_ = own.step(action)
+        steps += 1
+        assert (reward, terminated) == (expected, False)
+    assert steps == (100 if is_metaworld(name) else 500)
+    env.close(), own.close()
+
+
+@pytest.mark.parametrize("name", ["cheetah-run", "mw-reach"])
+def test_render_modes_of_ids(name):
+    env_id = f"sb3_pwm.suites:mt80/{name}-v0"
+    with pytest.raises(ValueError, match="render_mode='human'"):
+        gym.make(env_id, render_mode="human")
+    env = gym.make(env_id, render_mode="rgb_array")
+    env.reset(seed=0)
+    try:
+        picture = env.render()
+    except Exception as error:  # a matter of the machine
+        pytest.skip(f"no renderer: {error}")
+    assert picture.std() > 10
+    env.close()
 
 
 @every_task

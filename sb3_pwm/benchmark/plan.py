@@ -117,7 +117,8 @@ def check_env(env_id: str) -> None:
     try:
         gym.make(env_id).close()
     except gym.error.NameNotFound:
-        raise unknown_name("environment", env_id, gym.registry) from None
+        module, colon, _ = env_id.rpartition(":")
+        raise unknown_name("environment", env_id, (f"{module}{colon}{name}" for name in gym.registry)) from None
     except Exception as error:  # whatever a foreign environment answers with
         raise ValueError(f"cannot make environment {env_id!r}: {error}") from error
 

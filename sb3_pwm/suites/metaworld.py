@@ -114,8 +114,9 @@ def make_metaworld(name: str, render_mode: str | None = None) -> gym.Env[np.ndar
     :param render_mode: None or ``"rgb_array"``.
     :return: the environment.
     :raises ImportError: if Meta-World is missing or MuJoCo is too new for it.
-    :raises ValueError: if Meta-World has no such task.
+    :raises ValueError: if Meta-World has no such task, or the render mode is another one.
     """
+    check_render_mode(render_mode)  # Meta-World would open a window, and end the process where there is no display
     classes = require("metaworld.env_dict").ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
     key = f"{name}-v3-goal-observable"
     if key not in classes:
@@ -131,7 +132,6 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
     """
 
     def __init__(self, env: Any, render_mode: str | None = None) -> None:
-        check_render_mode(render_mode)
         self.env, self.render_mode = env, render_mode
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / (ACTION_REPEAT * env.dt))}
         # Without these two, the first positions stay for ever, and later ones come from NumPy's global generator.

@@ -1,0 +1,189 @@
+"""Examples that collect data and learn from them."""
+
+import csv
+import importlib
+import json
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from helpers import SMALL, SMALL_POLICY, TruthEnv, flat_state
+from stable_baselines3 import SAC
+from torch.testing import assert_close
+
+from sb3_pwm import PWM, TaskSet
+from sb3_pwm.datasets import from_arrays, from_replay_buffer, from_tasks
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+SETTINGS = [
+    f"--set={name}={json.dumps(value)}"
+    for name, value in (SMALL | {"policy_kwargs": SMALL_POLICY}).items()
+    if name not in ("buffer_size", "seed", "device")
+]
+
+
+@pytest.fixture(autouse=True)
+def _examples(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+def run(monkeypatch, script, *arguments):
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments), *SETTINGS])
+    runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_from_single_tasks_to_many(tmp_path, monkeypatch):
+    """Collect from two tasks, learn from one of them alone, then from both."""
+    for env in ("Pendulum-v1", "MountainCarContinuous-v0"):
+        run(monkeypatch, "collect.py", "--env", env, "--steps", 60, "--episodes", 1, "--out", tmp_path / env)
+        (row,) = rows_of(tmp_path / f"{env}.csv")
+        assert (row["environment"], row["env_steps"], row["episodes"]) == (env, "60", "1")
+    pendulum, car = (from_replay_buffer(tmp_path / f"{env}.pkl") for env in ("Pendulum-v1", "MountainCarContinuous-v0"))
+    assert (pendulum.size(), pendulum.buffer_size, car.size()) == (60, 60, 60)
+
+    updates = ["--updates", 4, "--every", 2, "--episodes", 1]
+    data = ["--data", tmp_path / "Pendulum-v1.pkl", "--transitions", 50]
+    run(monkeypatch, "offline_curve.py", *data, "--env", "Pendulum-v1", *updates, "--out", tmp_path / "one.csv")
+    single = rows_of(tmp_path / "one.csv")
+    assert [(row["updates"], row["transitions"], row["data"]) for row in single] == [
+        ("2", "50", "Pendulum-v1"),
+        ("4", "50", "Pendulum-v1"),
+    ]
+
+    tasks = [f"--task={env}={tmp_path / env}.pkl" for env in ("Pendulum-v1", "MountainCarContinuous-v0")]
+    kept = ["--prior", "--save", tmp_path / "models", "--model-updates", 3, "--out", tmp_path / "many.csv"]
+    run(monkeypatch, "multitask_offline.py", *tasks, *updates, *kept)
+    many = rows_of(tmp_path / "many.csv")
+    assert [(row["environment"], row["algorithm"], row["updates"]) for row in many] == [
+        (env, method, updates)
+        for env in ("Pendulum-v1", "MountainCarContinuous-v0")
+        for method in ("pwm-multitask", "pwm-multitask-prior")
+        for updates in ("2", "4")
+    ]
+    assert {row["success_rate"] for row in many} == {""}
+    policy = PWM.load(tmp_path / "models" / "pwm-multitask-prior" / "1.zip", device="cpu")
+    assert policy.predict(np.zeros(2, np.float32))[0].shape == (1,)
+
+
+def test_data_are_read_by_their_kind(tmp_path):
+    read_data = importlib.import_module("offline_curve").read_data
+    env = gym.make("Pendulum-v1")
+    sac = SAC("MlpPolicy", env, learning_starts=50, buffer_size=30, device="cpu", seed=0).learn(40)
+    sac.save_replay_buffer(tmp_path / "sac.pkl")
+    buffer = read_data(tmp_path / "sac.pkl", env)
+    assert buffer.size() == 30
+    np.testing.assert_array_equal(buffer.rewards[:, 0], np.roll(sac.replay_buffer.rewards[:, 0], 20))
+    names = ("observations", "next_observations")
+    arrays = {name: getattr(buffer, name)[:, 0] for name in names} | {"actions": 2 * buffer.actions[:, 0]}
+    arrays |= {"rewards": buffer.rewards[:, 0], "terminals": np.zeros(30), "timeouts": buffer.timeouts[:, 0]}
+    np.savez(tmp_path / "sac.npz", **arrays)
+    again = read_data(tmp_path / "sac.npz", env)
+    np.testing.assert_allclose(again.actions, buffer.actions, atol=1e-6)  # rescaled from [-2, 2]
+
+
+def test_first_steps():
+    """Rewards count steps; what is left out is gone, and an episode that it belonged to is cut off there."""
+    module = importlib.import_module("offline_curve")
+    for n_steps, capacity in ((30, 40), (12, 12), (12, 20)):
+        env = TruthEnv()
+        data = from_arrays(module.random_data(env, 30, seed=0), env.observation_space, env.action_space)
+        first = module.first_steps(data, n_steps, capacity)
+        assert (first.size(), first.buffer_size) == (n_steps, capacity)
+        assert first.rewards[:n_steps, 0].tolist() == list(range(1, n_steps + 1))
+        assert first.dones[n_steps - 1, 0] == 1
+
+
+@pytest.fixture
+def many():
+    """A model of two tasks with a little data of each."""
+    module = importlib.import_module("offline_curve")
+    envs = {name: gym.make(name) for name in ("Pendulum-v1", "MountainCarContinuous-v0")}
+    tasks = TaskSet.from_envs({name: name for name in envs})
+    data = {n: from_arrays(module.random_data(e, 60, 0), e.observation_space, e.action_space) for n, e in envs.items()}
+    policy_kwargs = SMALL_POLICY | {"task_set": tasks}
+    settings = {name: value for name, value in SMALL.items() if name != "buffer_size"}
+    model = PWM.from_dataset(from_tasks(tasks, data), "MultiTaskPolicy", policy_kwargs=policy_kwargs, **settings)
+    return model.pretrain(3)
+
+
+def test_the_prior_leaves_the_world_model_alone_and_never_asks_its_dynamics(many, monkeypatch):
+    module = importlib.import_module("multitask_offline")
+    start = many.extract("Pendulum-v1", 0)
+    monkeypatch.setattr("sb3_pwm.world_model.WorldModel.next_latents", None)
+    monkeypatch.setattr("sb3_pwm.world_model.WorldModel.rewards", None)
+    with pytest.raises(TypeError, match="NoneType"):
+        many.extract("Pendulum-v1", 1)
+    prior = module.extract_prior(many, "Pendulum-v1", 5)
+    assert (prior.num_timesteps, prior.n_skipped_updates) == (5, 0)
+    before, after = (flat_state(model.policy.state_dict()) for model in (start, prior))
+    changed = {name.strip("/").split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"actor", "critics", "critics_target", "entropy_coefficient", "return_scale"}
+
+
+def test_the_prior_maximises_the_mean_of_the_critics(many):
+    learner = importlib.import_module("multitask_offline").PriorLearner(many.extract("Pendulum-v1", 0))
+    policy = learner.model.policy
+    latents = torch.rand(6, policy.world_model.latent_dim)
+    rollout, weights, returns = learner._imagined(latents)
+    values = [critic(torch.cat([latents, rollout.actions[0]], -1)).squeeze(-1) for critic in policy.critics.critics]
+    assert_close(returns, sum(values) / len(values))
+    assert (len(values), rollout.actions.shape, rollout.log_probs.shape) == (6, (1, 6, 1), (1, 6))
+    assert weights.tolist() == [[1] * 6] * 2
+    gradients = torch.autograd.grad(returns.sum(), list(policy.actor.parameters()))
+    assert any(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def test_success_at_the_end_of_an_episode_and_at_any_step():
+    successes = importlib.import_module("learning_curve").Successes()
+    assert successes.rates == {"success_rate": "", "success_once_rate": ""}
+    for done, info in (
+        (False, {"success": 1.0}),
+        (True, {"success": 1.0}),
+        (True, {"success": 0.0}),
+        (True, {"is_success": True, "success": 0.0}),
+        (True, {}),
+        (False, {"success": 1.0}),
+        (True, {"success": 0.0}),
+    ):
+        successes({"done": done, "info": info}, {})
+    assert successes.rates == {"success_rate": 0.5, "success_once_rate": 0.75}
+
+
+def test_noise_of_scripted_experts():
+    noisy_expert = importlib.import_module("metaworld_data").noisy_expert
+    expert = SimpleNamespace(get_action=lambda observation: np.array([0.5, -0.5, 3.0, observation[0]]))
+    observation, rng = np.full(39, 0.25, np.float32), np.random.default_rng(0)
+    assert noisy_expert(expert, 0.0, rng)(observation).tolist() == [0.5, -0.5, 1, 0.25]
+    noisy = np.array([noisy_expert(expert, 0.1, rng)(observation) for _ in range(400)])
+    assert noisy.dtype == np.float32
+    np.testing.assert_allclose(noisy[:, [0, 1, 3]].mean(0), [0.5, -0.5, 0.25], atol=0.02)  # four standard errors
+    np.testing.assert_allclose(noisy[:, [0, 1, 3]].std(0), 0.1, atol=0.015)
+    assert noisy.max() == 1
+    uniform = np.array([noisy_expert(expert, None, rng)(observation) for _ in range(400)])
+    np.testing.assert_allclose(uniform.mean(0), 0, atol=0.12)
+    np.testing.assert_allclose(uniform.std(0), 3**-0.5, atol=0.05)
+
+
+def test_recorded_episodes_are_in_the_d4rl_layout():
+    record_episode = importlib.import_module("metaworld_data").record_episode
+    env, rows = TruthEnv(), []
+    for _ in range(2):  # of 5 steps with a termination, and of 6 with a time-out
+        own, successes = record_episode(env, lambda observation: np.array([0.5], np.float32))
+        assert successes == [False] * len(own)
+        rows.extend(own)
+    data = {column: np.array([row[column] for row in rows]) for column in rows[0]}
+    assert np.flatnonzero(data["terminals"]).tolist() == [4]
+    assert np.flatnonzero(data["timeouts"]).tolist() == [10]
+    buffer = from_arrays(data, env.observation_space, env.action_space)
+    assert buffer.rewards[:, 0].tolist() == list(range(1, 12))
+    assert (buffer.observations[:, 0, 1] + 1 == buffer.next_observations[:, 0, 1]).all()
