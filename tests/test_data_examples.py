@@ -137,7 +137,7 @@ def test_the_prior_maximises_the_mean_of_the_critics(many):
     rollout, weights, returns = learner._imagined(latents)
     values = [critic(torch.cat([latents, rollout.actions[0]], -1)).squeeze(-1) for critic in policy.critics.critics]
     assert_close(returns, sum(values) / len(values))
-    assert (len(values), rollout.actions.shape, rollout.log_probs.shape) == (6, (1, 6, 1), (1, 6))
+    assert (len(values), rollout.actions.shape, rollout.log_probs.shape) == (3, (1, 6, 1), (1, 6))
     assert weights.tolist() == [[1] * 6] * 2
     gradients = torch.autograd.grad(returns.sum(), list(policy.actor.parameters()))
     assert any(gradient.abs().sum() > 0 for gradient in gradients)
