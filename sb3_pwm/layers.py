@@ -62,7 +62,11 @@ class Mish(nn.Mish):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return x tanh(softplus(x)) of a tensor of any shape."""
-        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            sigmoid = x.sigmoid()
+            p = sigmoid * (2 - sigmoid)
+            return x * (p / (2 - p))
+        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
             result: torch.Tensor = _FastMish.apply(x)  # type: ignore[no-untyped-call]
             return result
         return F.mish(x)

@@ -21,7 +21,7 @@ from sb3_pwm.benchmark.plan import RunSpec, find_algorithm
 from sb3_pwm.benchmark.results import FAILED, FINISHED, RUNNING, read_run, read_runs, unfinished
 from sb3_pwm.benchmark.runner import run_plan
 from sb3_pwm.benchmark.segments import segment_seed
-from sb3_pwm.benchmark.worker import run_job
+from sb3_pwm.benchmark.worker import packages_of, run_job
 from sb3_pwm.subcommands import run_command_line
 
 TINY = {
@@ -147,6 +147,15 @@ def test_the_record_of_a_run(tmp_path):
     (row,) = read_run(tmp_path / "run").rows
     assert (row.env_steps, row.episodes, row.episode_length_mean) == (60, 2, 60)
     assert row.cpu_seconds > 0
+
+
+def test_the_version_of_an_environments_package_is_recorded(tmp_path, monkeypatch):
+    assert packages_of("Pendulum-v1", {}) == ["gymnasium"]
+    assert packages_of("compare_toys:Global-v0", {}) == []
+    monkeypatch.setattr("sb3_pwm.benchmark.worker.PACKAGES", ("gymnasium",))
+    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"compare_toys": ["pytest"]})
+    assert run_job(spec_of(env="compare_toys:Global-v0", steps=60, eval_every=60), tmp_path / "run", "")
+    assert read_run(tmp_path / "run").record["versions"]["pytest"] == pytest.__version__
 
 
 def test_a_failing_run_is_recorded_and_the_others_go_on(tmp_path, capfd, monkeypatch):

@@ -62,6 +62,7 @@ def multi_task(batch_size: int, precision: Precision = "float32") -> dict[str, A
 SHAPES = {
     "default": Shape(17, 6, {}),
     "paper-64": Shape(17, 6, paper_single_task | {"batch_size": 64}),
+    "paper-64-compiled": Shape(17, 6, paper_single_task | {"batch_size": 64, "torch_compile": True}),
     "paper-512": Shape(17, 6, paper_single_task | {"batch_size": 512}),
     "humanoid": Shape(348, 17, {}),
     "snu-humanoid": Shape(53, 152, {}),

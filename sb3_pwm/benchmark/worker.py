@@ -6,6 +6,7 @@ The job's JSON is the first line of the standard input; when the input ends, so 
 gone, and a second process may take over its run.
 """
 
+import contextlib
 import inspect
 import json
 import os
@@ -15,10 +16,12 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -41,7 +44,10 @@ from sb3_pwm.benchmark.segments import (
 from sb3_pwm.benchmark.settings import interpret
 from sb3_pwm.benchmark.speed import processor
 
-PACKAGES = ("sb3-pwm", "stable-baselines3", "sb3-contrib", "torch", "gymnasium", "mujoco", "numpy")
+PACKAGES = (
+    *("sb3-pwm", "stable-baselines3", "sb3-contrib", "torch", "gymnasium", "mujoco", "numpy"),
+    *("dm-control", "metaworld"),  # the simulators of sb3_pwm.suites
+)
 PROGRESS_SECONDS = 2.0  # between two notes for the progress table
 
 
@@ -165,10 +171,17 @@ def as_json(value: Any) -> Any:
     return str(value)
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that matter."""
+def packages_of(env_id: str, env_kwargs: dict[str, Any]) -> list[str]:
+    """Return the packages, if any, that an environment's class comes from."""
+    with contextlib.closing(gym.make(env_id, **env_kwargs)) as env:
+        module = type(env.unwrapped).__module__.partition(".")[0]
+    return metadata.packages_distributions().get(module, [])
+
+
+def versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Return the versions of Python and of those packages that are installed."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in names:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -212,6 +225,7 @@ def run_job(spec: RunSpec, folder: Path, command: str) -> bool:
     try:
         torch.set_num_threads(spec.threads)
         settings = interpret(spec.hyperparameters, find_algorithm(spec.algo))
+        record["versions"] |= versions(packages_of(spec.env, settings.env_kwargs))
         record["random_return"] = random_return(spec.env, settings.env_kwargs, spec.eval_episodes)
         train(spec, folder, record)
     except Exception:
