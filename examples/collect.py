@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 import torch
-from learning_curve import FIELDS, CurveCallback, start_file
+from learning_curve import FIELDS, CurveCallback, add_settings, start_file
 
 from sb3_pwm import PWM
 
@@ -23,12 +23,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=50_000)
     parser.add_argument("--episodes", type=int, default=10, help="episodes of the evaluation")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="constructor argument")
+    add_settings(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="NAME", help="the two files, without .pkl and .csv")
     args = parser.parse_args()
 
     torch.set_num_threads(1)
-    settings = {name: json.loads(value) for name, value in (item.split("=", 1) for item in args.set)}
+    settings = dict(args.set)
     row = {"algorithm": "pwm", "environment": args.env, "seed": args.seed, "settings": json.dumps(settings)}
     files = {suffix: args.out.with_name(args.out.name + suffix) for suffix in (".csv", ".pkl")}
     start_file(files[".csv"], FIELDS)

@@ -142,6 +142,20 @@ class CurveCallback(BaseCallback):
         self.evaluation_wall += time.perf_counter() - wall
 
 
+def setting(text: str) -> tuple[str, Any]:
+    """Parse name=value, the value in JSON."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError
+    return name, json.loads(value)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add --set to a parser; ``dict(args.set)`` then holds arguments of the constructor."""
+    help_text = "constructor argument, may be repeated"
+    parser.add_argument("--set", action="append", default=[], type=setting, metavar="NAME=JSON", help=help_text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algo", default="pwm", choices=["pwm", *BASELINES])
@@ -150,7 +164,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40_000)
     parser.add_argument("--every", type=int, default=10_000, help="env steps between evaluations")
     parser.add_argument("--episodes", type=int, default=10, help="episodes per evaluation")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="constructor argument")
+    add_settings(parser)
     parser.add_argument("--name", help="name in the CSV's algorithm column (default: --algo)")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -162,7 +176,7 @@ def main() -> None:
     else:
         algorithm, defaults = BASELINES[args.algo]
         settings = dict(defaults)
-    settings |= {name: json.loads(value) for name, value in (item.split("=", 1) for item in args.set)}
+    settings |= dict(args.set)
     row = {
         "algorithm": args.name or args.algo,
         "environment": args.env,

@@ -27,7 +27,7 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-from learning_curve import start_file
+from learning_curve import add_settings, start_file
 from offline_curve import FIELDS, OfflineCurveCallback, read_data
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import distributed
@@ -88,7 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--updates", type=int, default=10_000, help="policy updates of each task")
     parser.add_argument("--every", type=int, default=2_000, help="policy updates between evaluations")
     parser.add_argument("--episodes", type=int, default=5, help="episodes per evaluation")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="constructor argument")
+    add_settings(parser)
     parser.add_argument("--prior", action="store_true", help="also policies without imagination: <name>-prior")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep model.zip, and <name>/<number of task>.zip")
     parser.add_argument("--out", type=Path, required=True)
@@ -105,7 +105,7 @@ def main() -> None:
     envs = {env: gym.make(env) for env in files}
     task_set = TaskSet.from_envs({env: env for env in files})
     datasets = {name: read_data(files[name], env) for name, env in envs.items()}
-    settings = {name: json.loads(value) for name, value in (item.split("=", 1) for item in args.set)}
+    settings = dict(args.set)
     if args.prior and settings.get("critic") == "v":
         raise SystemExit('--prior needs Q critics, not critic="v"')
     policy_kwargs = settings.get("policy_kwargs", {}) | {"task_set": task_set}

@@ -18,7 +18,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from learning_curve import CurveCallback, start_file
+from learning_curve import CurveCallback, add_settings, start_file
 
 from sb3_pwm import PWM, SequenceReplayBuffer
 from sb3_pwm.datasets import from_arrays, from_npz, from_replay_buffer
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--online-steps", type=int, default=0, help="environment steps afterwards")
     parser.add_argument("--online-every", type=int, default=5_000, help="environment steps between evaluations")
     parser.add_argument("--episodes", type=int, default=5, help="episodes per evaluation")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="constructor argument")
+    add_settings(parser)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--plot", type=Path, help="image file")
     args = parser.parse_args()
@@ -136,7 +136,7 @@ def main() -> None:
     data_name = args.data.stem if args.data else "random"
     transitions = min(data.size(), args.transitions or data.size())
     data = first_steps(data, transitions, transitions + args.online_steps)
-    settings = {name: json.loads(value) for name, value in (item.split("=", 1) for item in args.set)}
+    settings = dict(args.set)
     model = PWM.from_dataset(data, seed=args.seed, device="cpu", **settings)
     row = {
         "algorithm": args.name,

@@ -16,12 +16,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pwm.benchmark import command
 from sb3_pwm.benchmark.engines import LocalEngine, RayEngine, make_job, run_worker
-from sb3_pwm.benchmark.evaluate import untouched_generators
 from sb3_pwm.benchmark.plan import RunSpec, find_algorithm
 from sb3_pwm.benchmark.results import FAILED, FINISHED, RUNNING, read_run, read_runs, unfinished
 from sb3_pwm.benchmark.runner import run_plan
 from sb3_pwm.benchmark.segments import segment_seed
 from sb3_pwm.benchmark.worker import packages_of, run_job
+from sb3_pwm.generators import untouched_generators
 from sb3_pwm.subcommands import run_command_line
 
 TINY = {

@@ -1,5 +1,6 @@
 """Examples that collect data and learn from them."""
 
+import argparse
 import csv
 import importlib
 import json
@@ -157,6 +158,17 @@ def test_success_at_the_end_of_an_episode_and_at_any_step():
     ):
         successes({"done": done, "info": info}, {})
     assert successes.rates == {"success_rate": 0.5, "success_once_rate": 0.75}
+
+
+def test_settings_of_the_scripts(capsys):
+    parser = argparse.ArgumentParser()
+    importlib.import_module("learning_curve").add_settings(parser)
+    args = parser.parse_args(["--set", "gamma=0.9", "--set", 'policy_kwargs={"a": [1]}', "--set", 'critic="v"'])
+    assert dict(args.set) == {"gamma": 0.9, "policy_kwargs": {"a": [1]}, "critic": "v"}
+    for wrong in ("gamma", "critic=v"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--set", wrong])
+        assert f"argument --set: invalid setting value: '{wrong}'" in capsys.readouterr().err
 
 
 def test_noise_of_scripted_experts():

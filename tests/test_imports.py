@@ -18,6 +18,7 @@ LEVELS = (
         "sequences",
         "calibration",
         "parallel",
+        "generators",
     },
     {"layers", "checks", "multitask", "device_copy"},
     {"world_model", "networks", "normalization", "tasks"},

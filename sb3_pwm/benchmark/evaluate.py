@@ -1,31 +1,17 @@
 """Evaluations that leave no trace in the run that they look at."""
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, sync_envs_normalization
 
+from sb3_pwm.generators import untouched_generators
+
 EVALUATION_SEED = 1_000_000  # the same start states for every algorithm, seed and evaluation
-
-
-@contextmanager
-def untouched_generators() -> Iterator[None]:
-    """Put the global random generators of Python, NumPy and torch back as they were."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def make_evaluation_env(env_id: str, env_kwargs: dict[str, Any], training_env: VecEnv | None = None) -> VecEnv:

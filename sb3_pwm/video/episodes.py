@@ -1,13 +1,11 @@
 """Videos of episodes."""
 
 import contextlib
-import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_pwm.checks import check_integer
@@ -107,15 +105,3 @@ def acting(model: BaseAlgorithm) -> Iterator[None]:
         yield
     finally:
         model.policy.set_training_mode(training)
-
-
-@contextlib.contextmanager
-def untouched_generators() -> Iterator[None]:
-    """Put the global random generators back, so that who uses them next draws what they would have drawn."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)

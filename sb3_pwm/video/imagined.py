@@ -12,8 +12,9 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.checks import check_integer
 from sb3_pwm.decoder import FittedDecoder, fit_decoder
+from sb3_pwm.generators import untouched_generators
 from sb3_pwm.pwm import PWM
-from sb3_pwm.video.episodes import acting, play, untouched_generators
+from sb3_pwm.video.episodes import acting, play
 from sb3_pwm.video.frames import Path, VideoWriter, beside, check_video_path, overlay
 from sb3_pwm.video.mujoco_state import StateLayout, set_observed_state, skipped_positions, state_layout
 from sb3_pwm.video.rendering import EnvFactory, check_spaces, fps_of, make_env, render, rendered_env
