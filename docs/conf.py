@@ -19,7 +19,7 @@ html_copy_source = False
 highlight_language = "none"  # of blocks that name no language: commands, formulas, drawings
 
 # Headings get the anchors that they have where repositories are browsed.
-myst_heading_anchors = 3
+myst_heading_anchors = 4
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
