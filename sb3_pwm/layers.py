@@ -62,7 +62,7 @@ class Mish(nn.Mish):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return x tanh(softplus(x)) of a tensor of any shape."""
-        if torch.compiler.is_compiling():  # a compiler fuses the formula of _FastMish, but cannot look into it
+        if torch.compiler.is_compiling():  # the formula of _FastMish, for the compiler to fuse
             sigmoid = x.sigmoid()
             p = sigmoid * (2 - sigmoid)
             return x * (p / (2 - p))
