@@ -8,14 +8,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_pwm.calibration import StartValues, run_episodes
 from sb3_pwm.checks import check_integer
 from sb3_pwm.diagnostics import open_loop_errors
-from sb3_pwm.policies import PWMPolicy
-from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm
+from sb3_pwm.scales import ScalingAlgorithm
 
 
-class SelfEvaluatingAlgorithm(SequenceOffPolicyAlgorithm):
+class SelfEvaluatingAlgorithm(ScalingAlgorithm):
     """Algorithm with a world model and critics that can be compared with data and with an environment."""
-
-    policy: PWMPolicy
 
     def model_errors(self, dataset: ReplayBuffer, horizon: int = 16, n_windows: int = 2_000) -> dict[str, np.ndarray]:
         """Measure how far ahead the world model predicts, best on episodes that it has not learnt from.

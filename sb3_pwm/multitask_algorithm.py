@@ -13,6 +13,7 @@ from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.checks import check_integer
 from sb3_pwm.multitask_policies import ExtractedPolicy, MultiTaskPolicy
 from sb3_pwm.offline_algorithm import OfflineAlgorithm
+from sb3_pwm.policies import resolve_net_arch
 from sb3_pwm.tasks import TaskSet, space_sizes
 
 SelfMultiTask = TypeVar("SelfMultiTask", bound="MultiTaskAlgorithm")
@@ -22,6 +23,10 @@ INHERITED = (
     "learning_rate",
     "critic_learning_rate",
     "model_learning_rate",
+    "learning_starts",
+    "train_freq",
+    "gradient_steps",
+    "policy_updates",
     "batch_size",
     "sequence_length",
     "horizon",
@@ -39,10 +44,13 @@ INHERITED = (
     "bc_coef",
     "precision",
     "torch_compile",
+    "tensorboard_log",
     "verbose",
     "seed",
     "device",
 )
+POLICY_ONLY = ("n_critics", "state_dependent_std", "norm_after_activation", "optimizer_class", "optimizer_kwargs")
+WORLD_MODEL_NETWORKS = ("encoder", "dynamics", "reward", "termination")
 
 
 class MultiTaskAlgorithm(OfflineAlgorithm):
@@ -62,39 +70,75 @@ class MultiTaskAlgorithm(OfflineAlgorithm):
         """Learn a policy for one task in this model's world model, as the paper does (arXiv 2407.02466).
 
         The policy starts from nothing; windows come from what this model's replay buffer holds of the task. The result
-        is a model of its own, in the task's own spaces: it predicts in the task's environment, can be saved, and goes
-        on learning there after ``set_env``.
+        is a model of its own, in the task's own spaces: it predicts in the task's environment, can be saved, and, made
+        with ``env``, goes on learning there after ``set_env``. It has this model's settings but for the action noise,
+        which is made for all tasks' actions.
 
         :param task: name of the task.
         :param total_updates: policy updates, see :meth:`learn_offline`; 0 for an untrained policy.
         :param env: the task's environment, for its spaces; None: observations without bounds, actions in [-1, 1].
         :param callback: as for :meth:`learn_offline`.
         :param progress_bar: as for :meth:`learn_offline`.
-        :param policy_kwargs: sizes of actor and critics, see :class:`PWMPolicy`; the others are this model's.
+        :param policy_kwargs: arguments of :class:`PWMPolicy` for actor and critics, such as ``{"net_arch": {"pi":
+            [256]}}``; everything else is this model's.
         :param kwargs: constructor arguments that differ from this model's.
         :return: the new model.
         :raises TypeError: if this model has one task only.
-        :raises ValueError: if there is no such task, no data of it, or ``env`` has other sizes.
+        :raises ValueError: if there is no such task, no data of it, ``env`` has other sizes, ``policy_kwargs`` change
+            the world model, or this model learns behind a ``VecNormalize``.
         """
         policy = self.policy
         if not isinstance(policy, MultiTaskPolicy):
             raise TypeError(f'extract() needs a model with "MultiTaskPolicy", not {type(policy).__name__}')
         check_integer("total_updates", total_updates, 0)
+        if self._vec_normalize_env is not None:
+            raise ValueError(
+                "extract() cannot give a task's environment the statistics of this model's VecNormalize; train without "
+                "it: every task has its own scales of observations and rewards in the model"
+            )
+        own_kwargs = policy_kwargs_for_extraction(self.policy_kwargs or {}, policy_kwargs or {})
         own_spaces = spaces_of_task(policy.task_set, task, env)
         dataset = of_task(self.sequences, policy.task_set, task, *own_spaces)
         shared = {"task": task, "task_set": policy.task_set.to_dict(), "n_dynamics": policy.n_dynamics}
+        inherited = {name: getattr(self, name) for name in INHERITED}
+        inherited |= {"pretrain_steps": 0, "stats_window_size": self._stats_window_size}
         model = type(self).from_dataset(
             dataset,
             ExtractedPolicy,
-            policy_kwargs={**(self.policy_kwargs or {}), **(policy_kwargs or {}), **shared},
-            **({name: getattr(self, name) for name in INHERITED} | {"pretrain_steps": 0} | kwargs),
+            policy_kwargs=own_kwargs | shared,
+            **(inherited | kwargs),
         )
         extracted = model.policy
         extracted.world_model.load_state_dict(copy.deepcopy(policy.world_model.state_dict()))
         extracted.reward_scale.scale.copy_(policy.reward_scale.scale[policy.task_set.task_id(task)])
+        extracted.statistics_size.copy_(policy.statistics_size)
         model.n_model_updates = self.n_model_updates
-        model._steps_since_statistics = 0  # the world model knows these scales
+        model._steps_since_statistics = 0  # the world model knows these scales; new steps may move them, not at once
         return model.learn_offline(total_updates, pretrain_steps=0, callback=callback, progress_bar=progress_bar)
+
+
+def policy_kwargs_for_extraction(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Put together the arguments of a policy in an existing world model.
+
+    :param own: arguments of the policy that the world model comes from.
+    :param given: what is to differ for actor and critics.
+    :return: arguments of :class:`PWMPolicy`.
+    :raises ValueError: if ``given`` holds what would change the world model.
+    """
+    networks = resolve_net_arch(own.get("net_arch"))
+    if isinstance(given.get("net_arch"), Mapping):
+        resolve_net_arch(given["net_arch"])  # checks the keys
+        wanted = networks | given["net_arch"]
+    else:
+        wanted = networks if given.get("net_arch") is None else resolve_net_arch(given["net_arch"])
+    changed = [f"net_arch[{name!r}]" for name in WORLD_MODEL_NETWORKS if wanted[name] != networks[name]]
+    changed += [name for name in given if name not in ("net_arch", *POLICY_ONLY) and given[name] != own.get(name)]
+    if changed:
+        raise ValueError(
+            f"policy_kwargs would change {', '.join(changed)} of the world model, which stays as it is; allowed: "
+            f"net_arch with 'pi' and 'qf', {', '.join(POLICY_ONLY)}"
+        )
+    return {**own, **given, "net_arch": wanted}
 
 
 def storable(policy_kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,14 @@ from sb3_pwm.policies import PWMPolicy
 SelfOffline = TypeVar("SelfOffline", bound="OfflineAlgorithm")
 
 OFFLINE_PRETRAIN_STEPS = 10_000  # nothing improves the world model afterwards
+WORLD_MODEL_SETTINGS = (  # arguments of the policy that change what a world model's tensors mean, but not their shapes
+    "simnorm_dim",
+    "residual_dynamics",
+    "activation_fn",
+    "features_extractor_class",
+    "normalize_images",
+    "standardize",
+)
 OFFLINE_DYNAMICS = 3  # no environment corrects a policy that exploits the errors of one
 
 
@@ -64,7 +72,6 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
     sequence_length: int
     n_model_updates: int
     termination_coef: float
-    _steps_since_statistics: int
 
     def pretrain(self: SelfOffline, gradient_steps: int, progress_bar: bool = False) -> SelfOffline:
         """Update the world model alone."""
@@ -168,7 +175,7 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
 
         :param path: file.
         """
-        torch.save(self._world_model_state() | {"n_model_updates": self.n_model_updates}, path)
+        torch.save(self._world_model_content(), path)
 
     def load_world_model(self: SelfOffline, path: str | pathlib.Path) -> SelfOffline:
         """Take over a world model; actor and critics stay as they are.
@@ -200,26 +207,54 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
         load_checkpoint(self.policy, checkpoint)
         self.n_model_updates = max(self.n_model_updates, self.pretrain_steps)
 
-    def _load_own(self, state: Any, path: str | pathlib.Path) -> None:
-        own = self._world_model_state()
-        if not isinstance(state, dict) or set(state) != {*own, "n_model_updates"}:
-            raise ValueError(f"{path} holds no world model of this package")
-        for part, tensors in own.items():
-            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-            found = {name: tuple(tensor.shape) for name, tensor in state[part].items()}
-            differing = sorted(name for name in shapes.keys() | found if shapes.get(name) != found.get(name))
+    def _load_own(self, content: Any, path: str | pathlib.Path) -> None:
+        own = self._world_model_content()
+        if not isinstance(content, dict) or kinds(content) != kinds(own):
+            raise ValueError(f"{path} holds no world model of this version of the package")
+        for part in ("settings", "world_model", "reward_scale"):
+            expected, found = ({name: described(value) for name, value in c[part].items()} for c in (own, content))
+            differing = sorted(name for name in expected.keys() | found if expected.get(name) != found.get(name))
             if differing:
                 name = differing[0]
                 raise ValueError(
-                    f"the world model in {path} does not fit: {name} has the shape {found.get(name)}, this model's "
-                    f"has {shapes.get(name)} ({len(differing)} parameters differ; see net_arch, latent_dim, spaces)"
+                    f"the world model in {path} does not fit: its {name} is {found.get(name)}, this model's is "
+                    f"{expected.get(name)} ({len(differing)} of {part} differ; see policy_kwargs and spaces)"
                 )
-        self.policy.world_model.load_state_dict(state["world_model"])
-        self.policy.reward_scale.load_state_dict(state["reward_scale"])
-        self.n_model_updates = state["n_model_updates"]
+        for name in ("n_model_updates", "statistics_size"):
+            check_integer(f"{name} in {path}", content[name], 0)
+        if self.termination_coef and not content["termination_coef"]:
+            raise ValueError(
+                f"the world model in {path} was trained with termination_coef=0: its termination head knows nothing; "
+                f"this model needs termination_coef=0 too, not {self.termination_coef}"
+            )
+        self.policy.world_model.load_state_dict(content["world_model"])
+        self.policy.reward_scale.load_state_dict(content["reward_scale"])
+        self.policy.statistics_size.fill_(content["statistics_size"])
+        self.n_model_updates = content["n_model_updates"]
 
-    def _world_model_state(self) -> dict[str, dict[str, Any]]:
+    def _world_model_content(self) -> dict[str, Any]:
+        policy = self.policy
+        settings = {name: getattr(policy, name) for name in WORLD_MODEL_SETTINGS}
         return {
-            "world_model": self.policy.world_model.state_dict(),
-            "reward_scale": self.policy.reward_scale.state_dict(),
+            "world_model": dict(policy.world_model.state_dict()),
+            "reward_scale": dict(policy.reward_scale.state_dict()),
+            "statistics_size": int(policy.statistics_size),
+            "settings": {name: class_name(v) if isinstance(v, type) else v for name, v in settings.items()},
+            "termination_coef": float(self.termination_coef),
+            "n_model_updates": self.n_model_updates,
         }
+
+
+def class_name(kind: type) -> str:
+    """Return a class's full name."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def kinds(content: dict[str, Any]) -> dict[str, type]:
+    """Return the class of each value."""
+    return {name: type(value) for name, value in content.items()}
+
+
+def described(value: Any) -> Any:
+    """Return what two values must agree in: tensors in their shape."""
+    return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else value

@@ -127,6 +127,9 @@ class PWMPolicy(BasePolicy):
     :param optimizer_kwargs: their arguments but the learning rate.
     """
 
+    statistics_size: torch.Tensor
+    """() number of transitions that the scales of observations and rewards stand for."""
+
     def __init__(
         self,
         observation_space: spaces.Space[Any],
@@ -227,6 +230,7 @@ class PWMPolicy(BasePolicy):
         self.entropy_coefficient = EntropyCoefficient(parts.n_tasks)
         self.reward_scale = RewardScale(parts.n_tasks)
         self.return_scale = ReturnScale(n_tasks=parts.n_tasks)
+        self.register_buffer("statistics_size", torch.zeros((), dtype=torch.long))
         self.model_optimizer = self._make_optimizer(self.world_model, lr_schedule)
         self.actor_optimizer = self._make_optimizer(self.actor, lr_schedule)
         self.critic_optimizer = self._make_optimizer(self.critics, lr_schedule)

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFrequencyUnit
@@ -31,7 +30,6 @@ SelfPWM = TypeVar("SelfPWM", bound="PWM")
 # High at the start, because there is one update for four environment steps; falling linearly, as the paper's rates do.
 DEFAULT_LEARNING_RATE = LinearSchedule(1e-3, 1e-4, end_fraction=1.0)
 ENTROPY_RATE = 4.0  # times the actor's: the coefficient must follow a policy that changes within hundreds of updates
-STATISTICS_INTERVAL = 1_000  # environment steps between refreshes of the observation and reward statistics
 CALIBRATION_EPISODES = 10
 
 
@@ -222,7 +220,6 @@ class PWM(MultiTaskAlgorithm):
             self.policy_kwargs = policy_kwargs
         check_replay_buffer(self.replay_buffer)
         self._learner = Learner(self)
-        self._steps_since_statistics = STATISTICS_INTERVAL
         self._start_values = StartValues(self.gamma, self.n_envs, CALIBRATION_EPISODES)
 
     def _setup_lr_schedule(self) -> None:
@@ -256,22 +253,14 @@ class PWM(MultiTaskAlgorithm):
         samples = self.sequences.sample_sequences(batch_size, self.sequence_length, self._vec_normalize_env, part)
         return self.policy.without_padding(samples)
 
-    def _refresh_statistics(self) -> None:
-        """Take the scales of observations and rewards from the replay buffer, if it has grown enough since."""
-        if self._steps_since_statistics < STATISTICS_INTERVAL:
-            return
-        observations, rewards = self.sequences.statistics_sample(self._vec_normalize_env)
-        self.policy.set_statistics(observations, rewards)
-        self._steps_since_statistics = 0
-
-    def _check_first_update(self, warm_up: int, total_timesteps: int) -> None:
+    def _check_first_update(self, warm_up: int, new_timesteps: int) -> None:
         """Refuse before the first step what the first update would refuse after ``warm_up`` steps."""
         frequency, unit = self.train_freq  # type: ignore[misc]
         pretraining = self.n_model_updates < self.pretrain_steps
         steps = 0  # of each environment until then
         if warm_up > 0 or not pretraining:
             steps = frequency * max(1, math.ceil(warm_up / (frequency * self.n_envs)))
-            reached = self.num_timesteps + (steps - frequency) * self.n_envs < total_timesteps
+            reached = (steps - frequency) * self.n_envs < new_timesteps
             if unit == TrainFrequencyUnit.EPISODE or not reached or (self.gradient_steps == 0 and not pretraining):
                 return  # how many steps an episode has is not known
         self.sequences.check_size(self.batch_size, self.sequence_length, steps)
@@ -280,13 +269,9 @@ class PWM(MultiTaskAlgorithm):
         super()._on_env_reset()
         self._start_values = StartValues(self.gamma, self.n_envs, CALIBRATION_EPISODES)
 
-    def _take_over_buffer(self, buffer: ReplayBuffer) -> None:
-        super()._take_over_buffer(buffer)
-        self._steps_since_statistics = STATISTICS_INTERVAL
-
     def _on_transition(self, observations: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[Any]) -> None:
+        super()._on_transition(observations, rewards, dones, infos)
         follow_episodes(self._start_values, self._start_value, observations, rewards, dones, infos)
-        self._steps_since_statistics += self.n_envs
 
     def learn(
         self: SelfPWM,
@@ -307,11 +292,11 @@ class PWM(MultiTaskAlgorithm):
         :param progress_bar: show progress with tqdm and rich.
         :return: the model.
         """
+        warm_up = max(0, self.learning_starts - self._n_known_transitions)
+        self._check_first_update(warm_up, total_timesteps)
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
-        warm_up = max(0, self.learning_starts - self.sequences.n_transitions)
-        self._check_first_update(warm_up, total_timesteps)
         # Pre-training may come before the first step, at which SB3 updates the progress.
         self._update_current_progress_remaining(self.num_timesteps, max(1, self._total_timesteps))
         callback.on_training_start(locals(), globals())
@@ -363,6 +348,8 @@ class PWM(MultiTaskAlgorithm):
         :raises ValueError: if the replay buffer holds too little.
         """
         self._prepare_updates()
+        if gradient_steps > 0 or self.policy.statistics_size == 0:
+            self._refresh_statistics()  # never for the policy's updates alone: the world model knows the old scales
         part = own_part()
         if part.n_processes > 1:
             share_from_first(self.policy.world_model)
@@ -378,6 +365,7 @@ class PWM(MultiTaskAlgorithm):
         :param batch_size: number of windows per update.
         """
         self._prepare_updates()
+        self._refresh_statistics()
         for _ in range(gradient_steps):
             samples = self._sample(batch_size)
             latents = self._learner.update_model(samples)
@@ -402,12 +390,11 @@ class PWM(MultiTaskAlgorithm):
         self._learner.update_policy(samples, latents, bc_coef=bc_coef)
 
     def _prepare_updates(self) -> None:
-        """Bring rates and scales up to date; make a logger if neither ``learn`` nor the user has made one."""
+        """Bring learning rates up to date; make a logger if neither ``learn`` nor the user has made one."""
         if not hasattr(self, "_logger"):
             self._logger = configure_logger(self.verbose, self.tensorboard_log, "PWM", True)
         self.policy.set_training_mode(True)
         self._update_learning_rate([])
-        self._refresh_statistics()
 
     def dump_logs(self) -> None:
         """Write the log: SB3's figures, and the losses' means since the last time."""

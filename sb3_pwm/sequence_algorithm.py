@@ -153,7 +153,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :raises TypeError: if a keyword is no constructor argument.
         :raises ValueError: if the file holds other parameters than this version of the model has.
         """
-        allowed = set(inspect.signature(cls.__init__).parameters) - {"self", "policy", "env", "_init_setup_model"}
+        allowed = constructor_arguments(cls) - {"policy", "env", "_init_setup_model"}
         unknown = sorted(set(kwargs) - allowed)
         if unknown:
             raise TypeError(f"load() got unknown keywords {unknown}; allowed: {sorted(allowed)}")
@@ -170,3 +170,15 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             if "loading state_dict" in str(error):
                 raise ValueError(f"cannot load {path}: {error}") from error
             raise
+
+
+def constructor_arguments(kind: type) -> set[str]:
+    """Return the names of a class's constructor arguments, those of its base classes too that ``**kwargs`` hands on."""
+    names: set[str] = set()
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+            names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+            if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+                break
+    return names - {"self"}

@@ -25,6 +25,7 @@ LEVELS = (
     {"imagination", "losses", "updates", "buffers", "task_envs", "decoder"},
     {"policies", "diagnostics"},
     {"learner", "sequence_algorithm", "multitask_policies", "checkpoints"},
+    {"scales"},
     {"evaluation"},
     {"offline_algorithm"},
     {"multitask_algorithm"},

@@ -8,6 +8,7 @@ import torch
 from gymnasium import spaces
 from helpers import SMALL, SpaceEnv
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.vec_env import VecNormalize
 from torch.testing import assert_close
 
 from sb3_pwm import PWM
@@ -202,13 +203,14 @@ def test_extracting_a_policy(tmp_path):
     model = model_of(steps=120)
     before = copy.deepcopy(model.policy.state_dict())
     env = space_env(2, 1)
-    own = model.extract("small", 5, env=env, policy_kwargs={"net_arch": {**model_arch(), "pi": [7]}})
+    own = model.extract("small", 5, env=env, policy_kwargs={"net_arch": {"pi": [7]}})
     assert own.observation_space == env.observation_space
     assert own.action_space == env.action_space
     assert_close(own.policy.world_model.state_dict(), model.policy.world_model.state_dict())
     assert own.policy.reward_scale.scale == model.policy.reward_scale.scale[0]
     assert own.replay_buffer.n_envs == 1
     assert own.num_timesteps == 5
+    assert next(p.shape[0] for p in own.policy.actor.parameters()) == 7
     assert_close(model.policy.state_dict(), before)  # the shared model is as it was
     # the same state, seen by both
     observation = torch.tensor([[0.3, -0.2]])
@@ -234,14 +236,31 @@ def test_extracting_a_policy(tmp_path):
     own.learn(20)
 
 
-def model_arch():
-    return {name: [16] for name in ("encoder", "dynamics", "reward", "termination", "qf")}
-
-
 def test_extraction_is_reproducible():
     model = model_of(steps=120)
     first, second = (model.extract("large", 3) for _ in range(2))
     assert_close(first.policy.state_dict(), second.policy.state_dict(), atol=0, rtol=0)
+
+
+def test_extracted_models_have_the_settings_of_theirs():
+    settings = {"learning_starts": 30, "train_freq": 2, "gradient_steps": 3, "policy_updates": 0.5, "bc_coef": 0.3}
+    model = model_of(steps=40, tensorboard_log=None, stats_window_size=7, **settings)
+    own = model.extract("small", 0)
+    assert {name: getattr(own, name) for name in settings} == {name: getattr(model, name) for name in settings}
+    assert own._stats_window_size == 7
+    assert model.extract("small", 0, gradient_steps=1).gradient_steps == 1
+
+
+def test_extracted_scales_stay(tmp_path):
+    """The shared world model knows the parent's scales, also after a save without the buffer."""
+    env = space_env(2, 1)
+    own = model_of(steps=120, learning_starts=100).extract("small", 2, env=env, learning_starts=20)
+    mean, scale = own.policy.features.mean.clone(), own.policy.reward_scale.scale.clone()
+    own.save(tmp_path / "own")
+    loaded = PWM.load(tmp_path / "own", env=env).learn(60)
+    assert loaded.n_model_updates > own.n_model_updates
+    assert_close(loaded.policy.features.mean, mean)
+    assert_close(loaded.policy.reward_scale.scale, scale)
 
 
 def test_what_cannot_be_extracted():
@@ -260,6 +279,19 @@ def test_what_cannot_be_extracted():
         model.extract("small", 1, env=wrapped)
     with pytest.raises(ValueError, match="total_updates=-1"):
         model.extract("small", -1)
+    for policy_kwargs, name in (
+        ({"net_arch": [8]}, r"net_arch\['encoder'\]"),
+        ({"net_arch": {"dynamics": [8]}}, r"net_arch\['dynamics'\]"),
+        ({"latent_dim": 8}, "latent_dim"),
+        ({"net_arch": {"policy": [8]}}, "unknown keys"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            model.extract("small", 1, policy_kwargs=policy_kwargs)
+    normalized = PWM(
+        "MultiTaskPolicy", VecNormalize(task_vec_env(TASKS), norm_obs=False), policy_kwargs=TINY, **SMALL
+    ).learn(40)
+    with pytest.raises(ValueError, match="VecNormalize"):
+        normalized.extract("small", 1)
     single = PWM("MlpPolicy", SpaceEnv(), policy_kwargs={"net_arch": [16], "latent_dim": 16}, **SMALL)
     with pytest.raises(TypeError, match="MultiTaskPolicy"):
         single.extract("small")

@@ -10,6 +10,7 @@ from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
 
 from sb3_pwm import PWM
 
@@ -234,11 +235,58 @@ def arch():
     return {name: [16] for name in ("encoder", "dynamics", "reward", "termination", "qf")}
 
 
+@pytest.mark.parametrize(
+    ("policy_kwargs", "message"),
+    [
+        ({"residual_dynamics": False}, "its residual_dynamics is False, this model's is True"),
+        ({"simnorm_dim": 4}, "its simnorm_dim is 4, this model's is 8"),
+        ({"activation_fn": nn.ELU}, r"its activation_fn is torch.*ELU, this model's is torch.*SiLU"),
+        ({"standardize": False}, r"its standardize is False, this model's is True"),
+    ],
+)
+def test_world_models_with_other_settings(tmp_path, policy_kwargs, message):
+    """No shape shows the difference."""
+    make(policy_kwargs=SMALL_POLICY | policy_kwargs).save_world_model(tmp_path / "world.pt")
+    with pytest.raises(ValueError, match=message):
+        make().load_world_model(tmp_path / "world.pt")
+
+
+def test_world_models_without_terminations(tmp_path):
+    make(termination_coef=0.0).save_world_model(tmp_path / "world.pt")
+    make(termination_coef=0.0).load_world_model(tmp_path / "world.pt")
+    with pytest.raises(ValueError, match=r"needs termination_coef=0 too, not 1\.0"):
+        make().load_world_model(tmp_path / "world.pt")
+    make().save_world_model(tmp_path / "other.pt")
+    make(termination_coef=0.0).load_world_model(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("world_model", 3),
+        ("world_model", {"encoder": "x"}),
+        ("settings", {}),
+        ("n_model_updates", "many"),
+        ("n_model_updates", -1),
+        ("statistics_size", True),
+        ("statistics_size", -1),
+    ],
+)
+def test_damaged_world_models(tmp_path, name, value):
+    model = make()
+    before = copy.deepcopy(model.get_parameters())
+    model.save_world_model(tmp_path / "world.pt")
+    torch.save(torch.load(tmp_path / "world.pt") | {name: value}, tmp_path / "world.pt")
+    with pytest.raises(ValueError, match=r"world\.pt"):
+        model.load_world_model(tmp_path / "world.pt")
+    assert same(before, model.get_parameters())
+
+
 def test_world_models_that_do_not_fit_change_nothing(tmp_path):
     model = from_dataset(dataset())
     before = copy.deepcopy(model.get_parameters())
     make(policy_kwargs={"latent_dim": 8}).save_world_model(tmp_path / "small.pt")
-    with pytest.raises(ValueError, match=r"small\.pt does not fit: .* has the shape .*this model's has"):
+    with pytest.raises(ValueError, match=r"small\.pt does not fit: its .* is of shape .*this model's is of shape"):
         model.load_world_model(tmp_path / "small.pt")
     torch.save({"a": 1}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="holds no world model"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import MIXED, SMALL_POLICY, count_updates, flat_state, make, same, space_envs
+from helpers import MIXED, SMALL, SMALL_POLICY, count_updates, flat_state, make, same, space_envs
 from stable_baselines3 import SAC
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecNormalize
@@ -142,6 +142,24 @@ def test_loading_changes_arguments(model, tmp_path):
     assert loaded.num_timesteps == 35
     rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in loaded.policy.optimizers.items()}
     assert rates == {"actor": 0.25, "entropy": 1.0, "critic": 0.25, "model": pytest.approx(0.5 * (1 - 35 / 30))}
+
+
+class Handing(PWM):
+    """Hands on whatever it gets."""
+
+    def __init__(self, *args, mine=1, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.mine = mine
+
+
+def test_loading_a_subclass_changes_inherited_arguments(tmp_path):
+    Handing("MlpPolicy", envs(), mine=3, policy_kwargs=SMALL_POLICY, **SMALL).save(tmp_path / "model")
+    loaded = Handing.load(tmp_path / "model", gamma=0.5)
+    assert (loaded.gamma, loaded.mine) == (0.5, 3)
+    assert Handing.load(tmp_path / "model", mine=4).mine == 4
+    for name in ("gama", "args", "kwargs", "self", "env_"):
+        with pytest.raises(TypeError, match=rf"unknown keywords \['{name}'\]"):
+            Handing.load(tmp_path / "model", **{name: 1})
 
 
 def test_custom_objects_and_schedules(tmp_path):

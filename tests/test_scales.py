@@ -1,0 +1,134 @@
+"""When the scales of observations and rewards follow the replay buffer, and when they must not."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import SMALL, SMALL_POLICY, TruthEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_pwm import PWM, scales
+
+
+def truth_envs(n_envs=1):
+    return DummyVecEnv([lambda i=i: TruthEnv(i) for i in range(n_envs)])
+
+
+def make(env=None, **kwargs):
+    return PWM("MlpPolicy", env or truth_envs(), policy_kwargs=SMALL_POLICY, **(SMALL | kwargs))
+
+
+def scales_of(model):
+    """Mean and standard deviation of the number of steps ever taken, scale of rewards, what they stand for."""
+    standardizer = model.policy.features.standardizers[0]
+    return (
+        float(standardizer.mean[1]),
+        float(standardizer.std[1]),
+        float(model.policy.reward_scale.scale),
+        int(model.policy.statistics_size),
+    )
+
+
+@pytest.fixture
+def interval(monkeypatch):
+    monkeypatch.setattr(scales, "STATISTICS_INTERVAL", 20)
+
+
+@pytest.fixture
+def model(interval):
+    return make().learn(80)
+
+
+def test_scales_follow_the_buffer(model):
+    assert model._n_updates == 16  # after steps 20, 24, ..., 80
+    np.testing.assert_allclose(scales_of(model)[:2], (np.mean(range(80)), np.std(range(80))), rtol=1e-5)
+    assert scales_of(model)[3] == 80
+
+
+def test_a_loaded_model_keeps_its_scales_until_the_new_buffer_holds_as_much(model, tmp_path):
+    model.save(tmp_path / "model")
+    loaded = PWM.load(tmp_path / "model", env=truth_envs(), device="cpu")
+    loaded.learn(76, reset_num_timesteps=False)
+    assert loaded._n_updates > model._n_updates
+    assert scales_of(loaded) == scales_of(model)
+    loaded.learn(4, reset_num_timesteps=False)
+    np.testing.assert_allclose(scales_of(loaded)[0], loaded.replay_buffer.observations[:80, 0, 1].mean(), rtol=1e-5)
+
+
+def test_a_loaded_model_with_its_buffer_goes_on_at_once(model, tmp_path):
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = PWM.load(tmp_path / "model", env=truth_envs(), device="cpu")
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    loaded.learn(20, reset_num_timesteps=False)
+    assert scales_of(loaded)[3] > 80
+
+
+def test_parameters_bring_their_scales(model):
+    other = make(seed=9)
+    other.set_parameters(model.get_parameters())
+    other.learn(76)
+    assert scales_of(other) == scales_of(model)
+
+
+def test_a_world_model_brings_its_scales(model, tmp_path):
+    model.save_world_model(tmp_path / "world.pt")
+    other = make(seed=9).load_world_model(tmp_path / "world.pt")
+    assert scales_of(other) == scales_of(model)
+    other.learn(76)
+    assert scales_of(other) == scales_of(model)
+
+
+def test_learning_the_policy_alone_does_not_change_scales(model, tmp_path):
+    model.save_world_model(tmp_path / "world.pt")
+    more = make(learning_starts=200).learn(100)
+    more.save_replay_buffer(tmp_path / "buffer")
+    other = make(seed=9).load_world_model(tmp_path / "world.pt")
+    other.load_replay_buffer(tmp_path / "buffer")
+    other.learn_offline(3)
+    assert scales_of(other) == scales_of(model)
+    other.learn_offline(3, pretrain_steps=1)
+    assert scales_of(other)[3] == 100
+
+
+def test_a_model_without_scales_takes_them_offline_without_pretraining(tmp_path):
+    make(learning_starts=200).learn(100).save_replay_buffer(tmp_path / "buffer")
+    model = make(seed=9)
+    model.load_replay_buffer(tmp_path / "buffer")
+    model.learn_offline(1, pretrain_steps=0)
+    assert scales_of(model)[3] == 100
+
+
+def test_a_new_vec_normalize_first_sees_observations(model):
+    """An empty wrapper would scale what is stored by its first observation alone."""
+    env = VecNormalize(truth_envs())
+    before = model._n_updates
+    model.set_env(env)
+    model.learn(16, reset_num_timesteps=False)
+    assert model._n_updates == before
+    model.learn(8, reset_num_timesteps=False)
+    assert model._n_updates == before + 2
+    assert int(env.ret_rms.count) == 24
+    mean, std = scales_of(model)[:2]
+    assert abs(mean) < 9  # nearly all is clipped at -10 or 10 otherwise
+    assert std > 0.5
+
+
+def test_a_vec_normalize_with_statistics_is_made_up_for_at_once(model):
+    env = VecNormalize(truth_envs(), clip_obs=1e9, clip_reward=1e9)
+    env.obs_rms.mean[:], env.obs_rms.var[:] = 5, 100
+    env.training = False
+    raw = torch.as_tensor(model.replay_buffer.observations[:80, 0])
+    before = model.policy.features.standardizers[0](raw)
+    model.set_env(env)
+    model.learn(4, reset_num_timesteps=False)
+    after = model.policy.features.standardizers[0](torch.as_tensor(env.normalize_obs(raw.numpy())))
+    np.testing.assert_allclose(before[:, 1], after[:, 1], atol=0.2)  # 4 more steps have come
+
+
+def test_refused_learning_changes_nothing(model):
+    model.batch_size = 90
+    model.learning_starts = 0
+    counters = model.num_timesteps, model._episode_num, model._n_updates
+    with pytest.raises(ValueError, match="batch_size=90"):
+        model.learn(100)
+    assert (model.num_timesteps, model._episode_num, model._n_updates) == counters
