@@ -59,7 +59,7 @@ class SelfEvaluatingAlgorithm(SequenceOffPolicyAlgorithm):
         :param env: environment to evaluate in, not the one that the model trains in. It needs a ``VecNormalize`` if
             that one has it: it takes over the present statistics, and observations and rewards are normalised as in
             training, whatever its own ``norm_reward``; its statistics do not move.
-        :param n_episodes: number of episodes.
+        :param n_episodes: number of episodes, divided evenly among its environments.
         :param deterministic: act deterministically.
         :return: mean value over mean return; 1 is calibrated, above 1 the critics promise too much.
         :raises ValueError: if only one of the two environments has a ``VecNormalize``.

@@ -124,6 +124,19 @@ def test_value_calibration(clock_model, end, n_envs, expected, deterministic):
     )
 
 
+@pytest.mark.parametrize(
+    ("n_episodes", "expected"),
+    [
+        (4, (8 + 18) / (1 + 1.9375)),  # two of each, although four of the first end before one of the second
+        (5, (2 * 8 + 3 * 18) / (2 * 1 + 3 * 1.9375)),  # SB3's evaluate_policy gives the odd one to the last
+        (1, 18 / 1.9375),
+    ],
+)
+def test_short_episodes_do_not_count_more(clock_model, n_episodes, expected):
+    env = DummyVecEnv([lambda: Clock("true", 0, length=1), lambda: Clock("true", 1, length=5)])
+    assert clock_model.value_calibration(env, n_episodes) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(("values", "returns", "gap"), [(8, 2, 0.6), (2, 8, -0.6), (3, -1, 1.0), (-1, -2, 1 / 3)])
 def test_gap(values, returns, gap):
     tracker = StartValues(0.5, 1, 10)
