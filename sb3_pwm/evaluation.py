@@ -27,7 +27,7 @@ class SelfEvaluatingAlgorithm(SequenceOffPolicyAlgorithm):
     def model_errors(self, dataset: ReplayBuffer, horizon: int = 16, n_windows: int = 2_000) -> dict[str, np.ndarray]:
         """Measure how far ahead the world model predicts, best on episodes that it has not learnt from.
 
-        :param dataset: replay buffer with episodes of the same spaces, see :mod:`sb3_pwm.datasets`.
+        :param dataset: replay buffer with episodes of the same spaces, see :mod:`sb3_pwm.datasets`; it is not changed.
         :param horizon: number T of steps to look ahead.
         :param n_windows: number of windows, spread evenly over the data.
         :return: (T,) arrays of the errors 1 ... T steps ahead, see
@@ -39,6 +39,7 @@ class SelfEvaluatingAlgorithm(SequenceOffPolicyAlgorithm):
         check_integer("horizon", horizon, 1)
         check_integer("n_windows", n_windows, 1)
         buffer = self._checked_buffer(dataset, "observation_space", "action_space")
+        buffer.device = self.device  # of an object of its own: the data set stays where it is
         samples = buffer.spread_sequences(n_windows, horizon, self._vec_normalize_env)
         samples = self.policy.without_padding(samples)
         self.policy.set_training_mode(False)
