@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import DummyVecEnv
+from tqdm.auto import tqdm
 
 from sb3_pwm.buffers import check_replay_buffer
 from sb3_pwm.checkpoints import Checkpoint, is_published, load_checkpoint, parse, read_file
@@ -99,9 +100,7 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
         model._take_over_buffer(dataset)
         return model
 
-    def _setup_offline(
-        self, total_updates: int, callback: MaybeCallback, tb_log_name: str, progress_bar: bool
-    ) -> BaseCallback:
+    def _setup_offline(self, total_updates: int, callback: MaybeCallback, tb_log_name: str) -> BaseCallback:
         """Do what SB3 does before learning, but for the reset of the environment."""
         if self.env is None:
             self.env = spaces_only(self.observation_space, self.action_space, self.n_envs)
@@ -113,7 +112,7 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
         self._last_obs = None  # what comes next in an environment does not follow what came last
         if not self._custom_logger:
             self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, True)
-        return self._init_callback(callback, progress_bar)
+        return self._init_callback(callback)
 
     def learn_offline(
         self: SelfOffline,
@@ -136,7 +135,7 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
         :param callback: SB3 callback, list of callbacks or function.
         :param log_interval: policy updates between logs.
         :param tb_log_name: name of the run in TensorBoard.
-        :param progress_bar: show progress with tqdm and rich.
+        :param progress_bar: show progress.
         :return: the model.
         :raises ValueError: if a number is out of range, or the replay buffer holds too little.
         """
@@ -147,11 +146,12 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
         check_integer("pretrain_steps", pretrain_steps, 0)
         self.sequences.check_size(self.batch_size, self.sequence_length)
         total_timesteps = total_updates  # the name under which callbacks look for it
-        callback = self._setup_offline(total_updates, callback, tb_log_name, progress_bar)
+        callback = self._setup_offline(total_updates, callback, tb_log_name)
         self._update_current_progress_remaining(0, max(1, total_timesteps))
         callback.on_training_start(locals(), globals())
         self.pretrain(pretrain_steps, progress_bar=progress_bar)
-        while self.num_timesteps < total_timesteps:
+        # SB3's own bar would count a step of every environment at each update.
+        for _ in tqdm(range(total_timesteps), "policy", disable=not progress_bar):
             self._train_offline()
             self.num_timesteps += 1
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)

@@ -161,6 +161,17 @@ def test_callbacks_logger_and_progress_bar(tmp_path):
     assert loaded._n_updates == 12
 
 
+def test_the_progress_bar_counts_updates(capfd):
+    model = from_dataset(dataset(n_envs=3)).learn_offline(10, progress_bar=True)
+    output = "".join(capfd.readouterr())
+    assert "policy: 100%" in output
+    assert "10/10" in output
+    assert "30/" not in output
+    assert model.num_timesteps == 10
+    model.learn_offline(10, progress_bar=True, callback=lambda local, _: local["self"].num_timesteps < 4)
+    assert model.num_timesteps == 4
+
+
 def test_a_callback_can_stop_it():
     model = from_dataset(dataset()).learn_offline(10, callback=lambda local, _: local["self"].num_timesteps < 4)
     assert model.num_timesteps == model._n_updates == 4
