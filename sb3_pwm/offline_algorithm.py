@@ -120,7 +120,7 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
         *,
         pretrain_steps: int | None = None,
         callback: MaybeCallback = None,
-        log_interval: int = 100,
+        log_interval: int | None = 100,
         tb_log_name: str = "PWM_offline",
         progress_bar: bool = False,
     ) -> SelfOffline:
@@ -133,14 +133,15 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
         :param pretrain_steps: world-model updates before them; None for what is left of the model's
             ``pretrain_steps``.
         :param callback: SB3 callback, list of callbacks or function.
-        :param log_interval: policy updates between logs.
+        :param log_interval: policy updates between logs; None for no logs.
         :param tb_log_name: name of the run in TensorBoard.
         :param progress_bar: show progress.
         :return: the model.
         :raises ValueError: if a number is out of range, or the replay buffer holds too little.
         """
         check_integer("total_updates", total_updates, 0)
-        check_integer("log_interval", log_interval, 1)
+        if log_interval is not None:
+            check_integer("log_interval", log_interval, 1)
         if pretrain_steps is None:
             pretrain_steps = max(0, self.pretrain_steps - self.n_model_updates)
         check_integer("pretrain_steps", pretrain_steps, 0)
@@ -158,7 +159,7 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
             callback.update_locals(locals())
             if not callback.on_step():
                 break
-            if self.num_timesteps % log_interval == 0:
+            if log_interval is not None and self.num_timesteps % log_interval == 0:
                 self.dump_logs()
         callback.on_training_end()
         return self

@@ -172,6 +172,15 @@ def test_the_progress_bar_counts_updates(capfd):
     assert model.num_timesteps == 4
 
 
+def test_no_logs(tmp_path):
+    model = from_dataset(dataset())
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn_offline(100, log_interval=None)  # SB3's way to say so
+    assert (tmp_path / "progress.csv").read_text() == ""
+    model.learn_offline(1, log_interval=1)
+    assert "train/actor_loss" in (tmp_path / "progress.csv").read_text()
+
+
 def test_a_callback_can_stop_it():
     model = from_dataset(dataset()).learn_offline(10, callback=lambda local, _: local["self"].num_timesteps < 4)
     assert model.num_timesteps == model._n_updates == 4
