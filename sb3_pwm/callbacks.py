@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pwm.checks import check_integer
 from sb3_pwm.evaluation import check_normalizer
+from sb3_pwm.generators import untouched_generators
 from sb3_pwm.pwm import PWM
 
 LARGE_GAP = 1 / 3  # twice the real return
@@ -21,7 +22,7 @@ class ModelGapCallback(BaseCallback):
     """Log ``eval/model_gap``, see :meth:`PWM.model_gap`, and warn when model and environment drift apart.
 
     It needs an environment to evaluate in, and is most useful beside :meth:`PWM.learn_offline`: there nothing corrects
-    a policy that exploits its model.
+    a policy that exploits its model. It changes nothing in training, not even its random numbers.
 
     :param eval_env: environment to evaluate in, not the one that the model trains in; it needs a ``VecNormalize`` if
         that one has it, see :meth:`PWM.value_calibration`.
@@ -52,7 +53,8 @@ class ModelGapCallback(BaseCallback):
         if self.n_calls % self.eval_freq:
             return True
         model = cast(PWM, self.model)
-        gap = model.model_gap(self.eval_env, self.n_eval_episodes)
+        with untouched_generators():
+            gap = model.model_gap(self.eval_env, self.n_eval_episodes)
         self.logger.record("eval/model_gap", gap)
         if self.verbose:
             print(f"num_timesteps={self.num_timesteps}, model_gap={gap:.2f}")

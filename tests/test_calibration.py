@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import make, space_envs
+from helpers import make, same, space_envs
 from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -165,6 +165,18 @@ def test_model_gap_sees_what_the_model_sees():
     model = make(env, gamma=0.5).learn(8, callback=callback)
     assert callback.eval_env.obs_rms.mean == pytest.approx(env.obs_rms.mean)
     assert model.num_timesteps == 8
+
+
+@pytest.mark.parametrize("learn", ["learn", "learn_offline"])
+def test_watching_the_gap_changes_no_training(learn):
+    parameters = []
+    for callback in (None, ModelGapCallback(Clock("time-out"), eval_freq=3, n_eval_episodes=2)):
+        model = make(space_envs(observation_space=spaces.Box(-1, 1, (1,)), action_space=spaces.Box(-1, 1, (1,))))
+        model.learn(24)
+        getattr(model, learn)(24, callback=callback)
+        parameters.append(model.get_parameters())
+    assert math.isfinite(model.logger.name_to_value["eval/model_gap"])  # it did evaluate
+    assert same(*parameters)
 
 
 def test_bad_model_gap_callbacks():
