@@ -85,7 +85,8 @@ class TaskLogCallback(BaseCallback):
         self._windows: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=stats_window_size))
 
     def _on_step(self) -> bool:
-        ended = [info for info in self.locals["infos"] if "task" in info.get("episode", {})]
+        infos = self.locals.get("infos", [])  # learn_offline has none
+        ended = [info for info in infos if "task" in info.get("episode", {})]
         for info in ended:
             episode = info["episode"]
             name = f"rollout/{episode['task']}"
