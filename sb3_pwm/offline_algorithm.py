@@ -87,13 +87,18 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
             ``pretrain_steps`` is 10,000 and that of ``n_dynamics`` in ``policy_kwargs`` is 3.
         :return: the model; :meth:`learn_offline` trains it, ``set_env`` and ``learn`` go on in an environment.
         :raises TypeError: if ``dataset`` is no replay buffer, or ``kwargs`` hold what the data set decides.
-        :raises ValueError: if windows cannot be drawn from it.
+        :raises ValueError: if windows cannot be drawn from it, or its images have their channels last.
         """
         check_replay_buffer(dataset)
         decided = sorted({"env", "buffer_size"} & set(kwargs))
         if decided:
             raise TypeError(f"from_dataset() takes {' and '.join(decided)} from the data set; leave out the argument")
-        env = spaces_only(dataset.observation_space, dataset.action_space, dataset.n_envs)
+        env = cls._wrap_env(spaces_only(dataset.observation_space, dataset.action_space, dataset.n_envs))
+        if env.observation_space != dataset.observation_space:  # SB3 has put VecTransposeImage around it
+            raise ValueError(
+                f"the data set's images have their channels last, {dataset.observation_space}; SB3's networks want "
+                f"them first: give the importer np.moveaxis(images, -1, -3) and the space {env.observation_space}"
+            )
         kwargs.setdefault("pretrain_steps", OFFLINE_PRETRAIN_STEPS)
         kwargs["policy_kwargs"] = {"n_dynamics": OFFLINE_DYNAMICS} | (kwargs.get("policy_kwargs") or {})
         model = cls(policy, env, buffer_size=dataset.buffer_size * dataset.n_envs, **kwargs)
