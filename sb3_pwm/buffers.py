@@ -42,13 +42,18 @@ class SequenceReplayBuffer(ReplayBuffer):
         """Take over the arrays of another buffer without copying them.
 
         :param buffer: a :class:`ReplayBuffer` or :class:`DictReplayBuffer`, for example one that SAC or TD3 filled.
-        :return: a :class:`SequenceReplayBuffer`, or a :class:`DictSequenceReplayBuffer` for Dict observations.
+        :return: an object of the buffer's own class if that is a :class:`SequenceReplayBuffer` already; else a
+            :class:`SequenceReplayBuffer`, or a :class:`DictSequenceReplayBuffer` for Dict observations.
         :raises TypeError: if it is no such buffer.
         :raises ValueError: if it cannot give windows: without ``next_observations``, or where time-outs and
             terminations cannot be told apart.
         """
         check_replay_buffer(buffer)
-        kind = DictSequenceReplayBuffer if isinstance(buffer, DictReplayBuffer) else SequenceReplayBuffer
+        kind: type[SequenceReplayBuffer]
+        if isinstance(buffer, SequenceReplayBuffer):
+            kind = type(buffer)
+        else:
+            kind = DictSequenceReplayBuffer if isinstance(buffer, DictReplayBuffer) else SequenceReplayBuffer
         sequence_buffer = kind.__new__(kind)
         sequence_buffer.__dict__.update(buffer.__dict__)
         sequence_buffer.drop_device_copy()

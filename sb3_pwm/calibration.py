@@ -98,17 +98,23 @@ def follow_episodes(
 def run_episodes(
     tracker: StartValues, value: Callable[[Any], float], env: Any, act: Callable[[Any], np.ndarray]
 ) -> None:
-    """Run episodes until the tracker has as many finished ones as it keeps.
+    """Run as many episodes as the tracker keeps, divided evenly among the environments.
+
+    Were they the first that end, short episodes would count more often than long ones.
 
     :param tracker: the tracker.
     :param value: estimates the value of one observation.
     :param env: SB3 VecEnv, which is reset first.
     :param act: returns the (n_envs, *action_shape) actions for the env's observations.
     """
+    n_episodes = tracker.finished.maxlen or 0
+    remaining = np.array([(n_episodes + index) // env.num_envs for index in range(env.num_envs)])
     observations = env.reset()
-    while len(tracker.finished) < (tracker.finished.maxlen or 0):
+    while remaining.any():
         next_observations, rewards, dones, infos = env.step(act(observations))
-        follow_episodes(tracker, value, observations, rewards, dones, infos)
+        counted = dones & (remaining > 0)
+        follow_episodes(tracker, value, observations, rewards, counted, infos)
+        remaining -= counted
         observations = next_observations
 
 

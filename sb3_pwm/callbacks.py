@@ -7,9 +7,11 @@ from typing import cast
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pwm.checks import check_integer
+from sb3_pwm.evaluation import check_normalizer
+from sb3_pwm.generators import untouched_generators
 from sb3_pwm.pwm import PWM
 
 LARGE_GAP = 1 / 3  # twice the real return
@@ -20,14 +22,16 @@ class ModelGapCallback(BaseCallback):
     """Log ``eval/model_gap``, see :meth:`PWM.model_gap`, and warn when model and environment drift apart.
 
     It needs an environment to evaluate in, and is most useful beside :meth:`PWM.learn_offline`: there nothing corrects
-    a policy that exploits its model.
+    a policy that exploits its model. It changes nothing in training, not even its random numbers.
 
-    :param eval_env: environment to evaluate in, not the one that the model trains in.
+    :param eval_env: environment to evaluate in, not the one that the model trains in; it needs a ``VecNormalize`` if
+        that one has it, see :meth:`PWM.value_calibration`.
     :param eval_freq: evaluate after every so many calls: policy updates offline, environment steps online (steps of
         each environment).
     :param n_eval_episodes: episodes per evaluation.
     :param verbose: 1 prints every gap.
-    :raises ValueError: if a number is not positive.
+    :raises ValueError: if a number is not positive; when learning starts, if only one of the two environments has a
+        ``VecNormalize``.
     """
 
     def __init__(
@@ -43,14 +47,14 @@ class ModelGapCallback(BaseCallback):
     def _init_callback(self) -> None:
         if not isinstance(self.model, PWM):
             raise TypeError(f"ModelGapCallback is for PWM, not {type(self.model).__name__}")
+        check_normalizer(self.eval_env, self.model.get_vec_normalize_env())
 
     def _on_step(self) -> bool:
         if self.n_calls % self.eval_freq:
             return True
         model = cast(PWM, self.model)
-        if model.get_vec_normalize_env() is not None and isinstance(self.eval_env, VecEnv):
-            sync_envs_normalization(self.training_env, self.eval_env)
-        gap = model.model_gap(self.eval_env, self.n_eval_episodes)
+        with untouched_generators():
+            gap = model.model_gap(self.eval_env, self.n_eval_episodes)
         self.logger.record("eval/model_gap", gap)
         if self.verbose:
             print(f"num_timesteps={self.num_timesteps}, model_gap={gap:.2f}")
@@ -81,7 +85,8 @@ class TaskLogCallback(BaseCallback):
         self._windows: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=stats_window_size))
 
     def _on_step(self) -> bool:
-        ended = [info for info in self.locals["infos"] if "task" in info.get("episode", {})]
+        infos = self.locals.get("infos", [])  # learn_offline has none
+        ended = [info for info in infos if "task" in info.get("episode", {})]
         for info in ended:
             episode = info["episode"]
             name = f"rollout/{episode['task']}"

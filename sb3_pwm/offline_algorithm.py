@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import DummyVecEnv
+from tqdm.auto import tqdm
 
 from sb3_pwm.buffers import check_replay_buffer
 from sb3_pwm.checkpoints import Checkpoint, is_published, load_checkpoint, parse, read_file
@@ -93,22 +94,25 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
             ``pretrain_steps`` is 10,000 and that of ``n_dynamics`` in ``policy_kwargs`` is 3.
         :return: the model; :meth:`learn_offline` trains it, ``set_env`` and ``learn`` go on in an environment.
         :raises TypeError: if ``dataset`` is no replay buffer, or ``kwargs`` hold what the data set decides.
-        :raises ValueError: if windows cannot be drawn from it.
+        :raises ValueError: if windows cannot be drawn from it, or its images have their channels last.
         """
         check_replay_buffer(dataset)
         decided = sorted({"env", "buffer_size"} & set(kwargs))
         if decided:
             raise TypeError(f"from_dataset() takes {' and '.join(decided)} from the data set; leave out the argument")
-        env = spaces_only(dataset.observation_space, dataset.action_space, dataset.n_envs)
+        env = cls._wrap_env(spaces_only(dataset.observation_space, dataset.action_space, dataset.n_envs))
+        if env.observation_space != dataset.observation_space:  # SB3 has put VecTransposeImage around it
+            raise ValueError(
+                f"the data set's images have their channels last, {dataset.observation_space}; SB3's networks want "
+                f"them first: give the importer np.moveaxis(images, -1, -3) and the space {env.observation_space}"
+            )
         kwargs.setdefault("pretrain_steps", OFFLINE_PRETRAIN_STEPS)
         kwargs["policy_kwargs"] = {"n_dynamics": OFFLINE_DYNAMICS} | (kwargs.get("policy_kwargs") or {})
         model = cls(policy, env, buffer_size=dataset.buffer_size * dataset.n_envs, **kwargs)
         model._take_over_buffer(dataset)
         return model
 
-    def _setup_offline(
-        self, total_updates: int, callback: MaybeCallback, tb_log_name: str, progress_bar: bool
-    ) -> BaseCallback:
+    def _setup_offline(self, total_updates: int, callback: MaybeCallback, tb_log_name: str) -> BaseCallback:
         """Do what SB3 does before learning, but for the reset of the environment."""
         if self.env is None:
             self.env = spaces_only(self.observation_space, self.action_space, self.n_envs)
@@ -120,7 +124,7 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
         self._last_obs = None  # what comes next in an environment does not follow what came last
         if not self._custom_logger:
             self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, True)
-        return self._init_callback(callback, progress_bar)
+        return self._init_callback(callback)
 
     def learn_offline(
         self: SelfOffline,
@@ -128,7 +132,7 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
         *,
         pretrain_steps: int | None = None,
         callback: MaybeCallback = None,
-        log_interval: int = 100,
+        log_interval: int | None = 100,
         tb_log_name: str = "PWM_offline",
         progress_bar: bool = False,
     ) -> SelfOffline:
@@ -141,31 +145,33 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
         :param pretrain_steps: world-model updates before them; None for what is left of the model's
             ``pretrain_steps``.
         :param callback: SB3 callback, list of callbacks or function.
-        :param log_interval: policy updates between logs.
+        :param log_interval: policy updates between logs; None for no logs.
         :param tb_log_name: name of the run in TensorBoard.
-        :param progress_bar: show progress with tqdm and rich.
+        :param progress_bar: show progress.
         :return: the model.
         :raises ValueError: if a number is out of range, or the replay buffer holds too little.
         """
         check_integer("total_updates", total_updates, 0)
-        check_integer("log_interval", log_interval, 1)
+        if log_interval is not None:
+            check_integer("log_interval", log_interval, 1)
         if pretrain_steps is None:
             pretrain_steps = max(0, self.pretrain_steps - self.n_model_updates)
         check_integer("pretrain_steps", pretrain_steps, 0)
         self.sequences.check_size(self.batch_size, self.sequence_length)
         total_timesteps = total_updates  # the name under which callbacks look for it
-        callback = self._setup_offline(total_updates, callback, tb_log_name, progress_bar)
+        callback = self._setup_offline(total_updates, callback, tb_log_name)
         self._update_current_progress_remaining(0, max(1, total_timesteps))
         callback.on_training_start(locals(), globals())
         self.pretrain(pretrain_steps, progress_bar=progress_bar)
-        while self.num_timesteps < total_timesteps:
+        # SB3's own bar would count a step of every environment at each update.
+        for _ in tqdm(range(total_timesteps), "policy", disable=not progress_bar):
             self._train_offline()
             self.num_timesteps += 1
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
             callback.update_locals(locals())
             if not callback.on_step():
                 break
-            if self.num_timesteps % log_interval == 0:
+            if log_interval is not None and self.num_timesteps % log_interval == 0:
                 self.dump_logs()
         callback.on_training_end()
         return self

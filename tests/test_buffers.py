@@ -186,6 +186,25 @@ def test_adopting_copies_nothing(as_dict):
     check_windows(ours)
 
 
+class Marked(SequenceReplayBuffer):
+    """A user's own buffer."""
+
+
+class MarkedDict(DictSequenceReplayBuffer):
+    """A user's own buffer."""
+
+
+@pytest.mark.parametrize(("own", "as_dict"), [(Marked, False), (MarkedDict, True)])
+def test_a_users_own_buffer_keeps_its_class(tmp_path, own, as_dict):
+    policy = "MultiInputPolicy" if as_dict else "MlpPolicy"
+    model = make(truth_envs(2, as_dict), policy, replay_buffer_class=own, **OFF).learn(40)
+    model.save_replay_buffer(tmp_path / "buffer")
+    model.load_replay_buffer(tmp_path / "buffer")
+    assert type(model.replay_buffer) is own
+    model.learn(41)
+    check_windows(model.replay_buffer)
+
+
 @pytest.mark.parametrize("algorithm", [SAC, TD3])
 def test_buffers_of_other_algorithms(tmp_path, algorithm):
     env = truth_envs()

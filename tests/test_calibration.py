@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import make, space_envs
+from helpers import make, same, space_envs
 from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -124,6 +124,19 @@ def test_value_calibration(clock_model, end, n_envs, expected, deterministic):
     )
 
 
+@pytest.mark.parametrize(
+    ("n_episodes", "expected"),
+    [
+        (4, (8 + 18) / (1 + 1.9375)),  # two of each, although four of the first end before one of the second
+        (5, (2 * 8 + 3 * 18) / (2 * 1 + 3 * 1.9375)),  # SB3's evaluate_policy gives the odd one to the last
+        (1, 18 / 1.9375),
+    ],
+)
+def test_short_episodes_do_not_count_more(clock_model, n_episodes, expected):
+    env = DummyVecEnv([lambda: Clock("true", 0, length=1), lambda: Clock("true", 1, length=5)])
+    assert clock_model.value_calibration(env, n_episodes) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(("values", "returns", "gap"), [(8, 2, 0.6), (2, 8, -0.6), (3, -1, 1.0), (-1, -2, 1 / 3)])
 def test_gap(values, returns, gap):
     tracker = StartValues(0.5, 1, 10)
@@ -154,6 +167,18 @@ def test_model_gap_sees_what_the_model_sees():
     assert model.num_timesteps == 8
 
 
+@pytest.mark.parametrize("learn", ["learn", "learn_offline"])
+def test_watching_the_gap_changes_no_training(learn):
+    parameters = []
+    for callback in (None, ModelGapCallback(Clock("time-out"), eval_freq=3, n_eval_episodes=2)):
+        model = make(space_envs(observation_space=spaces.Box(-1, 1, (1,)), action_space=spaces.Box(-1, 1, (1,))))
+        model.learn(24)
+        getattr(model, learn)(24, callback=callback)
+        parameters.append(model.get_parameters())
+    assert math.isfinite(model.logger.name_to_value["eval/model_gap"])  # it did evaluate
+    assert same(*parameters)
+
+
 def test_bad_model_gap_callbacks():
     with pytest.raises(ValueError, match="eval_freq"):
         ModelGapCallback(Clock("true"), eval_freq=0)
@@ -163,10 +188,58 @@ def test_bad_model_gap_callbacks():
         SAC("MlpPolicy", Clock("true"), buffer_size=10).learn(1, callback=ModelGapCallback(Clock("true")))
 
 
-def test_value_calibration_of_normalized_rewards(clock_model):
-    env = VecNormalize(clocks("true", 1), training=False, norm_obs=False)
-    env.ret_rms.var = np.array(0.25)  # rewards become 2
-    assert clock_model.value_calibration(env, 2) == pytest.approx(8 / 3.5, rel=1e-4)
+def normalized_clocks(**kwargs):
+    """Clocks whose rewards become 1 / 0.5 and whose times t become t / 2, at most 10."""
+    env = VecNormalize(clocks("true", 1), **kwargs)
+    env.obs_rms.mean, env.obs_rms.var, env.ret_rms.var = np.array([0.0]), np.array([4.0]), np.array(0.25)
+    return env
+
+
+@pytest.fixture
+def normalized_clock_model():
+    """A model whose critics promise 8 plus the observation, in the units of normalised rewards."""
+    model = make(normalized_clocks(), gamma=0.5)
+    model.policy.predict_values = lambda observations: 8 + observations[:, 0]
+    return model
+
+
+@pytest.mark.parametrize("flags", [{}, {"norm_reward": False}, {"norm_obs": False}, {"training": False}])
+@pytest.mark.parametrize("end", ["true", "time-out"])
+def test_values_and_returns_have_the_units_of_the_training_environment(normalized_clock_model, end, flags):
+    env = VecNormalize(clocks(end, 1), **flags)
+    before = {name: getattr(env, name) for name in ("training", "norm_obs", "norm_reward")}
+    seen = []
+    normalized_clock_model.predict = lambda observations, **_: (seen.append(observations[0, 0]), np.zeros((1, 1)))[::-1]
+    ratio = normalized_clock_model.value_calibration(env, 2)
+    assert ratio == pytest.approx(8 / (2 * 1.75 + (0.125 * (8 + 1.5) if end == "time-out" else 0)), rel=1e-4)
+    assert seen == pytest.approx([0, 0.5, 1, 0, 0.5, 1])
+    assert {name: getattr(env, name) for name in before} == before
+    assert env.ret_rms.var == 0.25  # the statistics stay, as after SB3's EvalCallback
+
+
+def test_a_training_environment_with_raw_rewards(clock_model):
+    env = normalized_clocks(norm_reward=False)
+    clock_model.set_env(env)
+    assert clock_model.value_calibration(normalized_clocks(), 2) == pytest.approx(8 / 1.75)
+
+
+def test_evaluation_leaves_the_training_statistics_alone(normalized_clock_model):
+    env = normalized_clock_model.get_env()
+    normalized_clock_model.value_calibration(env, 1)  # as after load(path, env=env)
+    assert (env.obs_rms.mean, env.obs_rms.var, env.ret_rms.var) == (0, 4, 0.25)
+    assert env.training
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_other_units_are_refused(clock_model, normalized_clock_model, wrapped):
+    model, env = (clock_model, normalized_clocks()) if wrapped else (normalized_clock_model, Clock("true"))
+    message = "env has a VecNormalize and the model's" if wrapped else r"wrap it, VecNormalize\(env, training=False\)"
+    for measure in (model.value_calibration, model.model_gap):
+        with pytest.raises(ValueError, match=message):
+            measure(env)
+    with pytest.raises(ValueError, match=message):
+        model.learn(8, callback=ModelGapCallback(env, eval_freq=8))
+    assert model.num_timesteps == 0  # before the first step
 
 
 def test_value_calibration_leaves_the_model_alone():

@@ -109,6 +109,17 @@ def test_errors_fall_with_learning_and_nothing_else_changes():
     assert (after["termination"] < 0.1).all()
 
 
+def test_windows_of_data_on_another_device_come_to_the_models():
+    held_out, model = dataset(), model_of(dataset())
+    expected = model.model_errors(held_out, horizon=4)
+    held_out.device = torch.device("meta")  # tensors there have no values
+    before = dict(vars(held_out))
+    errors = model.model_errors(held_out, horizon=4)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(errors[name], values)
+    assert vars(held_out) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -5,7 +5,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from helpers import BOX, MIXED, SMALL, SMALL_POLICY, SpaceEnv, count_updates, make, same, space_envs
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_pwm import PWM
+from sb3_pwm.datasets import from_arrays
 
 OFFLINE = {name: value for name, value in SMALL.items() if name not in ("buffer_size", "learning_starts")}
 
@@ -162,6 +163,26 @@ def test_callbacks_logger_and_progress_bar(tmp_path):
     assert loaded._n_updates == 12
 
 
+def test_the_progress_bar_counts_updates(capfd):
+    model = from_dataset(dataset(n_envs=3)).learn_offline(10, progress_bar=True)
+    output = "".join(capfd.readouterr())
+    assert "policy: 100%" in output
+    assert "10/10" in output
+    assert "30/" not in output
+    assert model.num_timesteps == 10
+    model.learn_offline(10, progress_bar=True, callback=lambda local, _: local["self"].num_timesteps < 4)
+    assert model.num_timesteps == 4
+
+
+def test_no_logs(tmp_path):
+    model = from_dataset(dataset())
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn_offline(10, log_interval=None)  # SB3's way to say so
+    assert (tmp_path / "progress.csv").read_text() == ""
+    model.learn_offline(1, log_interval=1)
+    assert "train/actor_loss" in (tmp_path / "progress.csv").read_text()
+
+
 def test_a_callback_can_stop_it():
     model = from_dataset(dataset()).learn_offline(10, callback=lambda local, _: local["self"].num_timesteps < 4)
     assert model.num_timesteps == model._n_updates == 4
@@ -214,6 +235,35 @@ def test_bad_data_sets():
     for arguments in ({"env": None}, {"buffer_size": 3}):
         with pytest.raises(TypeError, match=rf"takes {next(iter(arguments))} from the data set"):
             from_dataset(dataset(), **arguments)
+
+
+PICTURE = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+PICTURE_FIRST = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("space", "policy"),
+    [(PICTURE, "CnnPolicy"), (PICTURE, "MlpPolicy"), (spaces.Dict(a=BOX, b=PICTURE), "MultiInputPolicy")],
+)
+def test_images_with_channels_last_are_refused_with_a_way_out(space, policy):
+    kind = DictReplayBuffer if isinstance(space, spaces.Dict) else ReplayBuffer
+    with pytest.raises(ValueError, match=r"channels last.*np\.moveaxis.*\(3, 36, 36\)"):
+        from_dataset(kind(10, space, spaces.Box(-1, 1, (2,)), device="cpu"), policy)
+
+
+def test_images_with_channels_first():
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (40, *PICTURE.shape), np.uint8)
+    data = {
+        "observations": np.moveaxis(pictures, -1, -3),
+        "actions": rng.uniform(-1, 1, (40, 2)),
+        "rewards": rng.normal(size=40),
+        "terminals": np.zeros(40),
+        "timeouts": np.arange(40) % 10 == 9,
+    }
+    model = from_dataset(from_arrays(data, PICTURE_FIRST), "CnnPolicy").learn_offline(1)
+    model.set_env(space_envs(observation_space=PICTURE))  # SB3 moves its axis
+    assert model.predict(PICTURE.sample())[0].shape == (2,)
 
 
 def test_a_world_model_serves_another_policy(tmp_path):

@@ -236,6 +236,16 @@ def test_values_per_task_are_logged():
     assert 0 < success["rollout/echo/success_rate"] < 1  # actions are random, and a quarter of them lie above 0.5
 
 
+def test_learning_offline_has_no_episodes_to_log():
+    callback = TaskLogCallback()
+    model = model_of(TASKS).learn(60, callback=callback)
+    model.set_logger(logger := Values())
+    model.learn_offline(2, callback=callback, log_interval=1)
+    assert model.num_timesteps == 2
+    assert "train/actor_loss" in logger.written
+    assert not [key for key in logger.written if key.startswith("rollout/")]
+
+
 def test_long_names_stay_out_of_the_table(capsys):
     names = ("x", "a-name-longer-than-the-printed-table")
     model = model_of(TaskSet([Task(name, Echo, 3, 1, 4) for name in names]), learning_starts=1_000)
