@@ -69,10 +69,12 @@ def from_arrays(
         environment's own spaces if ``learn`` shall go on there.
     :param action_space: Box with finite bounds, from which actions are rescaled to [-1, 1]; None for [-1, 1].
     :param buffer_size: capacity of the buffer; None for the number of steps.
-    :param directory: keep the arrays in files in this folder, for data larger than memory.
+    :param directory: keep the arrays in files in this folder, for data larger than memory; each import needs a folder
+        of its own.
     :param source: name of the data in error messages.
     :return: the buffer, of one environment.
     :raises ValueError: if a field is missing or has a wrong shape or value; the message names field and row.
+    :raises FileExistsError: if ``directory`` holds the files of an earlier import; nothing is written then.
     """
     data = {name: np.asarray(values) for name, values in data.items()}
     missing = [name for name in REQUIRED if name not in data]

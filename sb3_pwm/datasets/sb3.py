@@ -8,7 +8,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.save_util import load_from_pkl
 
 from sb3_pwm.buffers import SequenceReplayBuffer
-from sb3_pwm.datasets.episodes import make_buffer
+from sb3_pwm.datasets.episodes import new_buffer
 
 
 def from_replay_buffer(
@@ -24,10 +24,12 @@ def from_replay_buffer(
     :param source: a :class:`ReplayBuffer` or :class:`DictReplayBuffer`, or the path of a file that
         ``save_replay_buffer`` wrote (SAC, TD3, DDPG, TQC, ...). A pickle runs code: load only files that you trust.
     :param buffer_size: capacity of the result; None for the number of stored steps.
-    :param directory: keep the arrays in files in this folder, for data larger than memory.
+    :param directory: keep the arrays in files in this folder, for data larger than memory; each import needs a folder
+        of its own.
     :return: the steps in the order in which they happened, one environment after the other.
     :raises TypeError: if the file holds no SB3 replay buffer.
     :raises ValueError: if it is empty, or lacks what windows need.
+    :raises FileExistsError: if ``directory`` holds the files of an earlier import; nothing is written then.
     """
     buffer = source if isinstance(source, ReplayBuffer) else load_from_pkl(source)
     sequences = SequenceReplayBuffer.from_replay_buffer(buffer)  # the same arrays
@@ -35,21 +37,15 @@ def from_replay_buffer(
     if size == 0:
         raise ValueError(f"the replay buffer {'' if isinstance(source, ReplayBuffer) else source} is empty")
     order = (sequences.oldest + np.arange(size)) % sequences.buffer_size
-    result = make_buffer(
-        sequences.n_transitions,
-        buffer.observation_space,
-        buffer.action_space,
-        "the replay buffer",
-        buffer_size,
-        directory,
-    )
-    for env in range(buffer.n_envs):
-        rows = slice(env * size, (env + 1) * size)
-        for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
-            copy_rows(getattr(result, name), getattr(buffer, name), rows, order, env)
-        last = rows.stop - 1
-        if not result.dones[last, 0]:  # the next row belongs to another environment
-            result.dones[last, 0] = result.timeouts[last, 0] = 1
+    spaces = (buffer.observation_space, buffer.action_space)
+    with new_buffer(sequences.n_transitions, *spaces, "the replay buffer", buffer_size, directory) as result:
+        for env in range(buffer.n_envs):
+            rows = slice(env * size, (env + 1) * size)
+            for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
+                copy_rows(getattr(result, name), getattr(buffer, name), rows, order, env)
+            last = rows.stop - 1
+            if not result.dones[last, 0]:  # the next row belongs to another environment
+                result.dones[last, 0] = result.timeouts[last, 0] = 1
     return result
 
 

@@ -35,11 +35,13 @@ def from_tdmpc2(
         cut to this size. None for an unbounded Box of the file's size.
     :param action_space: vector space of the task, cut in the same way; None for [-1, 1] of the file's size.
     :param buffer_size: capacity of the buffer; None for the number of steps.
-    :param directory: keep the arrays in files in this folder, for data larger than memory.
+    :param directory: keep the arrays in files in this folder, for data larger than memory; each import needs a folder
+        of its own.
     :return: the buffer, of one environment.
     :raises ImportError: if tensordict is not installed.
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: if a file is damaged, is no such data file or holds foreign classes, or lacks the task.
+    :raises FileExistsError: if ``directory`` holds the files of an earlier import; nothing is written then.
     """
     files = files_of(paths)
     tables = [load_table(path) for path in files]
