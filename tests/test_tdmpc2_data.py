@@ -55,7 +55,7 @@ class Foreign:
 @pytest.mark.parametrize(
     ("content", "task", "message"),
     [
-        (tdmpc2_table, None, r"holds the tasks \[0, 1\]: name one"),
+        (tdmpc2_table, None, r"data\.pt holds the tasks \[0, 1\]: name one"),
         (tdmpc2_table, 7, r"no episode of task 7; tasks found: \[0, 1\]"),
         (Foreign, None, "cannot read .*data.pt"),
         (lambda: {"obs": torch.zeros(2)}, None, "has no action, reward"),
@@ -87,3 +87,12 @@ def test_a_damaged_tdmpc2_file_is_refused_or_read_whole(tmp_path, seed):
 def test_no_tdmpc2_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no \.pt file"):
         from_tdmpc2(tmp_path)
+
+
+def test_files_of_different_tasks_are_not_mixed(tmp_path):
+    torch.save(tdmpc2_table((1, 1, 1, 1, 1)), tmp_path / "a.pt")
+    torch.save(tdmpc2_table((3, 3, 3, 3, 3)), tmp_path / "b.pt")
+    with pytest.raises(ValueError, match=r"b\.pt holds the tasks \[3\], the files before it \[1\]: name one"):
+        from_tdmpc2(tmp_path)
+    assert from_tdmpc2(tmp_path, 3).size() == N_EPISODES * N_STEPS
+    assert from_tdmpc2(tmp_path / "b.pt").size() == N_EPISODES * N_STEPS

@@ -45,7 +45,9 @@ def from_tdmpc2(
     """
     files = files_of(paths)
     tables = [load_table(path) for path in files]
-    episodes = [select(table, task, path) for table, path in zip(tables, files, strict=True)]
+    if task is None:
+        check_single_task(tables, files)
+    episodes = [select(table, task) for table in tables]
     n_steps = sum(len(rows) * (table["obs"].shape[1] - 1) for rows, table in zip(episodes, tables, strict=True))
     if n_steps == 0:
         tasks = sorted({int(number) for table in tables for number in torch.unique(task_of(table))})
@@ -122,18 +124,24 @@ def task_of(table: Any) -> torch.Tensor:
     return task
 
 
-def select(table: Any, task: int | None, path: pathlib.Path) -> np.ndarray:
-    """Return the rows of the episodes of a task.
+def check_single_task(tables: Sequence[Any], files: Sequence[pathlib.Path]) -> None:
+    """Check that all files together hold one task.
 
-    :raises ValueError: if no task is named and there are several.
+    :raises ValueError: if they hold several.
     """
+    found: set[int] = set()
+    for table, path in zip(tables, files, strict=True):
+        own = set(torch.unique(task_of(table)).tolist())
+        if len(found | own) > 1:
+            before = f", the files before it {sorted(found)}" if found else ""
+            raise ValueError(f"{path} holds the tasks {sorted(own)}{before}: name one of them (task)")
+        found |= own
+
+
+def select(table: Any, task: int | None) -> np.ndarray:
+    """Return the rows of the episodes of a task; None for all."""
     numbers = task_of(table).numpy()
-    if task is None:
-        found = np.unique(numbers)
-        if len(found) > 1:
-            raise ValueError(f"{path} holds the tasks {found.tolist()}: name one of them (task)")
-        return np.arange(len(numbers))
-    return np.flatnonzero(numbers == task)
+    return np.arange(len(numbers)) if task is None else np.flatnonzero(numbers == task)
 
 
 def episode_of(table: Any, row: int, observation_dim: int, action_dim: int) -> Episode:
