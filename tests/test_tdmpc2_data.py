@@ -96,3 +96,18 @@ def test_files_of_different_tasks_are_not_mixed(tmp_path):
         from_tdmpc2(tmp_path)
     assert from_tdmpc2(tmp_path, 3).size() == N_EPISODES * N_STEPS
     assert from_tdmpc2(tmp_path / "b.pt").size() == N_EPISODES * N_STEPS
+
+
+def test_the_first_row_of_an_episode_holds_no_step(tmp_path):
+    """Zeros are as good as NaN there; anything else would be shifted by one."""
+    table = tdmpc2_table()
+    table["reward"][:, 0], table["action"][1:, 0] = 0, 0
+    torch.save(table, tmp_path / "data.pt")
+    assert from_tdmpc2(tmp_path, 0).rewards[:, 0].tolist() == [1, 2, 3, 4, 5, 6] * 2
+    for field, row in (("reward", 2), ("action", 0)):
+        wrong = table.clone()
+        wrong[field][row, 0] = 0.5
+        torch.save(wrong, tmp_path / "data.pt")
+        with pytest.raises(ValueError, match=rf"data\.pt, episode {row}: {field} .*row 0.*led to"):
+            from_tdmpc2(tmp_path, 0)
+        assert from_tdmpc2(tmp_path, 1).size() == 3 * N_STEPS  # its episodes are as they should be

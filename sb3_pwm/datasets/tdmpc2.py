@@ -48,6 +48,8 @@ def from_tdmpc2(
     if task is None:
         check_single_task(tables, files)
     episodes = [select(table, task) for table in tables]
+    for table, rows, path in zip(tables, episodes, files, strict=True):
+        check_first_rows(table, rows, path)
     n_steps = sum(len(rows) * (table["obs"].shape[1] - 1) for rows, table in zip(episodes, tables, strict=True))
     if n_steps == 0:
         tasks = sorted({int(number) for table in tables for number in torch.unique(task_of(table))})
@@ -142,6 +144,22 @@ def select(table: Any, task: int | None) -> np.ndarray:
     """Return the rows of the episodes of a task; None for all."""
     numbers = task_of(table).numpy()
     return np.arange(len(numbers)) if task is None else np.flatnonzero(numbers == task)
+
+
+def check_first_rows(table: Any, rows: np.ndarray, path: pathlib.Path) -> None:
+    """Check that the first row of the episodes ``rows`` holds no step: action and reward are NaN or 0.
+
+    :raises ValueError: if one does; its steps would be shifted by one.
+    """
+    for name in ("action", "reward"):
+        first = torch.nan_to_num(table[name][:, :1][rows]).flatten(1)
+        wrong = np.flatnonzero((first != 0).any(1).numpy())
+        if len(wrong):
+            row = int(rows[wrong[0]])
+            raise ValueError(
+                f"{path}, episode {row}: {name} is {table[name][row, 0].tolist()} in row 0; allowed: NaN or 0, because "
+                "every row holds the action and reward that led to its observation, and nothing led to the first"
+            )
 
 
 def episode_of(table: Any, row: int, observation_dim: int, action_dim: int) -> Episode:
