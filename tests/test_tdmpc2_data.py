@@ -111,3 +111,29 @@ def test_the_first_row_of_an_episode_holds_no_step(tmp_path):
         with pytest.raises(ValueError, match=rf"data\.pt, episode {row}: {field} .*row 0.*led to"):
             from_tdmpc2(tmp_path, 0)
         assert from_tdmpc2(tmp_path, 1).size() == 3 * N_STEPS  # its episodes are as they should be
+
+
+@pytest.mark.parametrize("field", ["obs", "action"])
+def test_files_of_different_widths_are_not_cut(tmp_path, field):
+    wide = tdmpc2_table((1, 1, 1, 1, 1))
+    narrow = wide.clone()
+    narrow[field] = narrow[field][..., :2]
+    torch.save(narrow, tmp_path / "a.pt")
+    torch.save(wide, tmp_path / "b.pt")
+    space = {"obs": "observation_space", "action": "action_space"}[field]
+    with pytest.raises(ValueError, match=rf"b\.pt: {field} has {wide[field].shape[-1]} .*a\.pt 2.*{space}"):
+        from_tdmpc2(tmp_path)
+    buffer = from_tdmpc2(tmp_path, **{space: spaces.Box(-1, 1, (2,))})  # says what is padding
+    assert buffer.size() == 2 * N_EPISODES * N_STEPS
+    torch.save(tdmpc2_table((0, 0, 0, 0, 0)), tmp_path / "b.pt")
+    buffer = from_tdmpc2(tmp_path, 1)  # whose episodes are all in the other file
+    assert getattr(buffer, space).shape == (2,)
+
+
+def test_an_error_names_the_file_and_the_episode_in_it(tmp_path):
+    torch.save(tdmpc2_table(), tmp_path / "a.pt")
+    bad = tdmpc2_table()
+    bad["reward"][3, 2] = torch.nan
+    torch.save(bad, tmp_path / "b.pt")
+    with pytest.raises(ValueError, match=r"b\.pt, episode 3: rewards are not finite in row 1: nan"):
+        from_tdmpc2(tmp_path, 1)

@@ -27,6 +27,8 @@ class Episode(NamedTuple):
     """(T,), in the units of the environment."""
     terminated: bool
     """Whether the last step ended the episode truly, and not by a time-out or because the recording stopped."""
+    name: str = ""
+    """Where the episode comes from, for error messages; "" for its number."""
 
 
 def build_buffer(
@@ -60,7 +62,7 @@ def build_buffer(
     start = 0
     with new_buffer(n_steps, observation_space, action_space, source, buffer_size, directory) as buffer:
         for index, episode in enumerate(episodes):
-            where = f"{source}, episode {index}"
+            where = episode.name or f"{source}, episode {index}"
             length = check_episode(episode, observation_space, action_space, where)
             stop = start + length
             if stop > n_steps:

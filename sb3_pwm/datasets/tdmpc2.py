@@ -3,7 +3,7 @@
 import pathlib
 import pickle
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,16 @@ from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.datasets.episodes import Episode, build_buffer
 
 FIELDS = ("obs", "action", "reward")
+
+
+class Part(NamedTuple):
+    """The episodes of a task in one file."""
+
+    path: pathlib.Path
+    table: Any
+    """A TensorDict of (episodes, steps + 1, ...)."""
+    rows: np.ndarray
+    """Numbers of the task's episodes in the table."""
 
 
 def from_tdmpc2(
@@ -32,40 +42,38 @@ def from_tdmpc2(
     :param paths: a file, several files, or a folder with ``.pt`` files.
     :param task: number of the task; None for files that hold one task only.
     :param observation_space: vector space of the task; observations are padded at their end to the largest task and
-        cut to this size. None for an unbounded Box of the file's size.
-    :param action_space: vector space of the task, cut in the same way; None for [-1, 1] of the file's size.
+        cut to this size. None for an unbounded Box of the files' size.
+    :param action_space: vector space of the task, cut in the same way; None for [-1, 1] of the files' size.
     :param buffer_size: capacity of the buffer; None for the number of steps.
     :param directory: keep the arrays in files in this folder, for data larger than memory; each import needs a folder
         of its own.
     :return: the buffer, of one environment.
     :raises ImportError: if tensordict is not installed.
     :raises FileNotFoundError: if there is no such file.
-    :raises ValueError: if a file is damaged, is no such data file or holds foreign classes, or lacks the task.
+    :raises ValueError: if a file is damaged, is no such data file or holds foreign classes; if no file holds the task,
+        or there are several tasks and ``task`` is None, or several sizes and no space says which part is the task's.
     :raises FileExistsError: if ``directory`` holds the files of an earlier import; nothing is written then.
     """
     files = files_of(paths)
     tables = [load_table(path) for path in files]
     if task is None:
         check_single_task(tables, files)
-    episodes = [select(table, task) for table in tables]
-    for table, rows, path in zip(tables, episodes, files, strict=True):
-        check_first_rows(table, rows, path)
-    n_steps = sum(len(rows) * (table["obs"].shape[1] - 1) for rows, table in zip(episodes, tables, strict=True))
-    if n_steps == 0:
+    parts = [Part(path, table, select(table, task)) for path, table in zip(files, tables, strict=True)]
+    parts = [part for part in parts if len(part.rows)]
+    if not parts:
         tasks = sorted({int(number) for table in tables for number in torch.unique(task_of(table))})
         raise ValueError(f"{paths} holds no episode of task {task}; tasks found: {tasks}")
-    observation_dim, action_dim = tables[0]["obs"].shape[-1], tables[0]["action"].shape[-1]
+    for part in parts:
+        check_first_rows(part)
     if observation_space is None:
-        observation_space = spaces.Box(-np.inf, np.inf, (observation_dim,), np.float32)
+        width = width_of("obs", parts, "observation_space")
+        observation_space = spaces.Box(-np.inf, np.inf, (width,), np.float32)
     if action_space is None:
-        action_space = spaces.Box(-1, 1, (action_dim,), np.float32)
+        action_space = spaces.Box(-1, 1, (width_of("action", parts, "action_space"),), np.float32)
+    sizes = (observation_space.shape[0], action_space.shape[0])
     return build_buffer(
-        (
-            episode_of(table, int(row), observation_space.shape[0], action_space.shape[0])
-            for table, rows in zip(tables, episodes, strict=True)
-            for row in rows
-        ),
-        n_steps,
+        (episode_of(part, int(row), *sizes) for part in parts for row in part.rows),
+        sum(len(part.rows) * (part.table["obs"].shape[1] - 1) for part in parts),
         observation_space,
         action_space,
         source=str(paths),
@@ -146,27 +154,44 @@ def select(table: Any, task: int | None) -> np.ndarray:
     return np.arange(len(numbers)) if task is None else np.flatnonzero(numbers == task)
 
 
-def check_first_rows(table: Any, rows: np.ndarray, path: pathlib.Path) -> None:
-    """Check that the first row of the episodes ``rows`` holds no step: action and reward are NaN or 0.
+def check_first_rows(part: Part) -> None:
+    """Check that the first row of each episode holds no step: action and reward are NaN or 0.
 
     :raises ValueError: if one does; its steps would be shifted by one.
     """
     for name in ("action", "reward"):
-        first = torch.nan_to_num(table[name][:, :1][rows]).flatten(1)
+        first = torch.nan_to_num(part.table[name][:, :1][part.rows]).flatten(1)
         wrong = np.flatnonzero((first != 0).any(1).numpy())
         if len(wrong):
-            row = int(rows[wrong[0]])
+            row = int(part.rows[wrong[0]])
             raise ValueError(
-                f"{path}, episode {row}: {name} is {table[name][row, 0].tolist()} in row 0; allowed: NaN or 0, because "
-                "every row holds the action and reward that led to its observation, and nothing led to the first"
+                f"{part.path}, episode {row}: {name} is {part.table[name][row, 0].tolist()} in row 0; allowed: NaN or "
+                "0, because every row holds the action and reward that led to its observation, and nothing led to the "
+                "first"
             )
 
 
-def episode_of(table: Any, row: int, observation_dim: int, action_dim: int) -> Episode:
+def width_of(field: str, parts: Sequence[Part], argument: str) -> int:
+    """Return the width that a field has in all files.
+
+    :raises ValueError: if it has several; ``argument`` can then say how much of it is the task's own.
+    """
+    first, width = parts[0].path, int(parts[0].table[field].shape[-1])
+    for part in parts:
+        if part.table[field].shape[-1] != width:
+            raise ValueError(
+                f"{part.path}: {field} has {part.table[field].shape[-1]} columns, that of {first} {width}; give the "
+                f"task's {argument}"
+            )
+    return width
+
+
+def episode_of(part: Part, row: int, observation_dim: int, action_dim: int) -> Episode:
     """Return one episode, cut to a task's dimensions, with its rows shifted into place."""
     return Episode(
-        table["obs"][row, :, :observation_dim].numpy(),
-        table["action"][row, 1:, :action_dim].numpy(),
-        table["reward"][row, 1:].numpy(),
+        part.table["obs"][row, :, :observation_dim].numpy(),
+        part.table["action"][row, 1:, :action_dim].numpy(),
+        part.table["reward"][row, 1:].numpy(),
         terminated=False,
+        name=f"{part.path}, episode {row}",
     )
