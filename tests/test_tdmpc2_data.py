@@ -61,7 +61,7 @@ class Foreign:
         (lambda: {"obs": torch.zeros(2)}, None, "has no action, reward"),
         (lambda: [1], None, "has no obs, action, reward"),
         (lambda: tdmpc2_table()[:, :1], None, "expected .*steps"),
-        (lambda: {n: torch.zeros(2, 3) for n in ("obs", "action", "reward")}, None, "expected three dimensions"),
+        (lambda: {n: torch.zeros(2, 3) for n in ("obs", "action", "reward")}, None, "expected 3 dimensions"),
         (lambda: tdmpc2_table().apply(lambda x: x + torch.nan if x.is_floating_point() else x), 0, "not finite"),
     ],
 )
@@ -137,3 +137,43 @@ def test_an_error_names_the_file_and_the_episode_in_it(tmp_path):
     torch.save(bad, tmp_path / "b.pt")
     with pytest.raises(ValueError, match=r"b\.pt, episode 3: rewards are not finite in row 1: nan"):
         from_tdmpc2(tmp_path, 1)
+
+
+def with_terminated(dtype=torch.float32):
+    """The last step of episode 0 terminates."""
+    terminated = torch.zeros(N_EPISODES, N_STEPS + 1)
+    terminated[0, N_STEPS] = 1
+    if dtype.is_floating_point:
+        terminated[:, 0] = torch.nan  # as TD-MPC2 writes it
+    table = tdmpc2_table()
+    table["terminated"] = terminated.to(dtype)
+    return table
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_terminations(tmp_path, dtype):
+    torch.save(with_terminated(dtype=dtype), tmp_path / "data.pt")
+    buffer = from_tdmpc2(tmp_path, 0)  # episodes 0, which terminates, and 2, which does not
+    assert np.flatnonzero(buffer.dones).tolist() == [5, 11]
+    assert np.flatnonzero(buffer.timeouts).tolist() == [11]
+
+
+@pytest.mark.parametrize(("row", "value"), [(3, 1.0), (6, torch.nan), (4, 0.5), (0, 1.0)])
+def test_bad_terminations(tmp_path, row, value):
+    table = with_terminated()
+    table["terminated"][2, row] = value
+    torch.save(table, tmp_path / "data.pt")
+    with pytest.raises(ValueError, match=rf"data\.pt, episode 2: terminated is {value} in row {row}; allowed"):
+        from_tdmpc2(tmp_path, 0)
+
+
+def test_fields_of_other_shapes(tmp_path):
+    table = dict(with_terminated().items())
+    for field, values, message in (
+        ("task", table["task"][:, 0], r"expected .*'task': \(5,\)"),
+        ("terminated", table["terminated"][:, 0], r"expected .*'terminated': \(5,\)"),
+        ("terminated", table["obs"], r"terminated has the shape \(5, 7, 4\), expected 2 dimensions"),
+    ):
+        torch.save(table | {field: values}, tmp_path / "data.pt")
+        with pytest.raises(ValueError, match=rf"data\.pt: {message}"):
+            from_tdmpc2(tmp_path, 0)

@@ -13,6 +13,7 @@ from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.datasets.episodes import Episode, build_buffer
 
 FIELDS = ("obs", "action", "reward")
+OPTIONAL = ("task", "terminated")
 
 
 class Part(NamedTuple):
@@ -37,6 +38,7 @@ def from_tdmpc2(
     """Read the episodes of one task.
 
     Row t of an episode holds the t-th observation with the action and reward that *led to* it; row 0 has neither.
+    Where there is a field ``terminated``, it says whether that step ended the episode; without it none does.
     Files are mapped into memory, not read as a whole, and nothing in them is run.
 
     :param paths: a file, several files, or a folder with ``.pt`` files.
@@ -65,6 +67,7 @@ def from_tdmpc2(
         raise ValueError(f"{paths} holds no episode of task {task}; tasks found: {tasks}")
     for part in parts:
         check_first_rows(part)
+        check_terminated(part)
     if observation_space is None:
         width = width_of("obs", parts, "observation_space")
         observation_space = spaces.Box(-np.inf, np.inf, (width,), np.float32)
@@ -116,13 +119,13 @@ def load_table(path: pathlib.Path) -> Any:
     missing = [name for name in FIELDS if name not in getattr(table, "keys", tuple)()]
     if missing:
         raise ValueError(f"{path} has no {', '.join(missing)}: it is not a data file of TD-MPC2")
-    leading = table["reward"].shape
-    if len(leading) != 2 or leading[1] < 2 or any(table[name].shape[:2] != leading for name in FIELDS):
-        shapes = {name: tuple(table[name].shape) for name in FIELDS}
+    shapes = {name: tuple(table[name].shape) for name in (*FIELDS, *OPTIONAL) if name in table.keys()}  # noqa: SIM118
+    leading = shapes["reward"]
+    if len(leading) != 2 or leading[1] < 2 or any(shape[:2] != leading for shape in shapes.values()):
         raise ValueError(f"{path}: expected (episodes, steps + 1, ...) in every field, found {shapes}")
-    for name in ("obs", "action"):
-        if table[name].ndim != 3:
-            raise ValueError(f"{path}: {name} have the shape {tuple(table[name].shape)}, expected three dimensions")
+    for name, dimensions in (("obs", 3), ("action", 3), ("terminated", 2)):
+        if name in shapes and len(shapes[name]) != dimensions:
+            raise ValueError(f"{path}: {name} has the shape {shapes[name]}, expected {dimensions} dimensions")
     return table
 
 
@@ -171,6 +174,26 @@ def check_first_rows(part: Part) -> None:
             )
 
 
+def check_terminated(part: Part) -> None:
+    """Check that an episode ends with its last row or not at all.
+
+    :raises ValueError: if one terminates before.
+    """
+    if "terminated" not in part.table.keys():  # noqa: SIM118
+        return
+    values = part.table["terminated"][part.rows].float()
+    allowed = values == 0
+    allowed[:, 0] |= values[:, 0].isnan()
+    allowed[:, -1] |= values[:, -1] == 1
+    wrong = np.argwhere(~allowed.numpy())
+    if len(wrong):
+        number, row = wrong[0]
+        raise ValueError(
+            f"{part.path}, episode {part.rows[number]}: terminated is {values[number, row]} in row {row}; allowed: 0, "
+            "1 in the last row, with which the episode ends, and NaN in row 0"
+        )
+
+
 def width_of(field: str, parts: Sequence[Part], argument: str) -> int:
     """Return the width that a field has in all files.
 
@@ -192,6 +215,6 @@ def episode_of(part: Part, row: int, observation_dim: int, action_dim: int) -> E
         part.table["obs"][row, :, :observation_dim].numpy(),
         part.table["action"][row, 1:, :action_dim].numpy(),
         part.table["reward"][row, 1:].numpy(),
-        terminated=False,
+        terminated="terminated" in part.table.keys() and bool(part.table["terminated"][row, -1]),  # noqa: SIM118
         name=f"{part.path}, episode {row}",
     )
