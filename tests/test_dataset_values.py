@@ -5,7 +5,8 @@ import pytest
 from dataset_toys import ACTIONS, episode, flat
 from gymnasium import spaces
 
-from sb3_pwm.datasets import from_arrays
+from sb3_pwm.datasets import from_arrays, from_npz
+from sb3_pwm.datasets.episodes import Episode, build_buffer
 
 
 @pytest.mark.parametrize("timeouts", [False, True])
@@ -35,3 +36,56 @@ def test_whole_numbers_are_compared_as_they_are():
     }
     buffer = from_arrays(data, spaces.Box(0, 2**30, (1,), np.int64))
     assert np.flatnonzero(buffer.dones).tolist() == [0, 2]
+
+
+IMAGES = spaces.Box(0, 255, (1, 2, 2), np.uint8)
+
+
+def steps_of(observations, length=2):
+    """The fields beside some observations."""
+    return Episode(observations, np.zeros((length, 2), np.float32), np.zeros(length, np.float32), terminated=False)
+
+
+@pytest.mark.parametrize(
+    ("space", "values", "message"),
+    [
+        (IMAGES, [0, 0.5, 1], r"hold 0\.5 in row 1; allowed: whole numbers from 0 to 255"),
+        (IMAGES, [0, 255, 256], r"hold 256 in row 2; .*from 0 to 255"),
+        (IMAGES, [-1.0, 0, 1], r"hold -1\.0 in row 0"),
+        (spaces.Discrete(3), [0, 1, 3], r"hold 3 in row 2; allowed: whole numbers from 0 to 2"),
+        (spaces.Discrete(3), [0, -1, 2], r"hold -1 in row 1"),
+        (spaces.Discrete(3), [0.5, 1, 2], r"hold 0\.5 in row 0"),
+        (spaces.Discrete(3, start=1), [1, 3, 0], r"hold 0 in row 2; .*from 1 to 3"),
+        (spaces.MultiDiscrete([2, 2]), [0, 1, 2], r"hold 2 in row 2; .*from \[0 0\] to \[1 1\]"),
+        (spaces.MultiBinary(2), [0, 2, 1], r"hold 2 in row 1; .*from 0 to 1"),
+        (spaces.Dict(a=IMAGES), [0, 1, 1.5], r"\['a'\] hold 1\.5 in row 2"),
+    ],
+)
+def test_observations_that_storing_would_change(space, values, message):
+    part = space["a"] if isinstance(space, spaces.Dict) else space
+    observations = np.stack([np.full(part.shape, value, np.array(values).dtype) for value in values])
+    keyed = {"a": observations} if isinstance(space, spaces.Dict) else observations
+    with pytest.raises(ValueError, match="it, episode 0: observations.*" + message):
+        build_buffer([steps_of(keyed)], 2, space, ACTIONS, source="it")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
+@pytest.mark.parametrize(
+    ("space", "top"),
+    [(IMAGES, 255), (spaces.Discrete(3), 2), (spaces.MultiDiscrete([2, 2]), 1), (spaces.MultiBinary(2), 1)],
+)
+def test_whole_numbers_of_any_type_are_stored(space, top, dtype):
+    observations = np.full((3, *space.shape), top).astype(dtype)
+    observations[0] = 0
+    buffer = build_buffer([steps_of(observations)], 2, space, ACTIONS, source="it")
+    assert buffer.observations[:, 0].reshape(2, -1).tolist() == observations[:2].reshape(2, -1).tolist()
+    assert buffer.next_observations[1].max() == buffer.next_observations[1].min() == top
+
+
+def test_a_file_with_scaled_images_is_named(tmp_path):
+    images = np.random.default_rng(0).random((3, 1, 2, 2))
+    zeros = np.zeros(3)
+    data = {"rewards": zeros, "terminals": zeros, "timeouts": zeros, "actions": np.zeros((3, 2))}
+    np.savez(tmp_path / "images.npz", observations=images, **data)
+    with pytest.raises(ValueError, match=r"images\.npz, episode 0: observations hold 0\.\d+ in row 0"):
+        from_npz(tmp_path / "images.npz", IMAGES)

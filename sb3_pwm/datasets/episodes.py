@@ -192,13 +192,16 @@ def check_episode(episode: Episode, observation_space: spaces.Space[Any], action
         if not isinstance(episode.observations, dict) or set(shapes) - set(episode.observations):
             raise ValueError(f"{where}: observations must have the keys {sorted(shapes)}")
         for key, shape in shapes.items():
-            check_field(f"{where}: observations[{key!r}]", episode.observations[key], (length + 1, *shape))
+            name, values = f"{where}: observations[{key!r}]", episode.observations[key]
+            check_field(name, values, (length + 1, *shape))
+            check_whole_numbers(name, values, observation_space[key])  # type: ignore[index]
     elif isinstance(episode.observations, dict):
         raise ValueError(f"{where}: observations have keys, the observation space {observation_space} has none")
     else:
         discrete = isinstance(observation_space, spaces.Discrete)
         shape = (length + 1,) if discrete else (length + 1, *shapes)
         check_field(f"{where}: observations", episode.observations, shape)
+        check_whole_numbers(f"{where}: observations", episode.observations, observation_space)
     return length
 
 
@@ -215,6 +218,33 @@ def check_field(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
     if not finite.all():
         row = int(np.argwhere(~finite)[0][0])
         raise ValueError(f"{name} are not finite in row {row}: {values[row]}")
+
+
+def check_whole_numbers(name: str, values: np.ndarray, space: spaces.Space[Any]) -> None:
+    """Check observations that are stored as whole numbers, such as images; (T, ...) in any type.
+
+    :raises ValueError: if storing would change them, or a discrete space does not hold them.
+    """
+    low: Any
+    high: Any
+    if isinstance(space, spaces.Discrete):
+        low, high = int(space.start), int(space.start + space.n - 1)
+    elif isinstance(space, spaces.MultiDiscrete):
+        low, high = space.start, space.start + space.nvec - 1
+    elif isinstance(space, spaces.MultiBinary):
+        low, high = 0, 1
+    elif space.dtype is not None and space.dtype.kind in "iu":
+        if np.can_cast(values.dtype, space.dtype):
+            return
+        low, high = np.iinfo(space.dtype).min, np.iinfo(space.dtype).max
+    else:
+        return
+    wrong = (values < low) | (values > high) | (np.mod(values, 1) != 0)
+    if wrong.any():
+        place = tuple(np.argwhere(wrong)[0])
+        raise ValueError(
+            f"{name} hold {values[place]} in row {place[0]}; allowed: whole numbers from {low} to {high} in {space}"
+        )
 
 
 def check_actions(name: str, actions: np.ndarray, action_space: spaces.Box) -> None:
