@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from dataset_toys import ACTIONS, episode, flat
+from dataset_toys import ACTIONS, OBSERVATIONS, THREE, episode, flat
 from gymnasium import spaces
 
 from sb3_pwm.datasets import from_arrays, from_npz
@@ -89,3 +89,11 @@ def test_a_file_with_scaled_images_is_named(tmp_path):
     np.savez(tmp_path / "images.npz", observations=images, **data)
     with pytest.raises(ValueError, match=r"images\.npz, episode 0: observations hold 0\.\d+ in row 0"):
         from_npz(tmp_path / "images.npz", IMAGES)
+
+
+def test_action_bounds_without_room_between_them():
+    data = flat(THREE)
+    data["actions"][:, 1] = 0
+    bounds = spaces.Box(np.array([-2, 0], np.float32), np.array([2, 0], np.float32))
+    with pytest.raises(ValueError, match=r"the action space must have low < high, not 0.0 in dimension \(1,\)"):
+        from_arrays(data, OBSERVATIONS, bounds)

@@ -164,15 +164,19 @@ def store_observations(storage: Any, observations: Arrays, rows: slice, steps: s
 
 
 def check_action_space(action_space: spaces.Space[Any]) -> spaces.Box:
-    """Return the action space, now known to be a bounded Box.
+    """Return the action space, now known to be a Box from whose bounds actions can be rescaled.
 
     :raises TypeError: if it is no Box.
-    :raises ValueError: if it is not bounded.
+    :raises ValueError: if it is not bounded, or holds but one value in a dimension.
     """
     if not isinstance(action_space, spaces.Box):
         raise TypeError(f"the action space must be a Box, not {action_space}")
     if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
         raise ValueError(f"the action space must have finite bounds, not {action_space}")
+    empty = np.argwhere(action_space.low >= action_space.high)
+    if len(empty):
+        place = tuple(empty[0].tolist())
+        raise ValueError(f"the action space must have low < high, not {action_space.low[place]} in dimension {place}")
     return action_space
 
 
@@ -212,6 +216,14 @@ def check_field(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
     """
     if values.shape != shape:
         raise ValueError(f"{name} have the shape {values.shape}, expected {shape}")
+    check_finite(name, values)
+
+
+def check_finite(name: str, values: np.ndarray) -> None:
+    """Check that all values are numbers, and finite.
+
+    :raises ValueError: if they are not.
+    """
     if not np.issubdtype(values.dtype, np.number) and values.dtype != bool:
         raise ValueError(f"{name} are of type {values.dtype}, expected numbers")
     finite = np.isfinite(values)
