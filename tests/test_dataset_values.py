@@ -1,11 +1,14 @@
 """Values that a data set may not hold, and those that it may."""
 
+import pickle
+
 import numpy as np
 import pytest
 from dataset_toys import ACTIONS, OBSERVATIONS, THREE, episode, flat
 from gymnasium import spaces
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 
-from sb3_pwm.datasets import from_arrays, from_npz
+from sb3_pwm.datasets import from_arrays, from_npz, from_replay_buffer
 from sb3_pwm.datasets.episodes import Episode, build_buffer
 
 
@@ -97,3 +100,55 @@ def test_action_bounds_without_room_between_them():
     bounds = spaces.Box(np.array([-2, 0], np.float32), np.array([2, 0], np.float32))
     with pytest.raises(ValueError, match=r"the action space must have low < high, not 0.0 in dimension \(1,\)"):
         from_arrays(data, OBSERVATIONS, bounds)
+
+
+def sb3_buffer(space=OBSERVATIONS):
+    """Four steps in a ring of six rows and two environments; no number in the empty rows counts."""
+    kind = DictReplayBuffer if isinstance(space, spaces.Dict) else ReplayBuffer
+    buffer = kind(12, space, ACTIONS, device="cpu", n_envs=2)
+    for _ in range(4):
+        first = {"a": np.zeros((2, 3))} if kind is DictReplayBuffer else np.zeros((2, *space.shape))
+        buffer.add(first, first, np.zeros((2, 2)), np.ones(2), np.zeros(2), [{}, {}])
+    buffer.rewards[4:] = np.nan
+    return buffer
+
+
+@pytest.mark.parametrize("field", ["observations", "next_observations", "actions", "rewards"])
+def test_an_sb3_buffer_with_numbers_that_are_not_finite(tmp_path, field):
+    buffer = sb3_buffer()
+    assert np.isfinite(from_replay_buffer(buffer).rewards).all()
+    getattr(buffer, field)[2, 1] = np.nan
+    with pytest.raises(ValueError, match=rf"the replay buffer: {field} are not finite in row 2: "):
+        from_replay_buffer(buffer, directory=tmp_path)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "bad.pkl").write_bytes(pickle.dumps(buffer))
+    with pytest.raises(ValueError, match=rf"bad\.pkl: {field} are not finite in row 2"):
+        from_replay_buffer(tmp_path / "bad.pkl")
+
+
+def test_an_sb3_buffer_with_observations_outside_its_space():
+    buffer = sb3_buffer(spaces.Dict(a=OBSERVATIONS))
+    buffer.next_observations["a"][3, 0, 1] = np.inf
+    with pytest.raises(ValueError, match=r"next_observations\['a'\] are not finite in row 3"):
+        from_replay_buffer(buffer)
+    buffer = sb3_buffer(spaces.Discrete(3))
+    buffer.observations[1, 1] = 3
+    with pytest.raises(ValueError, match="observations hold 3 in row 1; allowed: whole numbers from 0 to 2"):
+        from_replay_buffer(buffer)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no pickle", b"cno_such_module\nThing\n.", pickle.dumps(sb3_buffer())[:99]],
+    ids=["empty", "no pickle", "unknown class", "cut"],
+)
+def test_a_bad_pickle_is_named(tmp_path, content):
+    (tmp_path / "bad.pkl").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot read .*bad\.pkl as a replay buffer: ") as info:
+        from_replay_buffer(tmp_path / "bad.pkl")
+    assert info.value.__cause__ is not None
+    with pytest.raises(FileNotFoundError, match=r"none\.pkl"):
+        from_replay_buffer(tmp_path / "none.pkl")
+    (tmp_path / "list.pkl").write_bytes(pickle.dumps([1]))
+    with pytest.raises(TypeError, match=r"list\.pkl .*not list"):
+        from_replay_buffer(tmp_path / "list.pkl")
