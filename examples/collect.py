@@ -27,10 +27,10 @@ def steps_of(model: OffPolicyAlgorithm) -> dict[str, np.ndarray]:
     """Return the steps of a model of one environment in the D4RL layout, with actions as the environment gets them."""
     assert model.replay_buffer is not None
     buffer: Any = from_replay_buffer(model.replay_buffer)
-    names = ("observations", "next_observations", "rewards", "timeouts")
-    columns = {name: getattr(buffer, name)[:, 0] for name in names}
+    columns = {name: getattr(buffer, name)[:, 0] for name in ("observations", "next_observations", "rewards")}
     columns["actions"] = model.policy.unscale_action(buffer.actions[:, 0])
-    columns["terminals"] = buffer.dones[:, 0] * (1 - buffer.timeouts[:, 0])
+    columns["timeouts"] = buffer.timeouts[:, 0] == 1
+    columns["terminals"] = (buffer.dones[:, 0] == 1) & ~columns["timeouts"]
     return columns
 
 

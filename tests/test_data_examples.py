@@ -94,7 +94,9 @@ def test_data_of_another_algorithm(tmp_path, monkeypatch, capsys):
     data = from_replay_buffer(tmp_path / "sac.pkl")
     assert (data.size(), data.buffer_size) == (120, 120)
 
-    assert np.abs(np.load(tmp_path / "sac.npz")["actions"]).max() > 1  # in the environment's units, up to 2
+    arrays = np.load(tmp_path / "sac.npz")
+    assert np.abs(arrays["actions"]).max() > 1  # in the environment's units, up to 2
+    assert {name: arrays[name].dtype for name in ("terminals", "timeouts")} == {"terminals": bool, "timeouts": bool}
     env = gym.make("Pendulum-v1")
     again = from_npz(tmp_path / "sac.npz", env.observation_space, env.action_space)
     for name in ("observations", "next_observations", "rewards", "dones", "timeouts"):
