@@ -18,7 +18,7 @@ from stable_baselines3 import SAC
 from torch.testing import assert_close
 
 from sb3_pwm import PWM, TaskSet
-from sb3_pwm.datasets import from_arrays, from_replay_buffer, from_tasks
+from sb3_pwm.datasets import from_arrays, from_npz, from_replay_buffer, from_tasks
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SETTINGS = [
@@ -74,6 +74,39 @@ def test_from_single_tasks_to_many(tmp_path, monkeypatch):
     assert {row["success_rate"] for row in many} == {""}
     policy = PWM.load(tmp_path / "models" / "pwm-multitask-prior" / "1.zip", device="cpu")
     assert policy.predict(np.zeros(2, np.float32))[0].shape == (1,)
+
+
+def test_data_of_another_algorithm(tmp_path, monkeypatch, capsys):
+    """SAC's buffer, its evaluations while it learns and the best of them; PWM learns from its first steps."""
+    arguments = ["--algo", "sac", "--env", "Pendulum-v1", "--steps", 120, "--every", 40, "--episodes", 1, "--npz"]
+    script = [*map(str, arguments), "--set=learning_starts=100", "--set=batch_size=8", "--out", str(tmp_path / "sac")]
+    monkeypatch.setattr(sys, "argv", ["collect.py", *script])
+    runpy.run_path(str(EXAMPLES / "collect.py"), run_name="__main__")
+    rows = rows_of(tmp_path / "sac.csv")
+    assert [(row["algorithm"], row["env_steps"], row["value_calibration"]) for row in rows] == [
+        ("sac", "40", ""),
+        ("sac", "80", ""),
+        ("sac", "120", ""),
+    ]
+    assert json.loads(rows[0]["settings"]) == {"learning_starts": 100, "batch_size": 8}
+    best = max(rows, key=lambda row: float(row["return_mean"]))
+    assert f"best evaluation: {best['return_mean']} after {best['env_steps']} steps" in capsys.readouterr().out
+    data = from_replay_buffer(tmp_path / "sac.pkl")
+    assert (data.size(), data.buffer_size) == (120, 120)
+
+    arrays = np.load(tmp_path / "sac.npz")
+    assert np.abs(arrays["actions"]).max() > 1  # in the environment's units, up to 2
+    assert {name: arrays[name].dtype for name in ("terminals", "timeouts")} == {"terminals": bool, "timeouts": bool}
+    env = gym.make("Pendulum-v1")
+    again = from_npz(tmp_path / "sac.npz", env.observation_space, env.action_space)
+    for name in ("observations", "next_observations", "rewards", "dones", "timeouts"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(data, name))
+    np.testing.assert_allclose(again.actions, data.actions, atol=1e-6)
+
+    learn = ["--data", tmp_path / "sac.pkl", "--transitions", 80, "--updates", 2, "--every", 2, "--episodes", 1]
+    run(monkeypatch, "offline_curve.py", *learn, "--env", "Pendulum-v1", "--out", tmp_path / "pwm.csv")
+    (row,) = rows_of(tmp_path / "pwm.csv")
+    assert (row["data"], row["transitions"], row["updates"]) == ("sac", "80", "2")
 
 
 def test_data_are_read_by_their_kind(tmp_path):

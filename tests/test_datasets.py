@@ -5,59 +5,17 @@ import gymnasium as gym
 import minari
 import numpy as np
 import pytest
-import torch
+from dataset_toys import ACTIONS, OBSERVATIONS, THREE, check_holds, damage_file, episode, flat
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3 import TD3
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
-from tensordict import TensorDict
 
 from sb3_pwm import PWM, SequenceReplayBuffer
 from sb3_pwm.datasets import from_arrays, from_minari, from_npz, from_replay_buffer, from_tdmpc2
 from sb3_pwm.datasets.episodes import Episode, build_buffer
 
-ACTIONS = spaces.Box(np.array([-2, 0], np.float32), np.array([2, 1], np.float32))
-OBSERVATIONS = spaces.Box(-np.inf, np.inf, (3,), np.float32)
-
-
-def episode(number, length, *, terminated=False):
-    """Observations (episode, step, 0); the reward is the step's number."""
-    steps = np.arange(length + 1)
-    observations = np.stack([np.full(length + 1, number), steps, 0 * steps], -1).astype(np.float32)
-    actions = np.stack([np.linspace(-2, 2, length), np.linspace(0, 1, length)], -1).astype(np.float32)
-    return Episode(observations, actions, steps[1:].astype(np.float32), terminated)
-
-
-def flat(episodes):
-    """Give the D4RL layout."""
-    ends = [np.eye(1, len(e.rewards), len(e.rewards) - 1)[0] for e in episodes]
-    return {
-        "observations": np.concatenate([e.observations[:-1] for e in episodes]),
-        "next_observations": np.concatenate([e.observations[1:] for e in episodes]),
-        "actions": np.concatenate([e.actions for e in episodes]),
-        "rewards": np.concatenate([e.rewards for e in episodes]),
-        "terminals": np.concatenate([end * e.terminated for e, end in zip(episodes, ends, strict=True)]),
-        "timeouts": np.concatenate([end * (not e.terminated) for e, end in zip(episodes, ends, strict=True)]),
-    }
-
-
-def check_holds(buffer, episodes):
-    """Check that a buffer holds these episodes and nothing else."""
-    expected = flat(episodes)
-    n = len(expected["rewards"])
-    assert type(buffer).__name__ == "SequenceReplayBuffer"
-    assert (buffer.size(), buffer.n_envs) == (n, 1)
-    np.testing.assert_array_equal(buffer.observations[:n, 0], expected["observations"])
-    np.testing.assert_array_equal(buffer.next_observations[:n, 0], expected["next_observations"])
-    np.testing.assert_array_equal(buffer.rewards[:n, 0], expected["rewards"])
-    np.testing.assert_array_equal(buffer.dones[:n, 0], expected["terminals"] + expected["timeouts"])
-    np.testing.assert_array_equal(buffer.timeouts[:n, 0], expected["timeouts"])
-    scaled = 2 * (expected["actions"] - ACTIONS.low) / (ACTIONS.high - ACTIONS.low) - 1
-    np.testing.assert_allclose(buffer.actions[:n, 0], scaled, atol=1e-6)
-
-
-THREE = [episode(0, 4, terminated=True), episode(1, 1), episode(2, 3)]
 lengths = st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=6)
 
 
@@ -179,18 +137,6 @@ def test_episodes_that_are_not_as_many_as_announced():
     empty = Episode(np.zeros((1, 3)), np.zeros((0, 2)), np.zeros(0), terminated=False)
     with pytest.raises(ValueError, match="episode 1 has no steps"):
         build_buffer([THREE[0], empty], 4, OBSERVATIONS, ACTIONS, source="it")
-
-
-def damage_file(path, seed):
-    """Cut the end off, or change some bytes."""
-    content = bytearray(path.read_bytes())
-    rng = np.random.default_rng(seed)
-    if seed % 2:
-        content = content[: rng.integers(len(content))]
-    else:
-        for place in rng.integers(len(content), size=20):
-            content[place] = rng.integers(256)
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -323,88 +269,6 @@ def test_minari_with_discrete_actions_is_refused(minari_home):
     dataset = minari_dataset("test/discrete-v0", discrete, OBSERVATIONS, spaces.Discrete(2))
     with pytest.raises(TypeError, match="must be a Box"):
         from_minari(dataset)
-
-
-N_EPISODES, N_STEPS = 5, 6
-
-
-def tdmpc2_table(tasks=(0, 1, 0, 1, 1)):
-    """Row t: observation (episode, t, ...) and the action and reward of the step from t - 1 to t; row 0 has none."""
-    time = torch.arange(N_STEPS + 1.0).repeat(N_EPISODES, 1)
-    number = torch.arange(float(N_EPISODES))[:, None].expand_as(time)
-    obs = torch.stack([number, time, 0 * time, 0 * time], -1)
-    action = torch.stack([time / 10, -time / 10, 0 * time], -1)
-    reward = time.clone()
-    action[:, 0], reward[:, 0] = np.nan, np.nan
-    task = torch.tensor(tasks, dtype=torch.int32)[:, None].repeat(1, N_STEPS + 1)
-    return TensorDict(
-        {"obs": obs, "action": action, "reward": reward, "task": task}, batch_size=[N_EPISODES, N_STEPS + 1]
-    )
-
-
-def test_tdmpc2_rows_are_shifted_into_place(tmp_path):
-    torch.save(tdmpc2_table(), tmp_path / "chunk_0.pt")
-    torch.save(tdmpc2_table((1, 1, 1, 1, 0)), tmp_path / "chunk_1.pt")
-    space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    buffer = from_tdmpc2(tmp_path, 0, space, spaces.Box(-1, 1, (2,), np.float32))
-    assert buffer.size() == 3 * N_STEPS
-    steps = np.tile(np.arange(N_STEPS), 3)
-    numbers = np.repeat([0, 2, 4], N_STEPS)
-    np.testing.assert_array_equal(buffer.observations[:, 0], np.stack([numbers, steps], -1))
-    np.testing.assert_array_equal(buffer.next_observations[:, 0], np.stack([numbers, steps + 1], -1))
-    np.testing.assert_array_equal(buffer.rewards[:, 0], steps + 1)
-    np.testing.assert_allclose(buffer.actions[:, 0], np.stack([(steps + 1) / 10, -(steps + 1) / 10], -1), rtol=1e-6)
-    assert np.flatnonzero(buffer.dones).tolist() == np.flatnonzero(buffer.timeouts).tolist() == [5, 11, 17]
-
-
-def test_tdmpc2_files_of_one_task(tmp_path):
-    table = tdmpc2_table()
-    del table["task"]
-    torch.save(table, tmp_path / "data.pt")
-    buffer = from_tdmpc2([tmp_path / "data.pt"])
-    assert buffer.size() == N_EPISODES * N_STEPS
-    assert (buffer.observation_space.shape, buffer.action_space.shape) == ((4,), (3,))
-
-
-class Foreign:
-    pass
-
-
-@pytest.mark.parametrize(
-    ("content", "task", "message"),
-    [
-        (tdmpc2_table, None, r"holds the tasks \[0, 1\]: name one"),
-        (tdmpc2_table, 7, r"no episode of task 7; tasks found: \[0, 1\]"),
-        (Foreign, None, "cannot read .*data.pt"),
-        (lambda: {"obs": torch.zeros(2)}, None, "has no action, reward"),
-        (lambda: [1], None, "has no obs, action, reward"),
-        (lambda: tdmpc2_table()[:, :1], None, "expected .*steps"),
-        (lambda: {n: torch.zeros(2, 3) for n in ("obs", "action", "reward")}, None, "expected three dimensions"),
-        (lambda: tdmpc2_table().apply(lambda x: x + torch.nan if x.is_floating_point() else x), 0, "not finite"),
-    ],
-)
-def test_bad_tdmpc2_files(tmp_path, content, task, message):
-    torch.save(content(), tmp_path / "data.pt")
-    with pytest.raises(ValueError, match=message):
-        from_tdmpc2(tmp_path / "data.pt", task)
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_a_damaged_tdmpc2_file_is_refused_or_read_whole(tmp_path, seed):
-    path = tmp_path / "data.pt"
-    torch.save(tdmpc2_table(), path)
-    damage_file(path, seed)
-    try:
-        buffer = from_tdmpc2(path, 0)
-    except ValueError as error:
-        assert "data.pt" in str(error)  # noqa: PT017
-    else:
-        assert np.isfinite(buffer.rewards).all()
-
-
-def test_no_tdmpc2_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no \.pt file"):
-        from_tdmpc2(tmp_path)
 
 
 @pytest.mark.parametrize(("module", "read"), [("minari", from_minari), ("tensordict", from_tdmpc2)])

@@ -1,6 +1,8 @@
 """The documentation is whole: every page can be reached, links lead somewhere, what is said twice is the same."""
 
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,18 @@ def test_figures_have_texts_for_those_who_do_not_see_them() -> None:
         assert 'role="img"' in text
         assert re.search(r"<title .*?>.+</title>", text)
         assert re.search(r"<desc .*?>.+</desc>", text, re.S)
+
+
+def test_the_tables_of_results_are_those_that_the_script_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = ROOT / "examples" / "results_table.py"
+    monkeypatch.setattr(sys, "argv", [script.name, str(DOCS / "results" / "online")])
+    runpy.run_path(str(script), run_name="__main__")
+    tables = [table.strip() for table in re.split(r"^### .+$", capsys.readouterr().out, flags=re.M)[1:]]
+    assert len(tables) == 3
+    for table in tables:
+        assert table in (DOCS / "results.md").read_text()
 
 
 def test_rl_zoo_file_tunes_nothing() -> None:

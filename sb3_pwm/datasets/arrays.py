@@ -69,10 +69,12 @@ def from_arrays(
         environment's own spaces if ``learn`` shall go on there.
     :param action_space: Box with finite bounds, from which actions are rescaled to [-1, 1]; None for [-1, 1].
     :param buffer_size: capacity of the buffer; None for the number of steps.
-    :param directory: keep the arrays in files in this folder, for data larger than memory.
+    :param directory: keep the arrays in files in this folder, for data larger than memory; each import needs a folder
+        of its own.
     :param source: name of the data in error messages.
     :return: the buffer, of one environment.
     :raises ValueError: if a field is missing or has a wrong shape or value; the message names field and row.
+    :raises FileExistsError: if ``directory`` holds the files of an earlier import; nothing is written then.
     """
     data = {name: np.asarray(values) for name, values in data.items()}
     missing = [name for name in REQUIRED if name not in data]
@@ -93,7 +95,7 @@ def from_arrays(
         observation_space = spaces.Box(-np.inf, np.inf, data["observations"].shape[1:], np.float32)
     if action_space is None:
         action_space = spaces.Box(-1, 1, data["actions"].shape[1:], np.float32)
-    bounds = episode_bounds(data, source)
+    bounds = episode_bounds(data, source, observation_space.dtype)
     return build_buffer(
         split(data, bounds),
         sum(stop - start for start, stop in bounds),
@@ -105,9 +107,10 @@ def from_arrays(
     )
 
 
-def episode_bounds(data: Mapping[str, np.ndarray], source: str) -> list[tuple[int, int]]:
+def episode_bounds(data: Mapping[str, np.ndarray], source: str, dtype: np.dtype[Any] | None) -> list[tuple[int, int]]:
     """Return the first row of each episode and the row behind its last usable step.
 
+    :param dtype: type in which observations are stored.
     :raises ValueError: if episodes cannot be told apart, or rows that should follow each other do not.
     """
     terminals = data["terminals"] != 0
@@ -118,7 +121,7 @@ def episode_bounds(data: Mapping[str, np.ndarray], source: str) -> list[tuple[in
     elif following is None:
         raise ValueError(f"{source} has neither timeouts nor next_observations: where episodes end cannot be told")
     if following is not None:
-        differs = following[:-1] != data["observations"][1:]
+        differs = unequal(following[:-1], data["observations"][1:], dtype)
         broken = differs.any(tuple(range(1, differs.ndim))) & ~ends[:-1]
         if broken.any() and "timeouts" in data:
             row = int(np.flatnonzero(broken)[0])
@@ -135,6 +138,14 @@ def episode_bounds(data: Mapping[str, np.ndarray], source: str) -> list[tuple[in
     starts = np.concatenate([[0], stops[:-1]])
     cut = following is None
     return [(int(a), int(b) - cut) for a, b in zip(starts, stops, strict=True) if b - cut > a]
+
+
+def unequal(first: np.ndarray, second: np.ndarray, dtype: np.dtype[Any] | None) -> np.ndarray:
+    """Return where two arrays differ at the coarsest precision of their own types and ``dtype``."""
+    floats = [kind for kind in (first.dtype, second.dtype, dtype) if kind is not None and kind.kind == "f"]
+    coarsest = min(floats, key=lambda kind: kind.itemsize, default=np.result_type(first, second)).char
+    differs: np.ndarray = np.not_equal(first, second, signature=f"{coarsest}{coarsest}->?")
+    return differs
 
 
 def split(data: Mapping[str, np.ndarray], bounds: list[tuple[int, int]]) -> Iterator[Episode]:

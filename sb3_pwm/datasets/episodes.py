@@ -1,7 +1,8 @@
 """From episodes to a replay buffer: what every importer shares."""
 
+import contextlib
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,8 @@ class Episode(NamedTuple):
     """(T,), in the units of the environment."""
     terminated: bool
     """Whether the last step ended the episode truly, and not by a time-out or because the recording stopped."""
+    name: str = ""
+    """Where the episode comes from, for error messages; "" for its number."""
 
 
 def build_buffer(
@@ -48,47 +51,51 @@ def build_buffer(
     :param buffer_size: capacity, ``n_steps`` or more; None for ``n_steps``. Room beyond the data is for steps that
         ``learn`` adds; without it these replace the oldest ones.
     :param directory: keep the arrays in files in this folder, for data larger than memory; None keeps them in memory.
+        Each import needs a folder of its own.
     :return: the buffer, of one environment.
     :raises TypeError: if the action space is no Box.
     :raises ValueError: if data do not fit the spaces, are not finite, or are none at all.
+    :raises FileExistsError: if ``directory`` holds the files of an earlier import; nothing is written then.
     """
     action_space = check_action_space(action_space)
     low, high = action_space.low, action_space.high
-    buffer = make_buffer(n_steps, observation_space, action_space, source, buffer_size, directory)
     start = 0
-    for index, episode in enumerate(episodes):
-        where = f"{source}, episode {index}"
-        length = check_episode(episode, observation_space, action_space, where)
-        stop = start + length
-        if stop > n_steps:
-            raise ValueError(f"{where} goes beyond the {n_steps} steps that {source} should hold")
-        rows = slice(start, stop)
-        store_observations(buffer.observations, episode.observations, rows, slice(None, -1))
-        store_observations(buffer.next_observations, episode.observations, rows, slice(1, None))
-        actions = np.clip(2 * (episode.actions - low) / (high - low) - 1, -1, 1)
-        buffer.actions[rows, 0] = actions.reshape(length, -1)
-        buffer.rewards[rows, 0] = episode.rewards
-        buffer.dones[stop - 1, 0] = 1
-        buffer.timeouts[stop - 1, 0] = not episode.terminated
-        start = stop
-    if start != n_steps:
-        raise ValueError(f"{source} holds {start} steps, not the {n_steps} that it should")
+    with new_buffer(n_steps, observation_space, action_space, source, buffer_size, directory) as buffer:
+        for index, episode in enumerate(episodes):
+            where = episode.name or f"{source}, episode {index}"
+            length = check_episode(episode, observation_space, action_space, where)
+            stop = start + length
+            if stop > n_steps:
+                raise ValueError(f"{where} goes beyond the {n_steps} steps that {source} should hold")
+            rows = slice(start, stop)
+            store_observations(buffer.observations, episode.observations, rows, slice(None, -1))
+            store_observations(buffer.next_observations, episode.observations, rows, slice(1, None))
+            actions = np.clip(2 * (episode.actions - low) / (high - low) - 1, -1, 1)
+            buffer.actions[rows, 0] = actions.reshape(length, -1)
+            buffer.rewards[rows, 0] = episode.rewards
+            buffer.dones[stop - 1, 0] = 1
+            buffer.timeouts[stop - 1, 0] = not episode.terminated
+            start = stop
+        if start != n_steps:
+            raise ValueError(f"{source} holds {start} steps, not the {n_steps} that it should")
     return buffer
 
 
-def make_buffer(
+@contextlib.contextmanager
+def new_buffer(
     n_steps: int,
     observation_space: spaces.Space[Any],
     action_space: spaces.Space[Any],
     source: str,
     buffer_size: int | None = None,
     directory: str | pathlib.Path | None = None,
-) -> SequenceReplayBuffer:
-    """Make a replay buffer of one environment whose first ``n_steps`` rows count as stored; the caller fills them.
+) -> Iterator[SequenceReplayBuffer]:
+    """Give a replay buffer of one environment whose first ``n_steps`` rows count as stored; the caller fills them.
 
-    The arguments are those of :func:`build_buffer`.
+    The arguments are those of :func:`build_buffer`. If the caller fails, the buffer's files are removed.
 
     :raises ValueError: if there are no steps, or ``buffer_size`` is less.
+    :raises FileExistsError: if ``directory`` holds one of the files already.
     """
     if n_steps < 1:
         raise ValueError(f"{source} holds no steps")
@@ -98,30 +105,52 @@ def make_buffer(
     kind = sequence_buffer_class(observation_space)
     in_memory = capacity if directory is None else 1
     buffer = kind(in_memory, observation_space, action_space, device="cpu", n_envs=1)
-    if directory is not None:
-        move_to_files(buffer, capacity, directory)
     buffer.pos, buffer.full = n_steps % capacity, n_steps == capacity
-    return buffer
+    if directory is None:
+        yield buffer
+        return
+    files = new_files(buffer, pathlib.Path(directory))
+    try:
+        move_to_files(buffer, capacity, files)
+        yield buffer
+    except BaseException:
+        for path in files.values():
+            path.unlink(missing_ok=True)
+        raise
 
 
-def move_to_files(buffer: SequenceReplayBuffer, capacity: int, directory: str | pathlib.Path) -> None:
-    """Replace a buffer's arrays by empty ones of ``capacity`` rows in files of ``directory``."""
-    folder = pathlib.Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    buffer.buffer_size = capacity
+def new_files(buffer: SequenceReplayBuffer, folder: pathlib.Path) -> dict[tuple[str, str | None], pathlib.Path]:
+    """Return the file of each of a buffer's arrays, by name and key (None for an array without keys).
 
-    def in_file(name: str, array: np.ndarray) -> np.ndarray:
-        path = folder / f"{name}.npy"
-        return np.lib.format.open_memmap(path, mode="w+", dtype=array.dtype, shape=(capacity, *array.shape[1:]))
-
+    :raises FileExistsError: if there is one already, perhaps of a buffer in use.
+    """
+    files: dict[tuple[str, str | None], pathlib.Path] = {}
     for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
         array = getattr(buffer, name)
         if isinstance(array, dict):
             # Keys are numbered, because a file's name may not hold every character that a key may.
-            files: Any = {key: in_file(f"{name}_{i}", part) for i, (key, part) in enumerate(array.items())}
+            files |= {(name, key): folder / f"{name}_{i}.npy" for i, key in enumerate(array)}
         else:
-            files = in_file(name, array)
-        setattr(buffer, name, files)
+            files[name, None] = folder / f"{name}.npy"
+    for path in files.values():
+        if path.exists():
+            raise FileExistsError(f"{path} exists: remove the files of the earlier import, or name another directory")
+    return files
+
+
+def move_to_files(
+    buffer: SequenceReplayBuffer, capacity: int, files: dict[tuple[str, str | None], pathlib.Path]
+) -> None:
+    """Replace a buffer's arrays by empty ones of ``capacity`` rows in these files, see :func:`new_files`."""
+    buffer.buffer_size = capacity
+    for (name, key), path in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        array = getattr(buffer, name) if key is None else getattr(buffer, name)[key]
+        in_file = np.lib.format.open_memmap(path, mode="w+", dtype=array.dtype, shape=(capacity, *array.shape[1:]))
+        if key is None:
+            setattr(buffer, name, in_file)
+        else:
+            getattr(buffer, name)[key] = in_file
 
 
 def store_observations(storage: Any, observations: Arrays, rows: slice, steps: slice) -> None:
@@ -135,15 +164,19 @@ def store_observations(storage: Any, observations: Arrays, rows: slice, steps: s
 
 
 def check_action_space(action_space: spaces.Space[Any]) -> spaces.Box:
-    """Return the action space, now known to be a bounded Box.
+    """Return the action space, now known to be a Box from whose bounds actions can be rescaled.
 
     :raises TypeError: if it is no Box.
-    :raises ValueError: if it is not bounded.
+    :raises ValueError: if it is not bounded, or holds but one value in a dimension.
     """
     if not isinstance(action_space, spaces.Box):
         raise TypeError(f"the action space must be a Box, not {action_space}")
     if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
         raise ValueError(f"the action space must have finite bounds, not {action_space}")
+    empty = np.argwhere(action_space.low >= action_space.high)
+    if len(empty):
+        place = tuple(empty[0].tolist())
+        raise ValueError(f"the action space must have low < high, not {action_space.low[place]} in dimension {place}")
     return action_space
 
 
@@ -163,13 +196,16 @@ def check_episode(episode: Episode, observation_space: spaces.Space[Any], action
         if not isinstance(episode.observations, dict) or set(shapes) - set(episode.observations):
             raise ValueError(f"{where}: observations must have the keys {sorted(shapes)}")
         for key, shape in shapes.items():
-            check_field(f"{where}: observations[{key!r}]", episode.observations[key], (length + 1, *shape))
+            name, values = f"{where}: observations[{key!r}]", episode.observations[key]
+            check_field(name, values, (length + 1, *shape))
+            check_whole_numbers(name, values, observation_space[key])  # type: ignore[index]
     elif isinstance(episode.observations, dict):
         raise ValueError(f"{where}: observations have keys, the observation space {observation_space} has none")
     else:
         discrete = isinstance(observation_space, spaces.Discrete)
         shape = (length + 1,) if discrete else (length + 1, *shapes)
         check_field(f"{where}: observations", episode.observations, shape)
+        check_whole_numbers(f"{where}: observations", episode.observations, observation_space)
     return length
 
 
@@ -180,12 +216,47 @@ def check_field(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
     """
     if values.shape != shape:
         raise ValueError(f"{name} have the shape {values.shape}, expected {shape}")
+    check_finite(name, values)
+
+
+def check_finite(name: str, values: np.ndarray) -> None:
+    """Check that all values are numbers, and finite.
+
+    :raises ValueError: if they are not.
+    """
     if not np.issubdtype(values.dtype, np.number) and values.dtype != bool:
         raise ValueError(f"{name} are of type {values.dtype}, expected numbers")
     finite = np.isfinite(values)
     if not finite.all():
         row = int(np.argwhere(~finite)[0][0])
         raise ValueError(f"{name} are not finite in row {row}: {values[row]}")
+
+
+def check_whole_numbers(name: str, values: np.ndarray, space: spaces.Space[Any]) -> None:
+    """Check observations that are stored as whole numbers, such as images; (T, ...) in any type.
+
+    :raises ValueError: if storing would change them, or a discrete space does not hold them.
+    """
+    low: Any
+    high: Any
+    if isinstance(space, spaces.Discrete):
+        low, high = int(space.start), int(space.start + space.n - 1)
+    elif isinstance(space, spaces.MultiDiscrete):
+        low, high = space.start, space.start + space.nvec - 1
+    elif isinstance(space, spaces.MultiBinary):
+        low, high = 0, 1
+    elif space.dtype is not None and space.dtype.kind in "iu":
+        if np.can_cast(values.dtype, space.dtype):
+            return
+        low, high = np.iinfo(space.dtype).min, np.iinfo(space.dtype).max
+    else:
+        return
+    wrong = (values < low) | (values > high) | (np.mod(values, 1) != 0)
+    if wrong.any():
+        place = tuple(np.argwhere(wrong)[0])
+        raise ValueError(
+            f"{name} hold {values[place]} in row {place[0]}; allowed: whole numbers from {low} to {high} in {space}"
+        )
 
 
 def check_actions(name: str, actions: np.ndarray, action_space: spaces.Box) -> None:

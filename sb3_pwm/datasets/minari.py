@@ -25,11 +25,13 @@ def from_minari(
     :param dataset: a ``MinariDataset``, or its id such as ``"mujoco/hopper/medium-v0"``.
     :param download: fetch the data set of that id if it is not on this machine.
     :param buffer_size: capacity of the buffer; None for the number of steps.
-    :param directory: keep the arrays in files in this folder, for data larger than memory.
+    :param directory: keep the arrays in files in this folder, for data larger than memory; each import needs a folder
+        of its own.
     :return: the buffer, of one environment, with the data set's spaces.
     :raises ImportError: if minari is not installed.
     :raises TypeError: if the action space is no Box.
     :raises ValueError: if the data do not fit their spaces or are not finite.
+    :raises FileExistsError: if ``directory`` holds the files of an earlier import; nothing is written then.
     """
     try:
         import minari

@@ -3,7 +3,7 @@
 import pathlib
 import pickle
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,17 @@ from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.datasets.episodes import Episode, build_buffer
 
 FIELDS = ("obs", "action", "reward")
+OPTIONAL = ("task", "terminated")
+
+
+class Part(NamedTuple):
+    """The episodes of a task in one file."""
+
+    path: pathlib.Path
+    table: Any
+    """A TensorDict of (episodes, steps + 1, ...)."""
+    rows: np.ndarray
+    """Numbers of the task's episodes in the table."""
 
 
 def from_tdmpc2(
@@ -27,39 +38,45 @@ def from_tdmpc2(
     """Read the episodes of one task.
 
     Row t of an episode holds the t-th observation with the action and reward that *led to* it; row 0 has neither.
+    Where there is a field ``terminated``, it says whether that step ended the episode; without it none does.
     Files are mapped into memory, not read as a whole, and nothing in them is run.
 
     :param paths: a file, several files, or a folder with ``.pt`` files.
     :param task: number of the task; None for files that hold one task only.
     :param observation_space: vector space of the task; observations are padded at their end to the largest task and
-        cut to this size. None for an unbounded Box of the file's size.
-    :param action_space: vector space of the task, cut in the same way; None for [-1, 1] of the file's size.
+        cut to this size. None for an unbounded Box of the files' size.
+    :param action_space: vector space of the task, cut in the same way; None for [-1, 1] of the files' size.
     :param buffer_size: capacity of the buffer; None for the number of steps.
-    :param directory: keep the arrays in files in this folder, for data larger than memory.
+    :param directory: keep the arrays in files in this folder, for data larger than memory; each import needs a folder
+        of its own.
     :return: the buffer, of one environment.
     :raises ImportError: if tensordict is not installed.
     :raises FileNotFoundError: if there is no such file.
-    :raises ValueError: if a file is damaged, is no such data file or holds foreign classes, or lacks the task.
+    :raises ValueError: if a file is damaged, is no such data file or holds foreign classes; if no file holds the task,
+        or there are several tasks and ``task`` is None, or several sizes and no space says which part is the task's.
+    :raises FileExistsError: if ``directory`` holds the files of an earlier import; nothing is written then.
     """
     files = files_of(paths)
     tables = [load_table(path) for path in files]
-    episodes = [select(table, task, path) for table, path in zip(tables, files, strict=True)]
-    n_steps = sum(len(rows) * (table["obs"].shape[1] - 1) for rows, table in zip(episodes, tables, strict=True))
-    if n_steps == 0:
+    if task is None:
+        check_single_task(tables, files)
+    parts = [Part(path, table, select(table, task)) for path, table in zip(files, tables, strict=True)]
+    parts = [part for part in parts if len(part.rows)]
+    if not parts:
         tasks = sorted({int(number) for table in tables for number in torch.unique(task_of(table))})
         raise ValueError(f"{paths} holds no episode of task {task}; tasks found: {tasks}")
-    observation_dim, action_dim = tables[0]["obs"].shape[-1], tables[0]["action"].shape[-1]
+    for part in parts:
+        check_first_rows(part)
+        check_terminated(part)
     if observation_space is None:
-        observation_space = spaces.Box(-np.inf, np.inf, (observation_dim,), np.float32)
+        width = width_of("obs", parts, "observation_space")
+        observation_space = spaces.Box(-np.inf, np.inf, (width,), np.float32)
     if action_space is None:
-        action_space = spaces.Box(-1, 1, (action_dim,), np.float32)
+        action_space = spaces.Box(-1, 1, (width_of("action", parts, "action_space"),), np.float32)
+    sizes = (observation_space.shape[0], action_space.shape[0])
     return build_buffer(
-        (
-            episode_of(table, int(row), observation_space.shape[0], action_space.shape[0])
-            for table, rows in zip(tables, episodes, strict=True)
-            for row in rows
-        ),
-        n_steps,
+        (episode_of(part, int(row), *sizes) for part in parts for row in part.rows),
+        sum(len(part.rows) * (part.table["obs"].shape[1] - 1) for part in parts),
         observation_space,
         action_space,
         source=str(paths),
@@ -102,13 +119,13 @@ def load_table(path: pathlib.Path) -> Any:
     missing = [name for name in FIELDS if name not in getattr(table, "keys", tuple)()]
     if missing:
         raise ValueError(f"{path} has no {', '.join(missing)}: it is not a data file of TD-MPC2")
-    leading = table["reward"].shape
-    if len(leading) != 2 or leading[1] < 2 or any(table[name].shape[:2] != leading for name in FIELDS):
-        shapes = {name: tuple(table[name].shape) for name in FIELDS}
+    shapes = {name: tuple(table[name].shape) for name in (*FIELDS, *OPTIONAL) if name in table.keys()}  # noqa: SIM118
+    leading = shapes["reward"]
+    if len(leading) != 2 or leading[1] < 2 or any(shape[:2] != leading for shape in shapes.values()):
         raise ValueError(f"{path}: expected (episodes, steps + 1, ...) in every field, found {shapes}")
-    for name in ("obs", "action"):
-        if table[name].ndim != 3:
-            raise ValueError(f"{path}: {name} have the shape {tuple(table[name].shape)}, expected three dimensions")
+    for name, dimensions in (("obs", 3), ("action", 3), ("terminated", 2)):
+        if name in shapes and len(shapes[name]) != dimensions:
+            raise ValueError(f"{path}: {name} has the shape {shapes[name]}, expected {dimensions} dimensions")
     return table
 
 
@@ -120,25 +137,84 @@ def task_of(table: Any) -> torch.Tensor:
     return task
 
 
-def select(table: Any, task: int | None, path: pathlib.Path) -> np.ndarray:
-    """Return the rows of the episodes of a task.
+def check_single_task(tables: Sequence[Any], files: Sequence[pathlib.Path]) -> None:
+    """Check that all files together hold one task.
 
-    :raises ValueError: if no task is named and there are several.
+    :raises ValueError: if they hold several.
     """
+    found: set[int] = set()
+    for table, path in zip(tables, files, strict=True):
+        own = set(torch.unique(task_of(table)).tolist())
+        if len(found | own) > 1:
+            before = f", the files before it {sorted(found)}" if found else ""
+            raise ValueError(f"{path} holds the tasks {sorted(own)}{before}: name one of them (task)")
+        found |= own
+
+
+def select(table: Any, task: int | None) -> np.ndarray:
+    """Return the rows of the episodes of a task; None for all."""
     numbers = task_of(table).numpy()
-    if task is None:
-        found = np.unique(numbers)
-        if len(found) > 1:
-            raise ValueError(f"{path} holds the tasks {found.tolist()}: name one of them (task)")
-        return np.arange(len(numbers))
-    return np.flatnonzero(numbers == task)
+    return np.arange(len(numbers)) if task is None else np.flatnonzero(numbers == task)
 
 
-def episode_of(table: Any, row: int, observation_dim: int, action_dim: int) -> Episode:
+def check_first_rows(part: Part) -> None:
+    """Check that the first row of each episode holds no step: action and reward are NaN or 0.
+
+    :raises ValueError: if one does; its steps would be shifted by one.
+    """
+    for name in ("action", "reward"):
+        first = torch.nan_to_num(part.table[name][:, :1][part.rows]).flatten(1)
+        wrong = np.flatnonzero((first != 0).any(1).numpy())
+        if len(wrong):
+            row = int(part.rows[wrong[0]])
+            raise ValueError(
+                f"{part.path}, episode {row}: {name} is {part.table[name][row, 0].tolist()} in row 0; allowed: NaN or "
+                "0, because every row holds the action and reward that led to its observation, and nothing led to the "
+                "first"
+            )
+
+
+def check_terminated(part: Part) -> None:
+    """Check that an episode ends with its last row or not at all.
+
+    :raises ValueError: if one terminates before.
+    """
+    if "terminated" not in part.table.keys():  # noqa: SIM118
+        return
+    values = part.table["terminated"][part.rows].float()
+    allowed = values == 0
+    allowed[:, 0] |= values[:, 0].isnan()
+    allowed[:, -1] |= values[:, -1] == 1
+    wrong = np.argwhere(~allowed.numpy())
+    if len(wrong):
+        number, row = wrong[0]
+        raise ValueError(
+            f"{part.path}, episode {part.rows[number]}: terminated is {values[number, row]} in row {row}; allowed: 0, "
+            "1 in the last row, with which the episode ends, and NaN in row 0"
+        )
+
+
+def width_of(field: str, parts: Sequence[Part], argument: str) -> int:
+    """Return the width that a field has in all files.
+
+    :raises ValueError: if it has several; ``argument`` can then say how much of it is the task's own.
+    """
+    first, width = parts[0].path, int(parts[0].table[field].shape[-1])
+    for part in parts:
+        if part.table[field].shape[-1] != width:
+            raise ValueError(
+                f"{part.path}: {field} has {part.table[field].shape[-1]} columns, that of {first} {width}; give the "
+                f"task's {argument}"
+            )
+    return width
+
+
+def episode_of(part: Part, row: int, observation_dim: int, action_dim: int) -> Episode:
     """Return one episode, cut to a task's dimensions, with its rows shifted into place."""
     return Episode(
-        table["obs"][row, :, :observation_dim].numpy(),
-        table["action"][row, 1:, :action_dim].numpy(),
-        table["reward"][row, 1:].numpy(),
-        terminated=False,
+        part.table["obs"][row, :, :observation_dim].numpy(),
+        part.table["action"][row, 1:, :action_dim].numpy(),
+        part.table["reward"][row, 1:].numpy(),
+        terminated="terminated" in part.table.keys() and bool(part.table["terminated"][row, -1]),  # noqa: SIM118
+        name=f"{part.path}, episode {row}",
     )

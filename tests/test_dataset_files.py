@@ -1,0 +1,74 @@
+"""Data sets whose arrays are kept in files (``directory=``)."""
+
+import numpy as np
+import pytest
+from dataset_toys import ACTIONS, OBSERVATIONS, THREE, check_holds, episode, flat
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+
+from sb3_pwm.datasets import from_arrays, from_replay_buffer
+from sb3_pwm.datasets.episodes import build_buffer
+
+NAMES = ["actions", "dones", "next_observations", "observations", "rewards", "timeouts"]
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_an_earlier_import_is_not_overwritten(tmp_path):
+    first = from_arrays(flat(THREE), OBSERVATIONS, ACTIONS, directory=tmp_path)
+    other = flat([episode(9, 2)])
+    with pytest.raises(FileExistsError, match=r"observations\.npy exists.*another directory"):
+        from_arrays(other, OBSERVATIONS, ACTIONS, directory=tmp_path)
+    check_holds(first, THREE)
+    for path in tmp_path.iterdir():
+        if path.name != "timeouts.npy":
+            path.unlink()
+    with pytest.raises(FileExistsError, match=r"timeouts\.npy"):  # any of the files counts, not only the first
+        from_arrays(other, OBSERVATIONS, ACTIONS, directory=tmp_path)
+    assert names_in(tmp_path) == ["timeouts.npy"]
+
+
+def test_an_import_that_is_refused_leaves_no_files(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    data = flat(THREE)
+    data["actions"][6] = 7  # in the last episode, when the others are written already
+    with pytest.raises(ValueError, match="episode 2: actions are outside"):
+        from_arrays(data, OBSERVATIONS, ACTIONS, directory=tmp_path)
+    assert names_in(tmp_path) == ["notes.txt"]
+    check_holds(from_arrays(flat(THREE), OBSERVATIONS, ACTIONS, directory=tmp_path), THREE)
+    assert names_in(tmp_path) == sorted(["notes.txt", *(f"{name}.npy" for name in NAMES)])
+
+
+def test_an_interrupted_import_leaves_no_files(tmp_path):
+    def episodes():
+        yield THREE[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_buffer(episodes(), 8, OBSERVATIONS, ACTIONS, source="it", directory=tmp_path)
+    assert names_in(tmp_path) == []
+
+
+def test_every_key_of_dict_observations_has_files_that_count(tmp_path):
+    space = spaces.Dict({"a": OBSERVATIONS, "b/c": OBSERVATIONS})
+    keyed = [e._replace(observations={"a": e.observations, "b/c": e.observations + 1}) for e in THREE]
+    buffer = build_buffer(keyed, 8, space, ACTIONS, source="it", directory=tmp_path)
+    np.testing.assert_array_equal(buffer.observations["b/c"], buffer.observations["a"] + 1)
+    assert {"observations_0.npy", "observations_1.npy"} < set(names_in(tmp_path))
+    for path in tmp_path.iterdir():
+        if path.name != "next_observations_1.npy":
+            path.unlink()
+    with pytest.raises(FileExistsError, match=r"next_observations_1\.npy exists"):
+        build_buffer(keyed, 8, space, ACTIONS, source="it", directory=tmp_path)
+
+
+def test_a_replay_buffer_in_files(tmp_path):
+    source = ReplayBuffer(4, OBSERVATIONS, ACTIONS, device="cpu")
+    source.add(np.zeros(3), np.ones(3), np.zeros(2), np.ones(1), np.zeros(1), [{}])
+    buffer = from_replay_buffer(source, directory=tmp_path)
+    assert isinstance(buffer.rewards, np.memmap)
+    with pytest.raises(FileExistsError, match=r"observations\.npy exists"):
+        from_replay_buffer(source, directory=tmp_path)
+    assert buffer.rewards.tolist() == [[1]]
