@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from sb3_pwm.benchmark.engines import LocalEngine, RayEngine
-from sb3_pwm.benchmark.plan import ALGORITHMS, make_plan
+from sb3_pwm.benchmark.plan import ALGORITHMS, make_plan, named_algorithms
 from sb3_pwm.benchmark.results import read_run
 from sb3_pwm.benchmark.runner import run_plan
 from sb3_pwm.checks import check_integer
@@ -22,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(ALGORITHMS)
     parser.add_argument("--env", nargs="+", required=True, metavar="ID", help="Gymnasium ids")
     parser.add_argument(
-        "--algo", nargs="+", default=["pwm", "sac"], metavar="NAME", help=f"{names}, or an import path mypkg:MyAlgo"
+        "--algo",
+        nargs="+",
+        default=["pwm", "sac"],
+        metavar="[LABEL=]NAME",
+        help=f"{names}, or an import path mypkg:MyAlgo; a LABEL tells several settings of one algorithm apart",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
     parser.add_argument("--steps", type=int, default=100_000, help="environment steps of each run")
@@ -34,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[ALGO=]FILE",
-        help="YAML in the RL Baselines3 Zoo's layout; ALGO may be left out if there is one algorithm",
+        help="YAML in the RL Baselines3 Zoo's layout; ALGO is a label or a name, and may be left out if there is one",
     )
     parser.add_argument("--engine", choices=["local", "ray"], default="local")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; with --engine ray, Ray decides")
@@ -47,17 +51,18 @@ def own_files(given: list[str], algos: list[str]) -> dict[str, Path]:
     """Read ``--hyperparameters``.
 
     :param given: values of the form ``ALGO=FILE``, or ``FILE`` if there is one algorithm.
-    :param algos: the algorithms.
-    :return: file of each algorithm that has one.
+    :param algos: the algorithms as they are given.
+    :return: file of each label or algorithm that has one.
     :raises ValueError: if it is not clear which algorithm a file is for, or there is no such file.
     """
     files: dict[str, Path] = {}
     for value in given:
         algo, equals, name = value.rpartition("=")
         if not equals:
-            if len(algos) > 1:
-                raise ValueError(f"--hyperparameters {value}: for which of {algos}? Write ALGO={value}")
-            algo = algos[0]
+            names = list(named_algorithms(algos))
+            if len(names) > 1:
+                raise ValueError(f"--hyperparameters {value}: for which of {names}? Write ALGO={value}")
+            algo = names[0]
         files[algo] = Path(name)
         if not files[algo].is_file():
             raise ValueError(f"--hyperparameters {value}: there is no file {name}")

@@ -44,7 +44,7 @@ class Board:
             steps = max(steps, _noted_steps(Path(folder)))
         last = [f"{curve[-1].return_mean:,.1f}", f"{curve[-1].cpu_seconds:,.0f}"] if curve else ["", ""]
         done = f"{steps:,} / {spec.steps:,} ({100 * steps // spec.steps} %)"
-        return [spec.env, spec.algo, str(spec.seed), state, done, *last]
+        return [spec.env, spec.name, str(spec.seed), state, done, *last]
 
 
 HEADER = ("environment", "algorithm", "seed", "state", "steps", "return", "CPU s")
