@@ -265,6 +265,31 @@ def test_the_command_line_refuses_in_one_line(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("env", "algo", "entry", "messages"),
+    [
+        ("Pendulum-v1", "pwm", "horizon: 4.5", ["PWM's horizon must be int, not 4.5"]),
+        ("Pendulum-v1", "pwm", "critic_learning_rate: [1]", ["critic_learning_rate must be a number", "not [1]"]),
+        ("Pendulum-v1", "wide=pwm", "policy_kwargs: {latent_dim: 12}", ["latent_dim=12 must be"]),
+        ("Pendulum-v1", "ppo", "policy_kwargs: {net_ach: [8]}", ["net_ach"]),
+        ("Pendulum-v1", "sac", "env_kwargs: {gravity: 9.8}", ["gravity"]),
+        ("CartPole-v1", "pwm", "{}", ["Box", "Discrete(2)"]),
+    ],
+)
+def test_what_cannot_be_made_is_refused_before_the_first_run(env, algo, entry, messages, tmp_path, capsys):
+    pytest.importorskip("yaml")
+    file, out = tmp_path / "mine.yml", tmp_path / "results"
+    file.write_text(f"default: {{ {entry} }}" if entry != "{}" else "default: {}")
+    arguments = ["--env", env, "--algo", algo, "--seeds", "0", "--hyperparameters", str(file), "--out", str(out)]
+    with pytest.raises(SystemExit) as error:
+        run_command_line({"benchmark": command}, ["benchmark", *arguments])
+    assert error.value.code == 2
+    printed = capsys.readouterr().err
+    for message in [f"error: {algo.partition('=')[0]} in {env}: ", *messages]:
+        assert message in printed
+    assert not out.exists()
+
+
 def test_ray_runs_the_same_worker(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_worker_niceness", "0")

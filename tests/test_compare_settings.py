@@ -94,6 +94,18 @@ def test_an_entry_becomes_arguments():
     assert settings.arguments == {"gamma": 0.9, "policy_kwargs": {"net_arch": [8]}}
 
 
+def test_pwms_own_rates_have_schedules_too():
+    entry = {"critic_learning_rate": "lin_1e-3", "model_learning_rate": "3e-4", "learning_rate": None}
+    rates = interpret(entry, PWM).arguments
+    assert rates.pop("critic_learning_rate")(0.25) == pytest.approx(2.5e-4)
+    assert rates == {"model_learning_rate": 3e-4, "learning_rate": None}
+
+
+def test_what_sb3_annotates_is_checked():
+    entry = {"batch_size": 64, "tau": 1, "use_sde": False, "gradient_steps": -1, "ent_coef": "auto"}
+    assert interpret(entry, SAC).arguments == entry
+
+
 def test_noise_and_training_frequency():
     settings = interpret({"noise_type": "normal", "noise_std": 0.2, "train_freq": [1, "episode"]}, TD3)
     assert settings.arguments == {"train_freq": (1, "episode")}
@@ -110,6 +122,12 @@ def test_noise_and_training_frequency():
         ({"n_envs": 0}, "n_envs=0"),
         ({"normalize": "yes please"}, "cannot read"),
         ({"noise_type": "pink"}, "noise_type='pink'"),
+        ({"learning_rate": "cos_1e-3"}, "learning_rate: 'cos_1e-3' is no schedule"),
+        ({"batch_size": 64.5}, "SAC's batch_size must be int, not 64.5"),
+        ({"batch_size": True}, "SAC's batch_size must be int, not True"),
+        ({"use_sde": 1}, "SAC's use_sde must be bool, not 1"),
+        ({"gamma": None}, "SAC's gamma must be float, not None"),
+        ({"tau": "5e-3"}, "SAC's tau must be float, not '5e-3'; YAML reads 5e-3 as text and 5.0e-3 as a number"),
     ],
 )
 def test_bad_entries_are_refused(entry, match):

@@ -14,6 +14,7 @@ from sb3_pwm.benchmark.engines import LocalEngine, RayEngine
 from sb3_pwm.benchmark.plan import ALGORITHMS, make_plan, named_algorithms
 from sb3_pwm.benchmark.results import read_run
 from sb3_pwm.benchmark.runner import run_plan
+from sb3_pwm.benchmark.segments import check_models
 from sb3_pwm.checks import check_integer
 
 
@@ -73,7 +74,8 @@ def run(options: argparse.Namespace) -> int:
     """Carry out ``sb3-pwm benchmark``.
 
     :return: exit code: 1 if a run failed.
-    :raises ValueError: if an option is wrong, or the results folder belongs to something else.
+    :raises ValueError: if an option is wrong, an algorithm cannot be made in an environment, or the results folder
+        belongs to something else.
     """
     check_integer("jobs", options.jobs, 1)
     sys.path.insert(0, os.getcwd())  # for algorithms by import path, as with python -m
@@ -89,6 +91,7 @@ def run(options: argparse.Namespace) -> int:
         device=options.device,
         hyperparameters=own_files(options.hyperparameters, options.algo),
     )
+    check_models(plan)
     command = shlex.join(["sb3-pwm", "benchmark", *options.arguments])
     engine = RayEngine if options.engine == "ray" else lambda: LocalEngine(options.jobs)
     try:

@@ -199,7 +199,10 @@ def make_plan(
         for env in envs:
             file = hyperparameters.get(name, hyperparameters.get(algo))
             source, values = find_hyperparameters(algo, env, file)
-            interpret(values, algorithm)
+            try:
+                interpret(values, algorithm)
+            except ValueError as error:
+                raise ValueError(f"{name} in {env}: {error}") from error
             found[env, name] = {"algo": algo, "label": label, "hyperparameters": values, "source": source}
     return [
         RunSpec(env=env, seed=seed, device=device, **numbers, **settings)
