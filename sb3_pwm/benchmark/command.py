@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sb3_pwm.benchmark.engines import LocalEngine, RayEngine
 from sb3_pwm.benchmark.plan import ALGORITHMS, make_plan, named_algorithms
-from sb3_pwm.benchmark.results import read_run
+from sb3_pwm.benchmark.results import FAILED, read_run
 from sb3_pwm.benchmark.runner import run_plan
 from sb3_pwm.benchmark.segments import check_models
 from sb3_pwm.checks import check_integer
@@ -99,10 +99,10 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoints", file=sys.stderr)
         return 130
-    for spec in failed:
+    for spec, state in failed:
         folder = spec.folder(options.out)
-        traceback = read_run(folder).record["traceback"] if (folder / "run.json").exists() else None
-        print(f"\n{folder}: {traceback or 'killed; its output is in log.txt'}", file=sys.stderr)
+        reason = read_run(folder).record["traceback"] if state == FAILED else f"{state}; its output is in log.txt"
+        print(f"\n{folder}: {reason}", file=sys.stderr)
     if failed:
         print(f"{len(failed)} of {len(plan)} runs did not finish; the same command tries them again", file=sys.stderr)
     return int(bool(failed))
