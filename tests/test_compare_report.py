@@ -216,6 +216,7 @@ def test_the_page(results, tmp_path, capsys):
         "B-v0, td3, seed 8: unfinished, last evaluation at 200 of 400 steps",
         "400 environment steps; target 130 (td3)",
         "is 1 at the mean final return of sac and 0 at a return of 0",
+        "without the lowest and the highest quarter, rounded down to whole runs (of 3 none, of 6 one at either end)",
         "Processor: Some <Processor>; threads per run: 1",
         "torch 1.2.3, git revision abc123",
         "sb3-pwm benchmark --env A-v0 B-v0",
