@@ -17,6 +17,8 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 DEFAULT_FPS = 30  # of environments that name no rate
 FLOOR_FACTOR = 25
 SHADOW_SIZE = 1_024  # of MuJoCo's shadow map; its default of 4,096 doubles the time per frame without a GPU
+# What the import of MuJoCo raises without a renderer, and what Gymnasium makes of it.
+IMPORT_ERRORS = (ImportError, AttributeError, OSError, RuntimeError, gym.error.DependencyNotInstalled)
 
 EnvFactory: TypeAlias = str | Callable[[], gym.Env[Any, Any]]
 
@@ -68,9 +70,9 @@ def make_env(env: EnvFactory) -> gym.Env[Any, Any]:
         except gym.error.UnregisteredEnv as error:
             raise ValueError(f"env={env!r} is unknown to Gymnasium: {error}") from error
         except Exception as error:  # whatever a foreign environment answers with
-            if _mujoco_finds_renderer():
-                raise ValueError(f"env={env!r} cannot be made: {type(error).__name__}: {error}") from error
-            raise _renderer_error(env, error) from error
+            if isinstance(error, IMPORT_ERRORS) and not _mujoco_finds_renderer():
+                raise _renderer_error(env, error) from error
+            raise ValueError(f"env={env!r} cannot be made: {type(error).__name__}: {error}") from error
     made = env() if callable(env) else env
     if not isinstance(made, gym.Env):
         wanted = "an id, a function that makes a Gymnasium environment, or (for record_video) such an environment"
@@ -82,7 +84,7 @@ def _mujoco_finds_renderer() -> bool:
     """Return whether MuJoCo can be imported: it looks for its renderer then, and fails in several ways without one."""
     try:
         importlib.import_module("mujoco")
-    except (ImportError, AttributeError, OSError, RuntimeError):
+    except IMPORT_ERRORS:
         return False
     return True
 
