@@ -1,10 +1,11 @@
 """Extract a policy for each task from a model of many tasks, each in a process of its own.
 
-The same command again leaves out the tasks whose policies are there. The replay buffer is a pickle, which runs code:
-use only files that you trust.
+The same command again leaves out the tasks whose policies are there; a policy of another model, other data, updates or
+seed is an error. The replay buffer is a pickle, which runs code: use only files that you trust.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import threading
@@ -25,6 +26,7 @@ from sb3_pwm.pwm import PWM
 
 ALL = "all"
 POLL_SECONDS = 0.5
+ORIGIN = ("model_sha256", "data_sha256", "updates", "seed")  # what a policy follows from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,11 +59,35 @@ def chosen_tasks(model: PWM, names: Sequence[str]) -> list[str]:
     return [name for name in task_set.names if name in names]
 
 
+def sha256(path: Path) -> str:
+    """Return enough of a file's SHA-256 to tell it from others."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def is_extracted(folder: Path, settings: dict[str, Any]) -> bool:
+    """Return whether a task's policy is there.
+
+    :param folder: the task's folder.
+    :param settings: what is asked for.
+    :raises ValueError: if the policy that is there follows from something else.
+    """
+    if not (folder / "model.zip").exists():
+        return False
+    record = folder / "extraction.json"
+    found = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    pairs = [(name, found.get(name), settings[name]) for name in ORIGIN]
+    differences = "; ".join(f"{name} is {there!r} there, {here!r} here" for name, there, here in pairs if there != here)
+    if differences:
+        raise ValueError(f"{folder} holds a policy of other settings: {differences}; choose another --out")
+    return True
+
+
 def run(options: argparse.Namespace) -> int:
     """Carry out ``sb3-pwm extract``.
 
     :return: exit code: 1 if a task failed.
-    :raises ValueError: if an option is wrong.
+    :raises ValueError: if an option is wrong, or the output folder holds policies of other settings.
     :raises TypeError: if the model has one task only.
     """
     for name, low in (("jobs", 1), ("threads", 1), ("updates", 0), ("seed", 0)):
@@ -70,9 +96,10 @@ def run(options: argparse.Namespace) -> int:
         if not getattr(options, name).is_file():
             raise ValueError(f"{name}: there is no file {getattr(options, name)}")
     names = chosen_tasks(PWM.load(options.model, device="cpu"), options.tasks)
-    waiting = [name for name in names if not (options.out / name / "model.zip").exists()]
-    print(f"{len(names)} tasks, {len(names) - len(waiting)} of them extracted before", flush=True)
     settings = {name: getattr(options, name) for name in ("updates", "seed", "threads", "device")}
+    settings |= {f"{name}_sha256": sha256(getattr(options, name)) for name in ("model", "data")}
+    waiting = [name for name in names if not is_extracted(options.out / name, settings)]
+    print(f"{len(names)} tasks, {len(names) - len(waiting)} of them extracted before", flush=True)
     jobs = [
         {
             "module": "sb3_pwm.extraction",

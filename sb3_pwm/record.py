@@ -1,6 +1,7 @@
 """Record a saved model: a video of its episodes, or of what its world model imagines beside them."""
 
 import argparse
+import os
 import pathlib
 import pickle
 import sys
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to a parser."""
     names = ", ".join(ALGORITHMS)
     parser.add_argument("model", type=pathlib.Path, metavar="MODEL.zip", help="file that model.save() wrote")
-    parser.add_argument("--env", required=True, metavar="ID", help="id of a Gymnasium environment")
+    parser.add_argument("--env", required=True, metavar="ID", help="id of a Gymnasium environment, or mymodule:ID")
     parser.add_argument("--out", type=pathlib.Path, required=True, metavar="FILE", help="ends in .mp4 or .gif")
     parser.add_argument("--algo", default="pwm", help=f"{names}, or package:Class (default: pwm)")
     parser.add_argument("--episodes", type=int, default=1, metavar="N", help="number of episodes (default: 1)")
@@ -46,9 +47,11 @@ def run(args: argparse.Namespace) -> int:
     :param args: as :func:`add_arguments` parses them.
     :return: exit code: 0, or 2 for bad input or where nothing can be rendered.
     """
+    sys.path.insert(0, os.getcwd())  # for environments and algorithms by import path, as with python -m
     try:
-        for name in ("episodes", "max_steps", *(["imagined"] if args.imagined is not None else [])):
-            check_integer(f"--{name.replace('_', '-')}", getattr(args, name), 1)
+        for name, low in (("episodes", 1), ("max_steps", 1), ("imagined", 1), ("seed", 0)):
+            if getattr(args, name) is not None:
+                check_integer(f"--{name.replace('_', '-')}", getattr(args, name), low)
         check_video_path(args.out)
         use_headless_rendering()
         _record(load_model(args.model, args.algo, args.env, args.vec_normalize), args)

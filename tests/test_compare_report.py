@@ -94,6 +94,17 @@ def test_a_random_policy_can_be_the_zero():
     assert comparison.scores("td3")[1] == pytest.approx([-5 / 40, 0, 5 / 40])
 
 
+def test_labels_are_algorithms_of_their_own():
+    runs = [make_run("A-v0", "pwm", seed, 100) for seed in range(2)]
+    runs += [make_run("A-v0", "pwm", seed, 200, label="wide") for seed in range(2)]
+    comparison = Comparison(runs, "wide", "pwm")
+    assert comparison.algos == ["wide", "pwm"]
+    assert comparison.iqm("wide").value == 2
+    assert [entry["algo"] for entry in report.settings_of(runs)] == ["pwm", "wide=pwm"]
+    with pytest.raises(ValueError, match="wide in A-v0 is pwm in some runs and sac in others"):
+        Comparison([*runs, make_run("A-v0", "sac", 2, 1, label="wide")], "wide", "pwm")
+
+
 def test_target_is_the_best_of_the_others(comparison):
     assert comparison.target("A-v0") == ("td3", 130)
     assert comparison.target("B-v0") == ("sac", 50)
@@ -205,6 +216,7 @@ def test_the_page(results, tmp_path, capsys):
         "B-v0, td3, seed 8: unfinished, last evaluation at 200 of 400 steps",
         "400 environment steps; target 130 (td3)",
         "is 1 at the mean final return of sac and 0 at a return of 0",
+        "without the lowest and the highest quarter, rounded down to whole runs (of 3 none, of 6 one at either end)",
         "Processor: Some <Processor>; threads per run: 1",
         "torch 1.2.3, git revision abc123",
         "sb3-pwm benchmark --env A-v0 B-v0",

@@ -1,8 +1,12 @@
+import contextlib
+import errno
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +18,21 @@ import torch
 from helpers import same
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_pwm.benchmark import command
+from sb3_pwm.benchmark import command, worker
 from sb3_pwm.benchmark.engines import LocalEngine, RayEngine, make_job, run_worker
 from sb3_pwm.benchmark.plan import RunSpec, find_algorithm
-from sb3_pwm.benchmark.results import FAILED, FINISHED, RUNNING, read_run, read_runs, unfinished
+from sb3_pwm.benchmark.results import (
+    FAILED,
+    FINISHED,
+    IN_USE,
+    IN_USE_CODE,
+    RUNNING,
+    InUseError,
+    locked,
+    read_run,
+    read_runs,
+    unfinished,
+)
 from sb3_pwm.benchmark.runner import run_plan
 from sb3_pwm.benchmark.segments import segment_seed
 from sb3_pwm.benchmark.worker import packages_of, run_job
@@ -73,7 +88,8 @@ def test_a_killed_run_ends_with_the_same_numbers(algo, tmp_path, monkeypatch):
     assert run_job(spec, folder, "")
     assert_same_outcome(tmp_path / "whole", folder)
     assert [row.env_steps for row in read_run(folder).rows] == [80, 160, 240, 300]
-    assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == ["curve.csv", "model.zip", "run.json"]
+    left = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert left == ["curve.csv", "lock", "model.zip", "run.json"]
 
 
 def test_vec_normalize_and_schedules_survive_segments(tmp_path):
@@ -162,7 +178,7 @@ def test_a_failing_run_is_recorded_and_the_others_go_on(tmp_path, capfd, monkeyp
     numbers = {"steps": 150, "eval_every": 150, "eval_episodes": 1}
     plan = [spec_of(env="compare_toys:Failing-v0", **numbers), spec_of(**numbers)]
     failed = run_plan(plan, tmp_path, lambda: LocalEngine(1), "")
-    assert failed == plan[:1]
+    assert failed == [(plan[0], FAILED)]
     first, second = (read_run(spec.folder(tmp_path)) for spec in plan)
     assert (first.state, second.state) == (FAILED, FINISHED)
     assert "RuntimeError: the pendulum broke" in first.record["traceback"]
@@ -195,6 +211,63 @@ def test_other_runs_in_the_folder_are_refused(tmp_path):
     (folder / "run.json").write_text("{")
     with pytest.raises(ValueError, match="does not describe a run"):
         read_runs(tmp_path)
+
+
+def test_one_process_at_a_time_has_a_run(tmp_path, monkeypatch):
+    spec = spec_of(steps=60, eval_every=60)
+    job = make_job(spec, tmp_path, "")
+    folder = Path(job["folder"])
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(worker, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(worker, "end_with_input", lambda: None)
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(job) + "\n"))
+    with locked(folder, 0.1), pytest.raises(SystemExit) as ended:
+        worker.main()
+    assert ended.value.code == IN_USE_CODE
+    assert [path.name for path in folder.iterdir()] == ["lock"]
+    assert run_job(spec, folder, "")
+    # whoever waited for the lock finds the run finished, and keeps it
+    before = (folder / "run.json").stat().st_mtime_ns
+    assert run_job(spec, folder, "")
+    assert (folder / "run.json").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="holds another run: steps is 60 there, 90 here"):
+        run_job(replace(spec, steps=90), folder, "")
+
+
+def test_the_lock_is_waited_for(tmp_path):
+    """The process of a command that was killed takes a moment to end."""
+    with locked(tmp_path, 0), pytest.raises(InUseError, match="another process is at work in"), locked(tmp_path, 0):
+        pass
+    with contextlib.ExitStack() as first:
+        first.enter_context(locked(tmp_path, 0))
+        threading.Timer(0.3, first.close).start()
+        with locked(tmp_path, 60):
+            pass
+
+
+def test_file_systems_without_locks(tmp_path, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.warns(UserWarning, match="cannot be locked"), locked(tmp_path, 0):
+        pass
+
+
+def test_the_command_says_that_a_run_is_in_use(tmp_path, capsys, monkeypatch):
+    class Busy(LocalEngine):
+        def start(self, job):
+            self.job = job
+
+        def poll(self):
+            return [(self.job, IN_USE_CODE)]
+
+    monkeypatch.setattr(command, "LocalEngine", Busy)
+    arguments = ["--env", "Pendulum-v1", "--algo", "sac", "--seeds", "0", "--steps", "10", "--out", str(tmp_path)]
+    assert run_command_line({"benchmark": command}, ["benchmark", *arguments]) == 1
+    printed = capsys.readouterr()
+    assert f"{tmp_path / 'Pendulum-v1/sac/0'}: {IN_USE}" in printed.err
+    assert IN_USE in printed.out
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
@@ -263,6 +336,31 @@ def test_the_command_line_refuses_in_one_line(tmp_path, capsys):
         assert message in printed
         assert "Traceback" not in printed
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("env", "algo", "entry", "messages"),
+    [
+        ("Pendulum-v1", "pwm", "horizon: 4.5", ["PWM's horizon must be int, not 4.5"]),
+        ("Pendulum-v1", "pwm", "critic_learning_rate: [1]", ["critic_learning_rate must be a number", "not [1]"]),
+        ("Pendulum-v1", "wide=pwm", "policy_kwargs: {latent_dim: 12}", ["latent_dim=12 must be"]),
+        ("Pendulum-v1", "ppo", "policy_kwargs: {net_ach: [8]}", ["net_ach"]),
+        ("Pendulum-v1", "sac", "env_kwargs: {gravity: 9.8}", ["gravity"]),
+        ("CartPole-v1", "pwm", "{}", ["Box", "Discrete(2)"]),
+    ],
+)
+def test_what_cannot_be_made_is_refused_before_the_first_run(env, algo, entry, messages, tmp_path, capsys):
+    pytest.importorskip("yaml")
+    file, out = tmp_path / "mine.yml", tmp_path / "results"
+    file.write_text(f"default: {{ {entry} }}" if entry != "{}" else "default: {}")
+    arguments = ["--env", env, "--algo", algo, "--seeds", "0", "--hyperparameters", str(file), "--out", str(out)]
+    with pytest.raises(SystemExit) as error:
+        run_command_line({"benchmark": command}, ["benchmark", *arguments])
+    assert error.value.code == 2
+    printed = capsys.readouterr().err
+    for message in [f"error: {algo.partition('=')[0]} in {env}: ", *messages]:
+        assert message in printed
+    assert not out.exists()
 
 
 def test_ray_runs_the_same_worker(tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import re
 import sys
 from pathlib import Path
 
@@ -93,6 +94,18 @@ def test_an_entry_becomes_arguments():
     assert settings.arguments == {"gamma": 0.9, "policy_kwargs": {"net_arch": [8]}}
 
 
+def test_pwms_own_rates_have_schedules_too():
+    entry = {"critic_learning_rate": "lin_1e-3", "model_learning_rate": "3e-4", "learning_rate": None}
+    rates = interpret(entry, PWM).arguments
+    assert rates.pop("critic_learning_rate")(0.25) == pytest.approx(2.5e-4)
+    assert rates == {"model_learning_rate": 3e-4, "learning_rate": None}
+
+
+def test_what_sb3_annotates_is_checked():
+    entry = {"batch_size": 64, "tau": 1, "use_sde": False, "gradient_steps": -1, "ent_coef": "auto"}
+    assert interpret(entry, SAC).arguments == entry
+
+
 def test_noise_and_training_frequency():
     settings = interpret({"noise_type": "normal", "noise_std": 0.2, "train_freq": [1, "episode"]}, TD3)
     assert settings.arguments == {"train_freq": (1, "episode")}
@@ -109,6 +122,12 @@ def test_noise_and_training_frequency():
         ({"n_envs": 0}, "n_envs=0"),
         ({"normalize": "yes please"}, "cannot read"),
         ({"noise_type": "pink"}, "noise_type='pink'"),
+        ({"learning_rate": "cos_1e-3"}, "learning_rate: 'cos_1e-3' is no schedule"),
+        ({"batch_size": 64.5}, "SAC's batch_size must be int, not 64.5"),
+        ({"batch_size": True}, "SAC's batch_size must be int, not True"),
+        ({"use_sde": 1}, "SAC's use_sde must be bool, not 1"),
+        ({"gamma": None}, "SAC's gamma must be float, not None"),
+        ({"tau": "5e-3"}, "SAC's tau must be float, not '5e-3'; YAML reads 5e-3 as text and 5.0e-3 as a number"),
     ],
 )
 def test_bad_entries_are_refused(entry, match):
@@ -181,6 +200,50 @@ def test_a_plan_is_every_combination():
     assert [(spec.algo, spec.seed) for spec in plan] == [("pwm", 0), ("sac", 0), ("pwm", 2), ("sac", 2)]
     assert RunSpec(**plan[1].to_dict()) == plan[1]
     assert plan[1].folder(Path("results")) == Path("results/Pendulum-v1/sac/0")
+
+
+def test_settings_of_one_algorithm_have_labels(tmp_path):
+    wide, base = tmp_path / "wide.yml", tmp_path / "base.yml"
+    wide.write_text("default: {policy_kwargs: {latent_dim: 64}}")
+    base.write_text("default: {gamma: 0.9}")
+
+    def runs(*algos, **files):
+        plan = make_plan(["Pendulum-v1"], algos, [0], **PLAN | {"hyperparameters": files})
+        return [(spec.name, spec.algo, spec.source, str(spec.folder(Path()))) for spec in plan]
+
+    assert runs("pwm", "wide=pwm", "mine=compare_toys:MySAC", "plain=sac", wide=wide) == [
+        ("pwm", "pwm", "constructor's defaults", "Pendulum-v1/pwm/0"),
+        ("wide", "pwm", "wide.yml: default", "Pendulum-v1/wide/0"),
+        ("mine", "compare_toys:MySAC", "constructor's defaults", "Pendulum-v1/mine/0"),
+        ("plain", "sac", "RL Baselines3 Zoo, sac.yml: Pendulum-v1", "Pendulum-v1/plain/0"),
+    ]
+    # a label without a file of its own has its algorithm's
+    assert [source for *_, source, _ in runs("a=pwm", "wide=pwm", pwm=base, wide=wide)] == [
+        "base.yml: default",
+        "wide.yml: default",
+    ]
+    assert own_files([str(wide)], ["wide=pwm"]) == {"wide": wide}
+    (spec,) = make_plan(["Pendulum-v1"], ["wide=pwm"], [0], **PLAN)
+    assert RunSpec(**spec.to_dict()) == spec
+
+
+@pytest.mark.parametrize(
+    ("algos", "error"),
+    [
+        (["a/b=pwm"], "'a/b' is no label"),
+        (["..=pwm"], "'..' is no label"),
+        (["=pwm"], "'' is no label"),
+        (["a b=pwm"], "'a b' is no label"),
+        (["a=b=pwm"], "'a=b' is no label"),
+        (["wide=pmw"], "unknown algorithm 'pmw'; did you mean pwm"),
+        (["sac=pwm"], "'sac' is an algorithm's name and cannot be a label of pwm"),
+        (["a=pwm", "a=sac"], "'a' is the label of pwm and of sac"),
+        (["compare_toys:MySAC", "compare_toys-MySAC=sac"], "would have the same folder"),
+    ],
+)
+def test_bad_labels_are_refused(algos, error):
+    with pytest.raises(ValueError, match=re.escape(error)):
+        make_plan(["Pendulum-v1"], algos, [0], **PLAN)
 
 
 @pytest.mark.parametrize(

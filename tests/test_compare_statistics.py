@@ -25,7 +25,14 @@ def test_the_interquartile_mean_leaves_out_a_quarter_on_either_side():
     assert interquartile_mean(np.array([100.0, 3, 1, -50])) == 2  # of 1 and 3
     assert interquartile_mean(np.arange(8.0)) == 3.5  # of 2, 3, 4, 5
     assert np.array_equal(interquartile_mean(np.array([[0.0, 1, 1, 9], [4, 4, 4, 4]])), [1, 4])
-    assert interquartile_mean(np.array([1.0, 2, 6])) == 3  # too few to leave one out
+
+
+def test_a_quarter_is_rounded_down_to_whole_scores():
+    """So does rliable, with which users compare their numbers."""
+    assert interquartile_mean(np.array([1.0, 2, 6])) == 3  # none left out
+    assert interquartile_mean(np.array([0.0, 1, 2, 3, 9])) == 2  # of 1, 2, 3
+    assert interquartile_mean(np.array([90.0, 4, 3, 2, 1, 0])) == 2.5  # of 1, 2, 3, 4
+    assert interquartile_mean(np.array([-9.0, 1, 2, 3, 4, 5, 90])) == 3  # of 1 to 5
 
 
 def test_students_interval():

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import numpy as np
@@ -37,11 +38,58 @@ def test_all_tasks_in_processes(files, tmp_path, capsys):
             policy.predict(observation, deterministic=True)[0], expected.predict(observation, deterministic=True)[0]
         )
         record = json.loads((tmp_path / task.name / "extraction.json").read_text())
-        assert (record["task"], record["updates"]) == (task.name, 3)
+        assert (record["task"], record["updates"], record["seed"]) == (task.name, 3, 0)
     before = (tmp_path / "small" / "model.zip").stat().st_mtime_ns
     assert extract(files, tmp_path, "--updates", "3") == 0  # all there
     assert "2 of them extracted before" in capsys.readouterr().out
     assert (tmp_path / "small" / "model.zip").stat().st_mtime_ns == before
+
+
+@pytest.fixture(scope="module")
+def other_files(files, tmp_path_factory):
+    """The same model and data but for what a later training would change."""
+    folder = tmp_path_factory.mktemp("other")
+    model = PWM.load(files / "model.zip")
+    model.num_timesteps += 1
+    model.save(folder / "model.zip")
+    (folder / "data.pkl").write_bytes((files / "data.pkl").read_bytes() + b".")
+    return folder
+
+
+def test_policies_of_other_settings_are_refused(files, other_files, tmp_path, capsys):
+    options = ["--tasks", "large", "--updates", "1"]
+    assert extract(files, tmp_path, *options) == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    model, data = ([sha256(folder / name) for folder in (files, other_files)] for name in ("model.zip", "data.pkl"))
+    for changed, message in (
+        (["--updates", "2"], "updates is 1 there, 2 here"),
+        (["--seed", "7", "--tasks", "all"], "seed is 0 there, 7 here"),  # nor is the other task begun
+        (
+            ["--data", str(other_files / "data.pkl")],
+            "data_sha256 is {!r} there, {!r} here".format(*data),
+        ),
+    ):
+        assert_refused(files, tmp_path, [*options, *changed], message, capsys)
+    message = "model_sha256 is {!r} there, {!r} here".format(*model)
+    assert_refused(other_files, tmp_path, [*options, "--data", str(files / "data.pkl")], message, capsys)
+    (tmp_path / "large" / "extraction.json").unlink()
+    before.pop(tmp_path / "large" / "extraction.json")
+    before[tmp_path / "large"] = (tmp_path / "large").stat().st_mtime_ns
+    assert_refused(files, tmp_path, options, "updates is None there, 1 here", capsys)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def assert_refused(files, out, options, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        extract(files, out, *options)
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert f"{out / 'large'} holds a policy of other settings" in printed
+    assert message in printed
+
+
+def sha256(file):
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def test_a_task_that_fails(files, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,13 @@ from sb3_pwm.record import add_arguments, load_model, run
 from sb3_pwm.video import record_imagination
 from sb3_pwm.video.frames import read_video
 
+
+def unimportable(**kwargs: object) -> None:
+    raise ImportError("no name 'x'")
+
+
 gym.register("Picture-v0", PictureEnv, max_episode_steps=4)
+gym.register("Unimportable-v0", unimportable)
 
 
 def record(*arguments: object) -> int:
@@ -71,6 +78,17 @@ def test_imagined(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert "episode 1: return 2.0, imagined" in capsys.readouterr().out
 
 
+def test_modules_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "import gymnasium as gym\nfrom helpers import PictureEnv\n"
+    module += "gym.register('Here-v0', PictureEnv, max_episode_steps=4)\n"
+    (tmp_path / "module_of_record.py").write_text(module)
+    make(PictureEnv()).save(tmp_path / "model.zip")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert record("model.zip", "--env", "module_of_record:Here-v0", "--out", "v.gif") == 0
+    assert len(list(read_video(tmp_path / "v.gif")[1])) == 5
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_algorithms_by_name(name: str) -> None:
     if ALGORITHMS[name].startswith("sb3_contrib"):
@@ -108,6 +126,15 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ((sac, "--algo", "sac", "--imagined", 5), "--imagined needs a PWM, which has a world model"),
         ((model, "--out", tmp_path / "v.png"), "must end in .mp4 or .gif"),
         ((model, "--env", "Nonsense-v0"), "env='Nonsense-v0' is unknown to Gymnasium"),
+        ((model, "--env", "Pendulum-v77"), "env='Pendulum-v77' is unknown to Gymnasium"),
+        ((model, "--env", "Pendulum-v0"), "env='Pendulum-v0' cannot be made: DeprecatedEnv: "),
+        ((model, "--env", "/"), "env='/' cannot be made: Error: Malformed environment ID"),
+        ((model, "--env", "nonsense:X-v0"), "env='nonsense:X-v0' cannot be made: ModuleNotFoundError: No module named"),
+        (
+            (model, "--env", "Unimportable-v0"),
+            "env='Unimportable-v0' cannot be made: ImportError: no name 'x'",
+        ),
+        ((model, "--seed", -1), "--seed=-1 is out of range; allowed: 0 or more"),
         ((model, "--env", "MountainCarContinuous-v0"), "the observations of MountainCarContinuous-v0 are"),
     ):
         assert record("--env", "Picture-v0", "--out", tmp_path / "v.mp4", *arguments) == 2, arguments

@@ -157,6 +157,7 @@ def test_says_so_where_the_renderer_is_missed_at_import(
         raise ImportError("Cannot initialize a EGL device display")
 
     monkeypatch.setattr(gym, "make", make)
+    monkeypatch.setitem(sys.modules, "mujoco", None)  # nor can it be imported
     monkeypatch.setenv("MUJOCO_GL", "egl")
     with pytest.raises(RuntimeError, match=r"cannot render Hopper-v5 \(ImportError: .*MUJOCO_GL=egl, .*libegl1"):
         record_video(sac, "Hopper-v5", tmp_path / "v.mp4")

@@ -177,6 +177,17 @@ def test_bad_arguments(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_environment_of_the_decoders_steps_is_closed() -> None:
+    class Failing(PictureEnv):
+        def step(self, action: np.ndarray) -> tuple:
+            raise RuntimeError("the environment broke")
+
+    env = Failing()
+    with pytest.raises(RuntimeError, match="the environment broke"):
+        fit_latent_decoder(make(PictureEnv()), lambda: env, updates=1)
+    assert env.closed
+
+
 def test_models_and_environments_without_what_it_takes(tmp_path: Path) -> None:
     sac = SAC("MlpPolicy", PictureEnv(), buffer_size=10, device="cpu")
     with pytest.raises(TypeError, match="model must be a PWM, which has a world model, not SAC"):

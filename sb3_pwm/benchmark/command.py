@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 from sb3_pwm.benchmark.engines import LocalEngine, RayEngine
-from sb3_pwm.benchmark.plan import ALGORITHMS, make_plan
-from sb3_pwm.benchmark.results import read_run
+from sb3_pwm.benchmark.plan import ALGORITHMS, make_plan, named_algorithms
+from sb3_pwm.benchmark.results import FAILED, read_run
 from sb3_pwm.benchmark.runner import run_plan
+from sb3_pwm.benchmark.segments import check_models
 from sb3_pwm.checks import check_integer
 
 
@@ -22,7 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(ALGORITHMS)
     parser.add_argument("--env", nargs="+", required=True, metavar="ID", help="Gymnasium ids")
     parser.add_argument(
-        "--algo", nargs="+", default=["pwm", "sac"], metavar="NAME", help=f"{names}, or an import path mypkg:MyAlgo"
+        "--algo",
+        nargs="+",
+        default=["pwm", "sac"],
+        metavar="[LABEL=]NAME",
+        help=f"{names}, or an import path mypkg:MyAlgo; a LABEL tells several settings of one algorithm apart",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
     parser.add_argument("--steps", type=int, default=100_000, help="environment steps of each run")
@@ -34,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[ALGO=]FILE",
-        help="YAML in the RL Baselines3 Zoo's layout; ALGO may be left out if there is one algorithm",
+        help="YAML in the RL Baselines3 Zoo's layout; ALGO is a label or a name, and may be left out if there is one",
     )
     parser.add_argument("--engine", choices=["local", "ray"], default="local")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; with --engine ray, Ray decides")
@@ -47,17 +52,18 @@ def own_files(given: list[str], algos: list[str]) -> dict[str, Path]:
     """Read ``--hyperparameters``.
 
     :param given: values of the form ``ALGO=FILE``, or ``FILE`` if there is one algorithm.
-    :param algos: the algorithms.
-    :return: file of each algorithm that has one.
+    :param algos: the algorithms as they are given.
+    :return: file of each label or algorithm that has one.
     :raises ValueError: if it is not clear which algorithm a file is for, or there is no such file.
     """
     files: dict[str, Path] = {}
     for value in given:
         algo, equals, name = value.rpartition("=")
         if not equals:
-            if len(algos) > 1:
-                raise ValueError(f"--hyperparameters {value}: for which of {algos}? Write ALGO={value}")
-            algo = algos[0]
+            names = list(named_algorithms(algos))
+            if len(names) > 1:
+                raise ValueError(f"--hyperparameters {value}: for which of {names}? Write ALGO={value}")
+            algo = names[0]
         files[algo] = Path(name)
         if not files[algo].is_file():
             raise ValueError(f"--hyperparameters {value}: there is no file {name}")
@@ -68,7 +74,8 @@ def run(options: argparse.Namespace) -> int:
     """Carry out ``sb3-pwm benchmark``.
 
     :return: exit code: 1 if a run failed.
-    :raises ValueError: if an option is wrong, or the results folder belongs to something else.
+    :raises ValueError: if an option is wrong, an algorithm cannot be made in an environment, or the results folder
+        belongs to something else.
     """
     check_integer("jobs", options.jobs, 1)
     sys.path.insert(0, os.getcwd())  # for algorithms by import path, as with python -m
@@ -84,6 +91,7 @@ def run(options: argparse.Namespace) -> int:
         device=options.device,
         hyperparameters=own_files(options.hyperparameters, options.algo),
     )
+    check_models(plan)
     command = shlex.join(["sb3-pwm", "benchmark", *options.arguments])
     engine = RayEngine if options.engine == "ray" else lambda: LocalEngine(options.jobs)
     try:
@@ -91,10 +99,10 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoints", file=sys.stderr)
         return 130
-    for spec in failed:
+    for spec, state in failed:
         folder = spec.folder(options.out)
-        traceback = read_run(folder).record["traceback"] if (folder / "run.json").exists() else None
-        print(f"\n{folder}: {traceback or 'killed; its output is in log.txt'}", file=sys.stderr)
+        reason = read_run(folder).record["traceback"] if state == FAILED else f"{state}; its output is in log.txt"
+        print(f"\n{folder}: {reason}", file=sys.stderr)
     if failed:
         print(f"{len(failed)} of {len(plan)} runs did not finish; the same command tries them again", file=sys.stderr)
     return int(bool(failed))

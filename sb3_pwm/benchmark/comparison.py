@@ -69,7 +69,7 @@ class Curve:
 
 
 class Comparison:
-    """Runs of several algorithms in several environments.
+    """Runs of several algorithms in several environments; an algorithm goes by its label, if it has one.
 
     :param runs: runs; those that have not finished count for nothing but are listed.
     :param method: the algorithm that the others are compared with.
@@ -86,9 +86,9 @@ class Comparison:
             raise ValueError(f"none of the {len(runs)} runs has finished")
         self.runs: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
         for run in self.finished:
-            self.runs[run.spec.env][run.spec.algo].append(run)
+            self.runs[run.spec.env][run.spec.name].append(run)
         self.envs = sorted(self.runs)
-        self.algos = sorted({run.spec.algo for run in self.finished}, key=lambda algo: (algo != method, algo))
+        self.algos = sorted({run.spec.name for run in self.finished}, key=lambda algo: (algo != method, algo))
         for what, name in (("method", method), ("baseline", baseline)):
             if name not in self.algos:
                 raise unknown_name(f"{what} in these results", name, self.algos)
@@ -106,6 +106,9 @@ class Comparison:
                 seeds = [run.spec.seed for run in of_algo]
                 if len(set(seeds)) < len(seeds):
                     raise ValueError(f"{algo} in {env}: a seed is there more than once: {sorted(seeds)}")
+                kinds = sorted({run.spec.algo for run in of_algo})
+                if len(kinds) > 1:
+                    raise ValueError(f"{algo} in {env} is {kinds[0]} in some runs and {kinds[1]} in others")
                 if any(run.spec.hyperparameters != of_algo[0].spec.hyperparameters for run in of_algo):
                     raise ValueError(f"{algo} in {env}: the seeds have different hyperparameters")
 

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ class RunSpec:
     :param device: torch device.
     :param hyperparameters: in the RL Baselines3 Zoo's layout.
     :param source: where the hyperparameters come from.
+    :param label: the algorithm's name in this benchmark; None for ``algo`` itself.
     """
 
     env: str
@@ -54,10 +56,16 @@ class RunSpec:
     device: str
     hyperparameters: Hyperparameters
     source: str = field(compare=False)
+    label: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the algorithm is called in folders, tables and legends."""
+        return self.label or self.algo
 
     def folder(self, results: Path) -> Path:
         """Return the run's folder in a results folder."""
-        return results / as_file_name(self.env) / as_file_name(self.algo) / str(self.seed)
+        return results / as_file_name(self.env) / as_file_name(self.name) / str(self.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the specification as JSON values."""
@@ -82,6 +90,29 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> ValueError:
     nearest = [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, n=3)]
     hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"known: {', '.join(known)}"
     return ValueError(f"unknown {what} {name!r}; {hint}")
+
+
+def named_algorithms(given: Iterable[str]) -> dict[str, str]:
+    """Read algorithms of the form ``NAME`` or ``LABEL=NAME``.
+
+    :param given: such as ``["pwm", "wide=pwm"]``: two settings of one algorithm.
+    :return: algorithm by label, or by its own name if it has none.
+    :raises ValueError: if a label cannot name a folder, is another algorithm's name, or stands for two algorithms.
+    """
+    named: dict[str, str] = {}
+    for text in given:
+        label, equals, algo = text.rpartition("=")
+        if equals and not re.fullmatch(r"\w[\w.-]*", label):
+            allowed = "letters, digits, '_', '-' and '.', the first neither '-' nor '.'"
+            raise ValueError(f"algorithm {text!r}: {label!r} is no label; allowed: {allowed}")
+        if label in ALGORITHMS and label != algo:
+            raise ValueError(f"{label!r} is an algorithm's name and cannot be a label of {algo}")
+        name = label or algo
+        if named.setdefault(name, algo) != algo:
+            raise ValueError(f"{name!r} is the label of {named[name]} and of {algo}")
+    if len({as_file_name(name) for name in named}) < len(named):
+        raise ValueError(f"two of the algorithms {list(named)} would have the same folder; give one another label")
+    return named
 
 
 def find_algorithm(name: str) -> type[BaseAlgorithm]:
@@ -138,12 +169,13 @@ def make_plan(
 ) -> list[RunSpec]:
     """Return every combination of environments, algorithms and seeds, seeds outermost; all are checked.
 
-    :param hyperparameters: own files of hyperparameters by algorithm.
+    :param algos: names or import paths of algorithms, also of the form ``LABEL=NAME``.
+    :param hyperparameters: own files of hyperparameters by label or algorithm; a label without one has its algorithm's.
     :raises ValueError: if a name is unknown, a number out of range, or hyperparameters do not fit an algorithm.
     :raises TypeError: if a number or an algorithm is of the wrong kind.
     :raises ImportError: if a package is missing.
     """
-    numbers = {
+    numbers: dict[str, Any] = {
         "steps": steps,
         "eval_every": eval_every,
         "eval_episodes": eval_episodes,
@@ -154,20 +186,26 @@ def make_plan(
         check_integer(name, value, 1)
     for seed in seeds:
         check_integer("seed", seed, 0)
-    stray = sorted(set(hyperparameters) - set(algos))
+    named = named_algorithms(algos)
+    stray = sorted(set(hyperparameters) - set(named) - set(named.values()))
     if stray:
         raise ValueError(f"hyperparameters are given for {stray}, which do not run; algorithms: {list(algos)}")
     for env in envs:
         check_env(env)
-    found = {}
-    for algo in algos:
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, algo in named.items():
         algorithm = find_algorithm(algo)
+        label = None if name == algo else name
         for env in envs:
-            source, values = find_hyperparameters(algo, env, hyperparameters.get(algo))
-            interpret(values, algorithm)
-            found[env, algo] = source, values
+            file = hyperparameters.get(name, hyperparameters.get(algo))
+            source, values = find_hyperparameters(algo, env, file)
+            try:
+                interpret(values, algorithm)
+            except ValueError as error:
+                raise ValueError(f"{name} in {env}: {error}") from error
+            found[env, name] = {"algo": algo, "label": label, "hyperparameters": values, "source": source}
     return [
-        RunSpec(env=env, algo=algo, seed=seed, device=device, hyperparameters=values, source=source, **numbers)
+        RunSpec(env=env, seed=seed, device=device, **numbers, **settings)
         for seed in dict.fromkeys(seeds)
-        for (env, algo), (source, values) in found.items()
+        for (env, _), settings in found.items()
     ]

@@ -133,15 +133,15 @@ def seeds_of(comparison: Comparison) -> str:
 
 def settings_of(runs: Sequence[Run]) -> list[dict[str, str]]:
     """Return for each algorithm and environment what it was made with."""
-    found = {(run.spec.algo, run.spec.env): run for run in runs}
+    found = {(run.spec.name, run.spec.env): run for run in runs}
     return [
         {
-            "algo": algo,
+            "algo": name if run.spec.label is None else f"{name}={run.spec.algo}",
             "env": env,
             "source": run.spec.source,
             "model": json.dumps(run.record.get("model", {}), indent=1),
         }
-        for (algo, env), run in sorted(found.items())
+        for (name, env), run in sorted(found.items())
     ]
 
 

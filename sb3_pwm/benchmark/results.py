@@ -3,10 +3,14 @@
 Every file is written whole under another name and then put in place, so that a kill leaves the old or the new one.
 """
 
+import contextlib
 import csv
 import json
 import os
-from collections.abc import Iterable, Sequence
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,9 @@ from sb3_pwm.benchmark.plan import RunSpec
 
 FORMAT = 1
 FINISHED, FAILED, RUNNING = "finished", "failed", "running"
+IN_USE = "in use by another command"
+IN_USE_CODE = 3  # exit code of the process that did not get the run
+LOCK_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,41 @@ class Run:
     state: str
     rows: list[CurveRow]
     record: dict[str, Any]
+
+
+class InUseError(RuntimeError):
+    """Another process is at work in the folder."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path, seconds: float) -> Iterator[None]:
+    """Keep other processes out of a folder. The system gives it free when this process ends, however it ends.
+
+    The file ``lock`` stays: to delete it would let two processes hold locks on two files of that name.
+
+    :param folder: existing folder.
+    :param seconds: how long to wait for another process.
+    :raises InUseError: if another process still has it then.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    end = time.monotonic() + seconds
+    with (folder / "lock").open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise InUseError(f"another process is at work in {folder}") from None
+                time.sleep(LOCK_POLL_SECONDS)
+            except OSError as error:
+                warnings.warn(f"{folder} cannot be locked ({error}); run one command at a time", stacklevel=3)
+                break
+        yield
 
 
 def write_text(path: Path, text: str) -> None:
@@ -117,6 +159,20 @@ def read_runs(results: Path) -> list[Run]:
     return [read_run(path.parent) for path in sorted(results.glob("*/*/*/run.json"))]
 
 
+def is_finished(spec: RunSpec, run: Run | None, folder: Path) -> bool:
+    """Return whether a run has finished.
+
+    :param spec: the run that is asked for.
+    :param run: what its folder holds; None for nothing.
+    :param folder: its folder.
+    :raises ValueError: if that is a run of another specification.
+    """
+    if run is not None and run.spec != spec:
+        differences = "; ".join(spec.differences(run.spec))
+        raise ValueError(f"{folder} holds another run: {differences}; choose another results folder")
+    return run is not None and run.state == FINISHED
+
+
 def unfinished(plan: Iterable[RunSpec], results: Path) -> list[RunSpec]:
     """Return the runs that have not finished.
 
@@ -126,12 +182,4 @@ def unfinished(plan: Iterable[RunSpec], results: Path) -> list[RunSpec]:
         is asked for belongs.
     """
     found = {run.spec.folder(results): run for run in read_runs(results)}
-    waiting = []
-    for spec in plan:
-        run = found.get(spec.folder(results))
-        if run is not None and run.spec != spec:
-            differences = "; ".join(spec.differences(run.spec))
-            raise ValueError(f"{spec.folder(results)} holds another run: {differences}; choose another results folder")
-        if run is None or run.state != FINISHED:
-            waiting.append(spec)
-    return waiting
+    return [spec for spec in plan if not is_finished(spec, found.get(folder := spec.folder(results)), folder)]

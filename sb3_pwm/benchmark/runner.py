@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sb3_pwm.benchmark.engines import Engine, Job, make_job
 from sb3_pwm.benchmark.plan import RunSpec
-from sb3_pwm.benchmark.results import FAILED, FINISHED, RUNNING, read_curve, read_run, unfinished
+from sb3_pwm.benchmark.results import FAILED, FINISHED, IN_USE, IN_USE_CODE, RUNNING, read_curve, read_run, unfinished
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,7 +44,7 @@ class Board:
             steps = max(steps, _noted_steps(Path(folder)))
         last = [f"{curve[-1].return_mean:,.1f}", f"{curve[-1].cpu_seconds:,.0f}"] if curve else ["", ""]
         done = f"{steps:,} / {spec.steps:,} ({100 * steps // spec.steps} %)"
-        return [spec.env, spec.algo, str(spec.seed), state, done, *last]
+        return [spec.env, spec.name, str(spec.seed), state, done, *last]
 
 
 HEADER = ("environment", "algorithm", "seed", "state", "steps", "return", "CPU s")
@@ -57,14 +57,16 @@ def _noted_steps(folder: Path) -> int:
         return 0
 
 
-def run_plan(plan: Sequence[RunSpec], results: Path, engine: Callable[[], Engine], command: str) -> list[RunSpec]:
+def run_plan(
+    plan: Sequence[RunSpec], results: Path, engine: Callable[[], Engine], command: str
+) -> list[tuple[RunSpec, str]]:
     """Carry out the runs of a plan that have not finished.
 
     :param plan: the runs.
     :param results: results folder.
     :param engine: makes the place where they run, after the folder has been checked.
     :param command: the command line, which is recorded with every run.
-    :return: the runs that failed or were killed; the others have finished.
+    :return: the runs that have not finished, and how they ended: failed, killed, in use by another command.
     :raises ValueError: if the folder holds other runs or another format version; see
         :func:`sb3_pwm.benchmark.results.unfinished`.
     """
@@ -76,7 +78,7 @@ def run_plan(plan: Sequence[RunSpec], results: Path, engine: Callable[[], Engine
     place = engine()
     show, close = _display(board)
     jobs = [make_job(spec, results, command) for spec in waiting]
-    failed: list[RunSpec] = []
+    failed: list[tuple[RunSpec, str]] = []
     left = len(jobs)
     try:
         while left:
@@ -87,9 +89,9 @@ def run_plan(plan: Sequence[RunSpec], results: Path, engine: Callable[[], Engine
                 show(job["folder"])
             for job, code in place.poll():
                 left -= 1
-                board.states[job["folder"]] = _how_it_ended(job, code)
+                board.states[job["folder"]] = state = _how_it_ended(job, code)
                 if code != 0:
-                    failed.append(board.folders[job["folder"]])
+                    failed.append((board.folders[job["folder"]], state))
                 show(job["folder"])
             show(None)
             time.sleep(POLL_SECONDS)
@@ -102,6 +104,8 @@ def run_plan(plan: Sequence[RunSpec], results: Path, engine: Callable[[], Engine
 def _how_it_ended(job: Job, code: int) -> str:
     if code == 0:
         return FINISHED
+    if code == IN_USE_CODE:
+        return IN_USE
     path = Path(job["folder"])
     recorded = (path / "run.json").exists() and read_run(path).state == FAILED
     return FAILED if recorded else f"{KILLED} ({code})"

@@ -9,7 +9,9 @@ import inspect
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,24 @@ def make_model(spec: RunSpec) -> BaseAlgorithm:
         # No more is ever stored, and every checkpoint holds the whole buffer.
         arguments["buffer_size"] = min(arguments.get("buffer_size", default_size.default), spec.steps)
     return algorithm(settings.policy, env, seed=spec.seed, device=spec.device, **arguments)
+
+
+def check_models(plan: Iterable[RunSpec]) -> None:
+    """Make the model of every algorithm in every environment once, and throw it away.
+
+    :param plan: the runs; those that differ in the seed only count once.
+    :raises ValueError: if an algorithm cannot be made, whatever the reason: which one, in which environment, and why.
+    """
+    for spec in {(spec.env, spec.name): spec for spec in plan}.values():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they are for the run, and end up in its log
+                # The machine that starts the runs need not have the device that they run on.
+                model = make_model(replace(spec, device="cpu"))
+        except Exception as error:
+            raise ValueError(f"{spec.name} in {spec.env}: {error}") from error
+        if model.env is not None:
+            model.env.close()
 
 
 def load_model(spec: RunSpec, folder: Path, seed: int) -> BaseAlgorithm:

@@ -18,7 +18,7 @@ from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, Ornst
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
-SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
+SCHEDULED = ("learning_rate", "critic_learning_rate", "model_learning_rate", "clip_range", "clip_range_vf")
 EXPRESSIONS = ("policy_kwargs", "replay_buffer_kwargs", "normalize", "env_kwargs")
 NOISES: dict[str, type[NormalActionNoise | OrnsteinUhlenbeckActionNoise]] = {
     "normal": NormalActionNoise,
@@ -118,7 +118,7 @@ def interpret(hyperparameters: Hyperparameters, algorithm: type[BaseAlgorithm]) 
 
     :param hyperparameters: one entry of such a file; ``n_timesteps`` is ignored, the plan says how long a run is.
     :param algorithm: SB3 algorithm class.
-    :raises ValueError: if a key is no argument of the algorithm, or a value cannot be read.
+    :raises ValueError: if a key is no argument of the algorithm, or a value cannot be read or is of the wrong type.
     """
     values = dict(hyperparameters)
     for name in EXPRESSIONS:
@@ -126,13 +126,19 @@ def interpret(hyperparameters: Hyperparameters, algorithm: type[BaseAlgorithm]) 
             values[name] = parse_expression(values[name])
     for name in SCHEDULED:
         if name in values:
-            values[name] = parse_schedule(values[name])
+            try:
+                values[name] = parse_schedule(values[name])
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
     if isinstance(values.get("train_freq"), list):
         values["train_freq"] = tuple(values["train_freq"])
-    allowed = (set(inspect.signature(algorithm.__init__).parameters) - RUN_ARGUMENTS) | RUN_KEYS
+    parameters = inspect.signature(algorithm.__init__).parameters
+    allowed = (set(parameters) - RUN_ARGUMENTS) | RUN_KEYS
     unknown = sorted(set(values) - allowed)
     if unknown:
         raise ValueError(f"{algorithm.__name__} has no hyperparameters {unknown}; allowed: {sorted(allowed)}")
+    for name in set(values) - RUN_KEYS:
+        _check_type(algorithm, name, values[name], parameters[name].annotation)
     return Settings(
         policy=values.get("policy", "MlpPolicy"),
         n_envs=_n_envs(values.get("n_envs", 1)),
@@ -141,6 +147,15 @@ def interpret(hyperparameters: Hyperparameters, algorithm: type[BaseAlgorithm]) 
         noise=_noise(values),
         arguments={name: value for name, value in values.items() if name not in RUN_KEYS},
     )
+
+
+def _check_type(algorithm: type[BaseAlgorithm], name: str, value: Any, annotation: Any) -> None:
+    """Check a value whose argument is one number or truth value; SB3 itself does not, or in the middle of a run."""
+    accepted = {bool: bool, int: int, float: int | float}.get(annotation)
+    if accepted is None or (isinstance(value, accepted) and (annotation is bool or not isinstance(value, bool))):
+        return
+    hint = "; YAML reads 5e-3 as text and 5.0e-3 as a number" if isinstance(value, str) else ""
+    raise ValueError(f"{algorithm.__name__}'s {name} must be {annotation.__name__}, not {value!r}{hint}")
 
 
 def _n_envs(value: Any) -> int:

@@ -12,7 +12,9 @@ N_RESAMPLES = 5_000
 
 
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:
-    """Return the mean of the middle half: the lowest and the highest quarter of the scores are left out.
+    """Return the mean without the lowest and the highest quarter of the scores, rounded down to whole scores.
+
+    So do Agarwal et al. in rliable: of three scores none is left out, of four to seven one at either end.
 
     :param scores: (..., n) scores.
     :return: (...) means.

@@ -30,7 +30,20 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pwm.benchmark.evaluate import evaluate, make_evaluation_env, random_return
 from sb3_pwm.benchmark.plan import RunSpec, find_algorithm
-from sb3_pwm.benchmark.results import FAILED, FINISHED, FORMAT, RUNNING, CurveRow, write_curve, write_json
+from sb3_pwm.benchmark.results import (
+    FAILED,
+    FINISHED,
+    FORMAT,
+    IN_USE_CODE,
+    RUNNING,
+    CurveRow,
+    InUseError,
+    is_finished,
+    locked,
+    read_run,
+    write_curve,
+    write_json,
+)
 from sb3_pwm.benchmark.segments import (
     Progress,
     delete_checkpoints,
@@ -49,6 +62,7 @@ PACKAGES = (
     *("dm-control", "metaworld"),  # the simulators of sb3_pwm.suites
 )
 PROGRESS_SECONDS = 2.0  # between two notes for the progress table
+LOCK_SECONDS = 5.0  # until when the process of a command that was killed has surely ended
 
 
 class SegmentEnd(Exception):  # noqa: N818 - no error
@@ -202,14 +216,22 @@ def git_revision() -> str | None:
 
 
 def run_job(spec: RunSpec, folder: Path, command: str) -> bool:
-    """Carry out one run and record how it ended.
+    """Carry out one run and record how it ended; nothing is done if it has finished.
 
     :param spec: the run.
     :param folder: its folder.
     :param command: command line that asked for it.
     :return: whether it finished; if not, its traceback is recorded.
+    :raises InUseError: if another process carries it out.
+    :raises ValueError: if the folder holds another run.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, LOCK_SECONDS):
+        found = read_run(folder) if (folder / "run.json").exists() else None
+        return is_finished(spec, found, folder) or _carry_out(spec, folder, command)
+
+
+def _carry_out(spec: RunSpec, folder: Path, command: str) -> bool:
     record: dict[str, Any] = {
         "format": FORMAT,
         "state": RUNNING,
@@ -248,7 +270,12 @@ def main() -> None:
     """Carry out the job on the standard input."""
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=end_with_input, daemon=True).start()
-    sys.exit(0 if run_job(RunSpec(**job["specification"]), Path(job["folder"]), job["command"]) else 1)
+    try:
+        finished = run_job(RunSpec(**job["specification"]), Path(job["folder"]), job["command"])
+    except InUseError as error:
+        print(error, file=sys.stderr)
+        sys.exit(IN_USE_CODE)
+    sys.exit(0 if finished else 1)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a world model imagines, beside what happened."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
@@ -199,15 +199,14 @@ def _recorded_observations(buffer: SequenceReplayBuffer) -> np.ndarray:
 def _policy_observations(model: PWM, env: EnvFactory) -> np.ndarray:
     """Return the (N, D) observations that the stochastic policy meets, always the same ones."""
     observations: list[np.ndarray] = []
-    made, seed = make_env(env), 0
-    with untouched_generators():
+    seed = 0
+    with closing(make_env(env)) as made, untouched_generators():
         torch.manual_seed(0)
         while len(observations) < POLICY_STEPS:
             observations.append(made.reset(seed=seed)[0])
             left = POLICY_STEPS - len(observations)
             observations += [step.observation for step in play(model, made, observations[-1], left, False)]
             seed += 1
-    made.close()
     return np.asarray(observations, np.float32)
 
 

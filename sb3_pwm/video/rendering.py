@@ -1,6 +1,7 @@
 """Environments that can be rendered, also on machines without a display."""
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 DEFAULT_FPS = 30  # of environments that name no rate
 FLOOR_FACTOR = 25
 SHADOW_SIZE = 1_024  # of MuJoCo's shadow map; its default of 4,096 doubles the time per frame without a GPU
+# What the import of MuJoCo raises without a renderer, and what Gymnasium makes of it.
+IMPORT_ERRORS = (ImportError, AttributeError, OSError, RuntimeError, gym.error.DependencyNotInstalled)
 
 EnvFactory: TypeAlias = str | Callable[[], gym.Env[Any, Any]]
 
@@ -37,7 +40,8 @@ def rendered_env(env: EnvFactory | gym.Env[Any, Any]) -> Iterator[gym.Env[Any, A
     :param env: id or function, whose environment is prepared (a camera that follows the body, an endless floor, smaller
         shadows) and closed in the end; or an environment, which is taken as it is and left open.
     :raises TypeError: if it is none of these.
-    :raises ValueError: if the id is unknown, or the environment was not made with ``render_mode="rgb_array"``.
+    :raises ValueError: if the id is unknown, or the environment cannot be made or was not made with
+        ``render_mode="rgb_array"``.
     """
     use_headless_rendering()
     if isinstance(env, gym.Env):
@@ -57,21 +61,32 @@ def make_env(env: EnvFactory) -> gym.Env[Any, Any]:
     """Make an environment of an id, for ``"rgb_array"``, or with a function.
 
     :raises TypeError: if it is neither, or the function makes no Gymnasium environment.
-    :raises ValueError: if the id is unknown.
-    :raises RuntimeError: if something is missing on this machine; says what was tried and what to install.
+    :raises ValueError: if the id is unknown, or the environment cannot be made.
+    :raises RuntimeError: if MuJoCo finds no renderer on this machine; says what was tried and what to install.
     """
     if isinstance(env, str):
         try:
             return gym.make(env, render_mode="rgb_array")
         except gym.error.UnregisteredEnv as error:
             raise ValueError(f"env={env!r} is unknown to Gymnasium: {error}") from error
-        except (ImportError, AttributeError, OSError, RuntimeError, gym.error.DependencyNotInstalled) as error:
-            raise _renderer_error(env, error) from error  # MuJoCo looks for its renderer when it is imported
+        except Exception as error:  # whatever a foreign environment answers with
+            if isinstance(error, IMPORT_ERRORS) and not _mujoco_finds_renderer():
+                raise _renderer_error(env, error) from error
+            raise ValueError(f"env={env!r} cannot be made: {type(error).__name__}: {error}") from error
     made = env() if callable(env) else env
     if not isinstance(made, gym.Env):
         wanted = "an id, a function that makes a Gymnasium environment, or (for record_video) such an environment"
         raise TypeError(f"env must be {wanted}, not {type(made).__name__}")
     return made
+
+
+def _mujoco_finds_renderer() -> bool:
+    """Return whether MuJoCo can be imported: it looks for its renderer then, and fails in several ways without one."""
+    try:
+        importlib.import_module("mujoco")
+    except IMPORT_ERRORS:
+        return False
+    return True
 
 
 def _check_render_mode(env: gym.Env[Any, Any]) -> None:
