@@ -296,6 +296,7 @@ def test_from_a_file_and_tdmpc2_data_to_a_policy(path, tmp_path):
         },
         batch_size=shape,
     )
+    rows["reward"][:, 0] = torch.nan
     torch.save(rows, tmp_path / "chunk_0.pt")
     saved(path, old_file(make_original()))
     data = from_tdmpc2(tmp_path / "chunk_0.pt", 2, *spaces_of_task(TASKS, "middle", None))

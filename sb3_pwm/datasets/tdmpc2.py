@@ -158,20 +158,19 @@ def select(table: Any, task: int | None) -> np.ndarray:
 
 
 def check_first_rows(part: Part) -> None:
-    """Check that the first row of each episode holds no step: action and reward are NaN or 0.
+    """Check that the first row of each episode holds no step: its reward is NaN or 0.
+
+    Its action says nothing: TD-MPC2 left it uninitialised until December 2023, after its data were published.
 
     :raises ValueError: if one does; its steps would be shifted by one.
     """
-    for name in ("action", "reward"):
-        first = torch.nan_to_num(part.table[name][:, :1][part.rows]).flatten(1)
-        wrong = np.flatnonzero((first != 0).any(1).numpy())
-        if len(wrong):
-            row = int(part.rows[wrong[0]])
-            raise ValueError(
-                f"{part.path}, episode {row}: {name} is {part.table[name][row, 0].tolist()} in row 0; allowed: NaN or "
-                "0, because every row holds the action and reward that led to its observation, and nothing led to the "
-                "first"
-            )
+    first = part.table["reward"][:, 0][part.rows]
+    wrong = np.flatnonzero((torch.nan_to_num(first) != 0).numpy())
+    if len(wrong):
+        raise ValueError(
+            f"{part.path}, episode {part.rows[wrong[0]]}: reward is {first[wrong[0]]} in row 0; allowed: NaN or 0, "
+            "because every row holds the action and reward that led to its observation, and nothing led to the first"
+        )
 
 
 def check_terminated(part: Part) -> None:
