@@ -96,7 +96,7 @@ class MultiTaskAlgorithm(OfflineAlgorithm):
                 "extract() cannot give a task's environment the statistics of this model's VecNormalize; train without "
                 "it: every task has its own scales of observations and rewards in the model"
             )
-        own_kwargs = policy_kwargs_for_extraction(self.policy_kwargs or {}, policy_kwargs or {})
+        own_kwargs = policy_kwargs_for_extraction(policy, self.policy_kwargs or {}, policy_kwargs or {})
         own_spaces = spaces_of_task(policy.task_set, task, env)
         dataset = of_task(self.sequences, policy.task_set, task, *own_spaces)
         shared = {"task": task, "task_set": policy.task_set.to_dict(), "n_dynamics": policy.n_dynamics}
@@ -111,28 +111,35 @@ class MultiTaskAlgorithm(OfflineAlgorithm):
         extracted = model.policy
         extracted.world_model.load_state_dict(copy.deepcopy(policy.world_model.state_dict()))
         extracted.reward_scale.scale.copy_(policy.reward_scale.scale[policy.task_set.task_id(task)])
-        extracted.statistics_size.copy_(policy.statistics_size)
+        extracted.statistics_size.copy_(policy.statistics_size.clamp(max=dataset.n_transitions))
         model.n_model_updates = self.n_model_updates
-        model._steps_since_statistics = 0  # the world model knows these scales; new steps may move them, not at once
         return model.learn_offline(total_updates, pretrain_steps=0, callback=callback, progress_bar=progress_bar)
 
 
-def policy_kwargs_for_extraction(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def policy_kwargs_for_extraction(
+    policy: MultiTaskPolicy, own: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
     """Put together the arguments of a policy in an existing world model.
 
-    :param own: arguments of the policy that the world model comes from.
+    :param policy: the policy that the world model comes from.
+    :param own: its arguments, as far as they were given.
     :param given: what is to differ for actor and critics.
     :return: arguments of :class:`PWMPolicy`.
     :raises ValueError: if ``given`` holds what would change the world model.
     """
-    networks = resolve_net_arch(own.get("net_arch"))
+    networks = resolve_net_arch(policy.net_arch)
     if isinstance(given.get("net_arch"), Mapping):
         resolve_net_arch(given["net_arch"])  # checks the keys
         wanted = networks | given["net_arch"]
     else:
         wanted = networks if given.get("net_arch") is None else resolve_net_arch(given["net_arch"])
     changed = [f"net_arch[{name!r}]" for name in WORLD_MODEL_NETWORKS if wanted[name] != networks[name]]
-    changed += [name for name in given if name not in ("net_arch", *POLICY_ONLY) and given[name] != own.get(name)]
+    present = policy._get_constructor_parameters()
+    changed += [
+        name
+        for name, value in storable(dict(given)).items()
+        if name not in ("net_arch", *POLICY_ONLY) and not (name in present and value == present[name])
+    ]
     if changed:
         raise ValueError(
             f"policy_kwargs would change {', '.join(changed)} of the world model, which stays as it is; allowed: "

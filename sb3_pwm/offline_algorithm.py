@@ -201,7 +201,6 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
             self._load_published(parse(content, path))
         else:
             self._load_own(content, path)
-        self._steps_since_statistics = 0  # the model knows these scales; they may move with new steps, not at once
         return self
 
     def _load_published(self, checkpoint: Checkpoint) -> None:
@@ -245,15 +244,10 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
             "world_model": dict(policy.world_model.state_dict()),
             "reward_scale": dict(policy.reward_scale.state_dict()),
             "statistics_size": int(policy.statistics_size),
-            "settings": {name: class_name(v) if isinstance(v, type) else v for name, v in settings.items()},
+            "settings": {name: str(getattr(value, "__qualname__", value)) for name, value in settings.items()},
             "termination_coef": float(self.termination_coef),
             "n_model_updates": self.n_model_updates,
         }
-
-
-def class_name(kind: type) -> str:
-    """Return a class's full name."""
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def kinds(content: dict[str, Any]) -> dict[str, type]:

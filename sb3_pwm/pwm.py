@@ -47,7 +47,7 @@ class PWM(MultiTaskAlgorithm):
     :param model_learning_rate: of the world model; None for the actor's.
     :param buffer_size: capacity of the replay buffer, over all environments.
     :param learning_starts: environment steps with random actions before the first update; steps already in the replay
-        buffer count.
+        buffer count, those that a ``VecNormalize`` that still learns has not seen do not.
     :param pretrain_steps: updates of the world model alone before the first update of the policy.
     :param batch_size: number B of windows per update, and of imagined rollouts.
     :param sequence_length: number T of steps in a window over which the model predicts open-loop.
@@ -349,7 +349,8 @@ class PWM(MultiTaskAlgorithm):
         """
         self._prepare_updates()
         if gradient_steps > 0 or self.policy.statistics_size == 0:
-            self._refresh_statistics()  # never for the policy's updates alone: the world model knows the old scales
+            # Never for the policy's updates alone: the world model knows the old scales.
+            self._refresh_statistics(at_once=True)
         part = own_part()
         if part.n_processes > 1:
             share_from_first(self.policy.world_model)

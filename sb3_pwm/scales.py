@@ -17,7 +17,8 @@ class ScalingAlgorithm(SequenceOffPolicyAlgorithm):
     """Algorithm whose policy has scales of observations and rewards, taken from the replay buffer as it grows.
 
     Networks know only scaled observations, so that a sudden change of the scales is a change of the environment. A
-    buffer with fewer transitions than the scales stand for, such as the new one of a loaded model, leaves them alone.
+    buffer with fewer transitions than the scales stand for, such as the new one of a loaded model, leaves them alone
+    until it is full.
     """
 
     policy: PWMPolicy
@@ -49,10 +50,12 @@ class ScalingAlgorithm(SequenceOffPolicyAlgorithm):
         super()._on_transition(observations, rewards, dones, infos)
         self._steps_since_statistics += self.n_envs
 
-    def _refresh_statistics(self) -> None:
-        """Take the scales from the replay buffer, if it has grown enough since and holds enough."""
-        size = self.sequences.n_transitions
-        if self._steps_since_statistics < STATISTICS_INTERVAL or size < int(self.policy.statistics_size):
+    def _refresh_statistics(self, *, at_once: bool = False) -> None:
+        """Take the scales from the replay buffer, if it holds enough and has grown enough since or ``at_once``."""
+        if not at_once and self._steps_since_statistics < STATISTICS_INTERVAL:
+            return
+        size, capacity = self.sequences.n_transitions, self.sequences.buffer_size * self.sequences.n_envs
+        if size < min(int(self.policy.statistics_size), capacity):
             return
         observations, rewards = self.sequences.statistics_sample(self._vec_normalize_env)
         self.policy.set_statistics(observations, rewards)

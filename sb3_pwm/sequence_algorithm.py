@@ -153,7 +153,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :raises TypeError: if a keyword is no constructor argument.
         :raises ValueError: if the file holds other parameters than this version of the model has.
         """
-        allowed = constructor_arguments(cls) - {"policy", "env", "_init_setup_model"}
+        allowed = set(constructor_parameters(cls)) - {"policy", "env", "_init_setup_model"}
         unknown = sorted(set(kwargs) - allowed)
         if unknown:
             raise TypeError(f"load() got unknown keywords {unknown}; allowed: {sorted(allowed)}")
@@ -172,13 +172,14 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             raise
 
 
-def constructor_arguments(kind: type) -> set[str]:
-    """Return the names of a class's constructor arguments, those of its base classes too that ``**kwargs`` hands on."""
-    names: set[str] = set()
+def constructor_parameters(kind: type) -> dict[str, inspect.Parameter]:
+    """Return a class's constructor arguments by name, those of its base classes too that ``**kwargs`` hands on."""
+    found: dict[str, inspect.Parameter] = {}
     for base in kind.__mro__:
-        if "__init__" in vars(base):
-            parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
-            names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-            if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-                break
-    return names - {"self"}
+        if "__init__" not in vars(base):
+            continue
+        own = inspect.signature(base.__init__).parameters  # type: ignore[misc]
+        found = {n: p for n, p in own.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} | found
+        if not any(p.kind == p.VAR_KEYWORD for p in own.values()):
+            break
+    return {name: parameter for name, parameter in found.items() if name != "self"}

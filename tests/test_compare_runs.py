@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import same
+from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_pwm.benchmark import command, worker
+from sb3_pwm.benchmark import command, segments, worker
 from sb3_pwm.benchmark.engines import LocalEngine, RayEngine, make_job, run_worker
 from sb3_pwm.benchmark.plan import RunSpec, find_algorithm
 from sb3_pwm.benchmark.results import (
@@ -34,7 +36,7 @@ from sb3_pwm.benchmark.results import (
     unfinished,
 )
 from sb3_pwm.benchmark.runner import run_plan
-from sb3_pwm.benchmark.segments import segment_seed
+from sb3_pwm.benchmark.segments import check_models, segment_seed
 from sb3_pwm.benchmark.worker import packages_of, run_job
 from sb3_pwm.generators import untouched_generators
 from sb3_pwm.subcommands import run_command_line
@@ -361,6 +363,20 @@ def test_what_cannot_be_made_is_refused_before_the_first_run(env, algo, entry, m
     for message in [f"error: {algo.partition('=')[0]} in {env}: ", *messages]:
         assert message in printed
     assert not out.exists()
+
+
+def test_models_that_are_only_checked_are_small_and_do_not_stay(monkeypatch):
+    made = []
+
+    class Noting(SAC):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.itself = self  # as models and their parts refer to each other
+            made.append((weakref.ref(self), self.buffer_size))
+
+    monkeypatch.setattr(segments, "find_algorithm", lambda name: Noting)
+    check_models([spec_of(algo="sac", steps=1_000_000, seed=seed) for seed in (0, 1)])
+    assert [(model(), size) for model, size in made] == [(None, 10_000)]
 
 
 def test_ray_runs_the_same_worker(tmp_path, monkeypatch):

@@ -101,6 +101,22 @@ def test_pwms_own_rates_have_schedules_too():
     assert rates == {"model_learning_rate": 3e-4, "learning_rate": None}
 
 
+class Handing(SAC):
+    """Hands on whatever it gets."""
+
+    def __init__(self, *args, mine: int = 1, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.mine = mine
+
+
+def test_arguments_that_a_subclass_hands_on():
+    assert interpret({"gamma": 0.9, "mine": 3}, Handing).arguments == {"gamma": 0.9, "mine": 3}
+    with pytest.raises(ValueError, match="Handing's batch_size must be int"):
+        interpret({"batch_size": 2.5}, Handing)
+    with pytest.raises(ValueError, match=r"no hyperparameters \['args'\]"):
+        interpret({"args": 1}, Handing)
+
+
 def test_what_sb3_annotates_is_checked():
     entry = {"batch_size": 64, "tau": 1, "use_sde": False, "gradient_steps": -1, "ent_coef": "auto"}
     assert interpret(entry, SAC).arguments == entry

@@ -11,7 +11,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 from torch.testing import assert_close
 
-from sb3_pwm import PWM
+from sb3_pwm import PWM, scales
 from sb3_pwm.datasets import from_arrays, from_tasks
 from sb3_pwm.imagination import imagine
 from sb3_pwm.learner import MAX_GRAD_NORM
@@ -257,10 +257,28 @@ def test_extracted_scales_stay(tmp_path):
     own = model_of(steps=120, learning_starts=100).extract("small", 2, env=env, learning_starts=20)
     mean, scale = own.policy.features.mean.clone(), own.policy.reward_scale.scale.clone()
     own.save(tmp_path / "own")
-    loaded = PWM.load(tmp_path / "own", env=env).learn(60)
+    loaded = PWM.load(tmp_path / "own", env=env).learn(40)
     assert loaded.n_model_updates > own.n_model_updates
     assert_close(loaded.policy.features.mean, mean)
     assert_close(loaded.policy.reward_scale.scale, scale)
+
+
+def test_extracted_scales_follow_the_tasks_own_data(monkeypatch):
+    monkeypatch.setattr(scales, "STATISTICS_INTERVAL", 20)
+    model = model_of(steps=400, learning_starts=300)
+    env = space_env(2, 1)
+    own = model.extract("small", 1, env=env, learning_starts=20)
+    assert own.policy.statistics_size == own.replay_buffer.size() < model.policy.statistics_size
+    own.replay_buffer.observations += 50
+    own.set_env(env)
+    own.learn(40)
+    assert own.policy.features.mean[0, 0] > 20
+
+
+def test_arguments_that_are_the_models_own_can_be_given():
+    model = model_of(steps=40)
+    own = {"simnorm_dim": 8, "residual_dynamics": True, "task_set": TASKS, "net_arch": {"reward": [16]}}
+    assert model.extract("small", 0, policy_kwargs=own).policy.simnorm_dim == 8
 
 
 def test_what_cannot_be_extracted():

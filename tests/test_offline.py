@@ -1,4 +1,5 @@
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
@@ -290,7 +292,7 @@ def arch():
     [
         ({"residual_dynamics": False}, "its residual_dynamics is False, this model's is True"),
         ({"simnorm_dim": 4}, "its simnorm_dim is 4, this model's is 8"),
-        ({"activation_fn": nn.ELU}, r"its activation_fn is torch.*ELU, this model's is torch.*SiLU"),
+        ({"activation_fn": nn.ELU}, r"its activation_fn is ELU, this model's is SiLU"),
         ({"standardize": False}, r"its standardize is False, this model's is True"),
     ],
 )
@@ -299,6 +301,28 @@ def test_world_models_with_other_settings(tmp_path, policy_kwargs, message):
     make(policy_kwargs=SMALL_POLICY | policy_kwargs).save_world_model(tmp_path / "world.pt")
     with pytest.raises(ValueError, match=message):
         make().load_world_model(tmp_path / "world.pt")
+
+
+@pytest.mark.parametrize(
+    "policy_kwargs",
+    [
+        {"activation_fn": functools.partial(nn.LeakyReLU, 0.1)},
+        {"activation_fn": lambda: nn.ELU()},
+        {"simnorm_dim": np.int64(8)},
+    ],
+)
+def test_world_models_with_unusual_arguments(tmp_path, policy_kwargs):
+    model = make(policy_kwargs=SMALL_POLICY | policy_kwargs)
+    model.save_world_model(tmp_path / "world.pt")
+    make(seed=1, policy_kwargs=SMALL_POLICY | policy_kwargs).load_world_model(tmp_path / "world.pt")
+
+
+def test_world_models_know_an_extractor_of_another_module(tmp_path):
+    """A script's class is of the module __main__, also where another script imports it."""
+    kinds = [type("Own", (FlattenExtractor,), {"__module__": module}) for module in ("__main__", "script")]
+    first, second = (make(policy_kwargs=SMALL_POLICY | {"features_extractor_class": kind}) for kind in kinds)
+    first.save_world_model(tmp_path / "world.pt")
+    second.load_world_model(tmp_path / "world.pt")
 
 
 def test_world_models_without_terminations(tmp_path):

@@ -63,6 +63,36 @@ def test_a_loaded_model_with_its_buffer_goes_on_at_once(model, tmp_path):
     assert scales_of(loaded)[3] > 80
 
 
+@pytest.mark.parametrize(("n_envs", "buffer_size", "steps"), [(1, 40, 44), (3, 80, 78 + 6)])
+def test_a_buffer_that_cannot_hold_as_much_counts_once_it_is_full(model, tmp_path, n_envs, buffer_size, steps):
+    """The scales would stay for ever otherwise."""
+    model.save(tmp_path / "model")
+    loaded = PWM.load(tmp_path / "model", env=truth_envs(n_envs), device="cpu", buffer_size=buffer_size, train_freq=2)
+    full = loaded.replay_buffer.buffer_size * n_envs
+    loaded.learn(full - 2 * n_envs, reset_num_timesteps=False)
+    assert scales_of(loaded) == scales_of(model)
+    loaded.learn(steps - full + 2 * n_envs, reset_num_timesteps=False)
+    assert scales_of(loaded)[3] == full
+
+
+def test_other_data_bring_their_own_scales_if_the_world_model_learns_them(model, tmp_path):
+    model.save_world_model(tmp_path / "world.pt")
+    data = make(buffer_size=60, learning_starts=200).learn(60).replay_buffer
+    data.observations += 100
+    data.next_observations += 100
+    other = PWM.from_dataset(
+        data, policy_kwargs=SMALL_POLICY | {"n_dynamics": 1}, batch_size=8, sequence_length=3, device="cpu"
+    ).load_world_model(tmp_path / "world.pt")
+    other.learn_offline(2, pretrain_steps=2)
+    np.testing.assert_allclose(scales_of(other)[0], data.observations[:, 0, 1].mean(), rtol=1e-5)
+
+
+def test_a_world_model_without_scales_leaves_them_to_the_data(tmp_path, interval):
+    make().save_world_model(tmp_path / "world.pt")
+    model = make().load_world_model(tmp_path / "world.pt").learn(24)
+    assert scales_of(model)[3] == 20
+
+
 def test_parameters_bring_their_scales(model):
     other = make(seed=9)
     other.set_parameters(model.get_parameters())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sb3_pwm.benchmark.engines import LocalEngine, RayEngine
 from sb3_pwm.benchmark.plan import ALGORITHMS, make_plan, named_algorithms
-from sb3_pwm.benchmark.results import FAILED, read_run
+from sb3_pwm.benchmark.results import FAILED, read_run, unfinished
 from sb3_pwm.benchmark.runner import run_plan
 from sb3_pwm.benchmark.segments import check_models
 from sb3_pwm.checks import check_integer
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
         device=options.device,
         hyperparameters=own_files(options.hyperparameters, options.algo),
     )
-    check_models(plan)
+    check_models(unfinished(plan, options.out))
     command = shlex.join(["sb3-pwm", "benchmark", *options.arguments])
     engine = RayEngine if options.engine == "ray" else lambda: LocalEngine(options.jobs)
     try:

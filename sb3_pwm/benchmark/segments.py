@@ -5,7 +5,7 @@ always starts from those files, with new environments and with random numbers th
 segment's index alone. A run that was killed repeats the segment it was in, and ends with the same numbers.
 """
 
-import inspect
+import gc
 import json
 import os
 import shutil
@@ -24,6 +24,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from sb3_pwm.benchmark.plan import RunSpec, find_algorithm
 from sb3_pwm.benchmark.results import CurveRow, write_json
 from sb3_pwm.benchmark.settings import Settings, interpret
+from sb3_pwm.sequence_algorithm import constructor_parameters
+
+CHECK_STEPS = 10_000  # a model that is only made to see whether it can be has a buffer for as many
 
 
 @dataclass
@@ -68,7 +71,7 @@ def make_model(spec: RunSpec) -> BaseAlgorithm:
     arguments: dict[str, Any] = dict(settings.arguments)
     if settings.noise is not None:
         arguments["action_noise"] = settings.action_noise(env.action_space)
-    default_size = inspect.signature(algorithm.__init__).parameters.get("buffer_size")
+    default_size = constructor_parameters(algorithm).get("buffer_size")
     if default_size is not None:
         # No more is ever stored, and every checkpoint holds the whole buffer.
         arguments["buffer_size"] = min(arguments.get("buffer_size", default_size.default), spec.steps)
@@ -85,12 +88,14 @@ def check_models(plan: Iterable[RunSpec]) -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they are for the run, and end up in its log
-                # The machine that starts the runs need not have the device that they run on.
-                model = make_model(replace(spec, device="cpu"))
+                # The machine that starts the runs need have neither the device nor the memory that they run with.
+                model = make_model(replace(spec, device="cpu", steps=min(spec.steps, CHECK_STEPS)))
         except Exception as error:
             raise ValueError(f"{spec.name} in {spec.env}: {error}") from error
         if model.env is not None:
             model.env.close()
+        del model
+        gc.collect()  # models and their parts refer to each other
 
 
 def load_model(spec: RunSpec, folder: Path, seed: int) -> BaseAlgorithm:

@@ -4,7 +4,6 @@ Strings such as ``dict(net_arch=[64, 64], activation_fn=nn.ReLU)`` are read, nev
 """
 
 import ast
-import inspect
 import re
 from dataclasses import dataclass
 from importlib import resources
@@ -18,6 +17,8 @@ from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, Ornst
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
+from sb3_pwm.sequence_algorithm import constructor_parameters
+
 SCHEDULED = ("learning_rate", "critic_learning_rate", "model_learning_rate", "clip_range", "clip_range_vf")
 EXPRESSIONS = ("policy_kwargs", "replay_buffer_kwargs", "normalize", "env_kwargs")
 NOISES: dict[str, type[NormalActionNoise | OrnsteinUhlenbeckActionNoise]] = {
@@ -26,7 +27,7 @@ NOISES: dict[str, type[NormalActionNoise | OrnsteinUhlenbeckActionNoise]] = {
 }
 # What is no argument of a constructor.
 RUN_KEYS = {"n_timesteps", "policy", "n_envs", "normalize", "noise_type", "noise_std", "env_kwargs"}
-RUN_ARGUMENTS = {"self", "policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model"}
+RUN_ARGUMENTS = {"policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model"}
 
 Hyperparameters = dict[str, Any]
 
@@ -132,7 +133,7 @@ def interpret(hyperparameters: Hyperparameters, algorithm: type[BaseAlgorithm]) 
                 raise ValueError(f"{name}: {error}") from None
     if isinstance(values.get("train_freq"), list):
         values["train_freq"] = tuple(values["train_freq"])
-    parameters = inspect.signature(algorithm.__init__).parameters
+    parameters = constructor_parameters(algorithm)
     allowed = (set(parameters) - RUN_ARGUMENTS) | RUN_KEYS
     unknown = sorted(set(values) - allowed)
     if unknown:

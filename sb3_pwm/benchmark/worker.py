@@ -7,7 +7,6 @@ gone, and a second process may take over its run.
 """
 
 import contextlib
-import inspect
 import json
 import os
 import platform
@@ -56,6 +55,7 @@ from sb3_pwm.benchmark.segments import (
 )
 from sb3_pwm.benchmark.settings import interpret
 from sb3_pwm.benchmark.speed import processor
+from sb3_pwm.sequence_algorithm import constructor_parameters
 
 PACKAGES = (
     *("sb3-pwm", "stable-baselines3", "sb3-contrib", "torch", "gymnasium", "mujoco", "numpy"),
@@ -158,8 +158,8 @@ def train(spec: RunSpec, folder: Path, record: dict[str, Any]) -> None:
 def used_hyperparameters(model: BaseAlgorithm) -> dict[str, Any]:
     """Return the values of the constructor's arguments that a model really has, as JSON values."""
     arguments: dict[str, Any] = {}
-    for name in inspect.signature(type(model).__init__).parameters:
-        if name not in ("self", "env", "policy", "_init_setup_model") and hasattr(model, name):
+    for name in constructor_parameters(type(model)):
+        if name not in ("env", "policy", "_init_setup_model") and hasattr(model, name):
             arguments[name] = as_json(getattr(model, name))
     arguments["policy"] = as_json(type(model.policy))
     arguments["n_envs"] = model.n_envs

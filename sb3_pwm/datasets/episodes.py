@@ -12,6 +12,7 @@ from stable_baselines3.common.preprocessing import get_obs_shape
 from sb3_pwm.buffers import SequenceReplayBuffer, sequence_buffer_class
 
 ACTION_TOLERANCE = 1e-4  # of the range of an action; rounding in a file may go so far beyond the bounds
+BLOCK_VALUES = 2**22  # checked at a time: data may be larger than memory
 
 Arrays = np.ndarray | dict[str, np.ndarray]
 
@@ -219,6 +220,13 @@ def check_field(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
     check_finite(name, values)
 
 
+def blocks(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield an array's rows in blocks of bounded size, each with the number of its first row."""
+    length = max(1, BLOCK_VALUES // max(1, int(np.prod(values.shape[1:]))))
+    for start in range(0, len(values), length):
+        yield start, values[start : start + length]
+
+
 def check_finite(name: str, values: np.ndarray) -> None:
     """Check that all values are numbers, and finite.
 
@@ -226,10 +234,13 @@ def check_finite(name: str, values: np.ndarray) -> None:
     """
     if not np.issubdtype(values.dtype, np.number) and values.dtype != bool:
         raise ValueError(f"{name} are of type {values.dtype}, expected numbers")
-    finite = np.isfinite(values)
-    if not finite.all():
-        row = int(np.argwhere(~finite)[0][0])
-        raise ValueError(f"{name} are not finite in row {row}: {values[row]}")
+    if values.dtype.kind in "iub":
+        return
+    for start, block in blocks(values):
+        finite = np.isfinite(block)
+        if not finite.all():
+            row = start + int(np.argwhere(~finite)[0][0])
+            raise ValueError(f"{name} are not finite in row {row}: {values[row]}")
 
 
 def check_whole_numbers(name: str, values: np.ndarray, space: spaces.Space[Any]) -> None:
@@ -251,12 +262,14 @@ def check_whole_numbers(name: str, values: np.ndarray, space: spaces.Space[Any])
         low, high = np.iinfo(space.dtype).min, np.iinfo(space.dtype).max
     else:
         return
-    wrong = (values < low) | (values > high) | (np.mod(values, 1) != 0)
-    if wrong.any():
-        place = tuple(np.argwhere(wrong)[0])
-        raise ValueError(
-            f"{name} hold {values[place]} in row {place[0]}; allowed: whole numbers from {low} to {high} in {space}"
-        )
+    for start, block in blocks(values):
+        wrong = (block < low) | (block > high) | (np.mod(block, 1) != 0)
+        if wrong.any():
+            place = tuple(np.argwhere(wrong)[0])
+            raise ValueError(
+                f"{name} hold {block[place]} in row {start + place[0]}; allowed: whole numbers from {low} to {high} in "
+                f"{space}"
+            )
 
 
 def check_actions(name: str, actions: np.ndarray, action_space: spaces.Box) -> None:
