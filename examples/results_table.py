@@ -1,5 +1,6 @@
-"""Print the tables of docs/results.md and docs/offline.md from the CSV files of the scripts beside this one.
+"""Print the tables of docs/results.md and docs/offline.md from CSV files: of the scripts here, or of a benchmark.
 
+    python examples/results_table.py docs/results/benchmark
     python examples/results_table.py docs/results/online
     python examples/results_table.py docs/results/offline
 
@@ -26,6 +27,10 @@ def read_rows(folder: Path) -> list[Row]:
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="") as file:
             rows.extend(csv.DictReader(file))
+    for path in sorted(folder.glob("*/*/*/curve.csv")):  # of sb3-pwm benchmark
+        place = dict(zip(("environment", "algorithm", "seed"), path.parts[-4:-1], strict=True))
+        with path.open(newline="") as file:
+            rows.extend(row | place for row in csv.DictReader(file))
     for row in rows:
         row["table"], row["step"] = row["environment"], row.get("env_steps", "0")
         if "updates" in row:  # learnt from data; what follows online has a table of its own
@@ -70,7 +75,9 @@ def print_table(title: str, rows: list[Row]) -> None:
     average_actor = any(row.get("average_actor_return") for row in rows)
     print(f"### {title}\n")
     header = ["algorithm", "seeds", *[f"{step:,}" for step in steps], "lowest"]
-    header += ["lowest, average actor"] * average_actor + ["CPU s at the end", "calibration at the end"]
+    calibrated = any(row.get("value_calibration") for row in rows)
+    header += ["lowest, average actor"] * average_actor + ["CPU s at the end"]
+    header += ["calibration at the end"] * calibrated
     print("| " + " | ".join(header) + " |")
     print("|" + "---|" * len(header))
     for algorithm, own in sorted(by_algorithm.items()):
@@ -84,7 +91,7 @@ def print_table(title: str, rows: list[Row]) -> None:
             lowest(own, "return_mean"),
             *[lowest(own, "average_actor_return")] * average_actor,
             f"{mean(float(row['cpu_seconds']) for row in final):,.0f}",
-            calibration(final),
+            *[calibration(final)] * calibrated,
         ]
         print("| " + " | ".join(cells) + " |")
     print()

@@ -88,11 +88,12 @@ def test_figures_have_texts_for_those_who_do_not_see_them() -> None:
         assert re.search(r"<desc .*?>.+</desc>", text, re.S)
 
 
+@pytest.mark.parametrize("folder", ["benchmark", "online"])
 def test_the_tables_of_results_are_those_that_the_script_prints(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = ROOT / "examples" / "results_table.py"
-    monkeypatch.setattr(sys, "argv", [script.name, str(DOCS / "results" / "online")])
+    monkeypatch.setattr(sys, "argv", [script.name, str(DOCS / "results" / folder)])
     runpy.run_path(str(script), run_name="__main__")
     tables = [table.strip() for table in re.split(r"^### .+$", capsys.readouterr().out, flags=re.M)[1:]]
     assert len(tables) == 3
