@@ -11,6 +11,8 @@ evenly. Compare with ``offline_curve.py``, which gives each task a model of its 
 prior: its actor maximises the critics at replayed states and never imagines a step. All else is the same, also the
 number of states in an update: the first ones of the windows, where imagined rollouts start.
 
+``--jobs 2`` extracts two policies at a time, each in a process of its own; the results are the same.
+
 Under ``torchrun`` the processes share the work on the world model, each with its own part of every batch; the first one
 then extracts the policies:
 
@@ -20,8 +22,11 @@ then extracts the policies:
 import argparse
 import itertools
 import json
+import multiprocessing
 import os
+import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +84,23 @@ def extract_prior(
     return extracted.learn_offline(updates, pretrain_steps=0, callback=callback)
 
 
+def extract_task(
+    folder: Path, row: dict[str, Any], prior: bool, updates: int, curve: tuple[Any, ...], out: Path | None
+) -> None:
+    """Extract one policy from ``model.zip`` and ``data.pkl`` in a folder, evaluate and save it."""
+    torch.set_num_threads(1)
+    model = PWM.load(folder / "model", device="cpu")
+    model.load_replay_buffer(folder / "data")
+    shared_seconds, every, episodes, csv_file = curve
+    name = row["environment"]
+    callback = SharedModelCallback(shared_seconds, name, every, episodes, row, csv_file)
+    extract = extract_prior if prior else PWM.extract
+    policy = extract(model, name, updates, env=gym.make(name), callback=callback)
+    if out:
+        out.parent.mkdir(exist_ok=True)
+        policy.save(out)
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", action="append", required=True, metavar="ENV=FILE")
@@ -90,7 +112,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=5, help="episodes per evaluation")
     add_settings(parser)
     parser.add_argument("--prior", action="store_true", help="also policies without imagination: <name>-prior")
-    parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep model.zip, and <name>/<number of task>.zip")
+    parser.add_argument("--jobs", type=int, default=1, help="policies at a time")
+    help_text = "keep model.zip, data.pkl and <name>/<number of task>.zip"
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help=help_text)
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
@@ -124,26 +148,34 @@ def main() -> None:
         distributed.destroy_process_group()
         if not is_first:
             return
-    if args.save:
-        args.save.mkdir(parents=True, exist_ok=True)
-        model.save(args.save / "model")
     start_file(args.out, FIELDS)
-    methods = {args.name: PWM.extract} | ({f"{args.name}-prior": extract_prior} if args.prior else {})
-    for (number, (name, env)), (method, extract) in itertools.product(enumerate(envs.items()), methods.items()):
-        row = {
-            "algorithm": method,
-            "environment": name,
-            "data": files[name].stem,
-            "transitions": datasets[name].size(),
-            "seed": args.seed,
-            "online": False,
-            "settings": json.dumps(settings),
-        }
-        curve = SharedModelCallback(shared_seconds, name, args.every, args.episodes, row, args.out)
-        policy = extract(model, name, args.updates, env=env, callback=curve)
-        if args.save:
-            (args.save / method).mkdir(exist_ok=True)
-            policy.save(args.save / method / str(number))
+    curve = (shared_seconds, args.every, args.episodes, args.out)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.save or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save(folder / "model")
+        model.save_replay_buffer(folder / "data")
+        jobs = []
+        for (number, name), prior in itertools.product(enumerate(envs), [False, True] if args.prior else [False]):
+            method = args.name + "-prior" * prior
+            row = {
+                "algorithm": method,
+                "environment": name,
+                "data": files[name].stem,
+                "transitions": datasets[name].size(),
+                "seed": args.seed,
+                "online": False,
+                "settings": json.dumps(settings),
+            }
+            out = args.save / method / str(number) if args.save else None
+            jobs.append((folder, row, prior, args.updates, curve, out))
+        if args.jobs == 1:
+            for job in jobs:
+                extract_task(*job)
+        else:
+            with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+                for future in [pool.submit(extract_task, *job) for job in jobs]:
+                    future.result()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import csv
 import importlib
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,6 +75,23 @@ def test_from_single_tasks_to_many(tmp_path, monkeypatch):
     assert {row["success_rate"] for row in many} == {""}
     policy = PWM.load(tmp_path / "models" / "pwm-multitask-prior" / "1.zip", device="cpu")
     assert policy.predict(np.zeros(2, np.float32))[0].shape == (1,)
+
+    # Two at a time in processes of their own: the same figures, as they come.
+    script = [
+        EXAMPLES / "multitask_offline.py",
+        *tasks,
+        *updates,
+        "--prior",
+        "--jobs",
+        2,
+        "--model-updates",
+        3,
+        *SETTINGS,
+    ]
+    subprocess.run([sys.executable, *map(str, script), "--out", str(tmp_path / "jobs.csv")], check=True)
+    key = ("environment", "algorithm", "updates", "return_mean", "value_calibration", "imagined_return")
+    figures = [sorted([row[name] for name in key] for row in rows) for rows in (many, rows_of(tmp_path / "jobs.csv"))]
+    assert figures[0] == figures[1]
 
 
 def test_data_of_another_algorithm(tmp_path, monkeypatch, capsys):
