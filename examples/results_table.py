@@ -3,10 +3,12 @@
     python examples/results_table.py docs/results/benchmark
     python examples/results_table.py docs/results/online
     python examples/results_table.py docs/results/offline
+    python examples/results_table.py docs/results/many-tasks --final return_mean
 
 Each cell is the mean over the seeds of the evaluations' mean return, with the lowest and the highest seed. "lowest" is
 the worst evaluation in the second half of a run, a mean over the seeds; "average actor" says what the same evaluations
-gave with the average of the last 100 actors, where that was measured.
+gave with the average of the last 100 actors, where that was measured. ``--final`` prints one table with the last
+evaluations of all environments instead.
 """
 
 import argparse
@@ -97,10 +99,31 @@ def print_table(title: str, rows: list[Row]) -> None:
     print()
 
 
+def print_final(rows: list[Row], column: str) -> None:
+    """Print a column of the last row of each run, an average over the seeds: a line per environment, and their mean."""
+    algorithms = sorted({row["algorithm"] for row in rows})
+    environments = list(dict.fromkeys(row["environment"] for row in rows))
+    last: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    for row in rows:  # of a run: in the order of its steps
+        last[row["environment"], row["algorithm"]][row["seed"]] = float(row[column])
+    table = [[mean(last[env, algorithm].values()) for algorithm in algorithms] for env in environments]
+    names = [*(env.rpartition("/")[2] for env in environments), "mean"]
+    digits = 2 if column.startswith("success") else 0
+    print("| task | " + " | ".join(algorithms) + " |")
+    print("|" + "---|" * (len(algorithms) + 1))
+    for name, values in zip(names, [*table, [mean(own) for own in zip(*table, strict=True)]], strict=True):
+        print(f"| {name} | " + " | ".join(f"{value:,.{digits}f}" for value in values) + " |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/results/online"))
-    rows = read_rows(parser.parse_args().folder)
+    parser.add_argument("--final", choices=["return_mean", "success_rate", "success_once_rate"], metavar="COLUMN")
+    args = parser.parse_args()
+    rows = read_rows(args.folder)
+    if args.final:
+        print_final(rows, args.final)
+        return
     for title in sorted({row["table"] for row in rows}):
         print_table(title, [row for row in rows if row["table"] == title])
 
