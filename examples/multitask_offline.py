@@ -84,18 +84,13 @@ def extract_prior(
     return extracted.learn_offline(updates, pretrain_steps=0, callback=callback)
 
 
-def extract_task(
-    folder: Path, row: dict[str, Any], prior: bool, updates: int, curve: tuple[Any, ...], out: Path | None
-) -> None:
+def extract_task(folder: Path, curve: SharedModelCallback, prior: bool, updates: int, out: Path | None) -> None:
     """Extract one policy from ``model.zip`` and ``data.pkl`` in a folder, evaluate and save it."""
     torch.set_num_threads(1)
     model = PWM.load(folder / "model", device="cpu")
     model.load_replay_buffer(folder / "data")
-    shared_seconds, every, episodes, csv_file = curve
-    name = row["environment"]
-    callback = SharedModelCallback(shared_seconds, name, every, episodes, row, csv_file)
     extract = extract_prior if prior else PWM.extract
-    policy = extract(model, name, updates, env=gym.make(name), callback=callback)
+    policy = extract(model, curve.env_id, updates, env=gym.make(curve.env_id), callback=curve)
     if out:
         out.parent.mkdir(exist_ok=True)
         policy.save(out)
@@ -149,7 +144,6 @@ def main() -> None:
         if not is_first:
             return
     start_file(args.out, FIELDS)
-    curve = (shared_seconds, args.every, args.episodes, args.out)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.save or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,8 +161,9 @@ def main() -> None:
                 "online": False,
                 "settings": json.dumps(settings),
             }
+            curve = SharedModelCallback(shared_seconds, name, args.every, args.episodes, row, args.out)
             out = args.save / method / str(number) if args.save else None
-            jobs.append((folder, row, prior, args.updates, curve, out))
+            jobs.append((folder, curve, prior, args.updates, out))
         if args.jobs == 1:
             for job in jobs:
                 extract_task(*job)
