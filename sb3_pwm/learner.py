@@ -16,6 +16,7 @@ from sb3_pwm.losses import (
     critic_loss,
     entropy_coefficient_loss,
     imagined_targets,
+    relative_size,
     replay_targets,
     state_values,
     world_model_loss,
@@ -76,9 +77,10 @@ class Learner:
         self._precision = usable_precision(model.device, model.precision)
         networks = {
             "actor": model.policy.actor,
-            "critic": model.policy.critics,
+            "critic": model.policy.all_critics,
             "model": model.policy.world_model,
             "entropy": model.policy.entropy_coefficient,
+            "averaged": model.policy.critics,
             "target": model.policy.critics_target,
         }
         # Lists, because walking through the modules at every step costs more than a small operation.
@@ -142,7 +144,8 @@ class Learner:
 
         :param samples: windows.
         :param latents: (T + 1, B, Z) their latents, detached.
-        :param bc_coef: weight of the distance to the windows' actions in the actor's loss.
+        :param bc_coef: weight of the distance to the windows' actions in the actor's loss; if positive, the value of
+            the data's behaviour is learnt too.
         """
         self._run("_update_policy", samples, latents, bc_coef=bc_coef)
         self._look()
@@ -220,14 +223,28 @@ class Learner:
         loss, metrics = actor_loss(returns, rollout.log_probs, weights[:-1], return_scale, ent_coef=ent_coef)
         if bc_coef > 0:
             with self._arithmetic():
-                critics = policy.critics if policy.q_critic else None
-                behaviour = behaviour_loss(policy.actor, critics, latents[:-1], samples)
-            loss, metrics = loss + bc_coef * behaviour, metrics | {"behaviour_loss": behaviour.detach()}
+                advantages = self._advantages(latents[:-1], samples.actions)
+                behaviour = behaviour_loss(policy.actor, latents[:-1], samples, advantages)
+            loss = loss + bc_coef * relative_size(returns, return_scale) * behaviour
+            metrics = metrics | {"behaviour_loss": behaviour.detach()}
         self._apply("actor", loss, metrics)
         if policy.q_critic:
-            self._update_q_critics(samples, latents)
+            self._update_q_critics(samples, latents, behaviour=bc_coef > 0)
         else:
             self._update_v_critics(rollout)
+
+    @torch.no_grad()
+    def _advantages(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor | None:
+        """Return the (T, B) advantages of replayed actions over the data's behaviour, if there are Q critics.
+
+        Both values learn from recorded actions alone and towards the same targets. Against the present policy's action
+        a recorded one would lose wherever no data contradict too high a value, and would hold the policy nowhere.
+        """
+        behaviour_value = self.model.policy.behaviour_value
+        if behaviour_value is None:
+            return None
+        values: torch.Tensor = self.model.policy.critics(latents, actions).mean(0) - behaviour_value(latents)[0]
+        return values
 
     def _entropy_coefficient(
         self, rollout: ImaginedRollout, weights: torch.Tensor, tasks: torch.Tensor | None
@@ -242,7 +259,7 @@ class Learner:
         self._apply("entropy", loss, metrics)
         return coefficient.of(tasks).detach().exp()
 
-    def _update_q_critics(self, samples: SequenceSamples, latents: torch.Tensor) -> None:
+    def _update_q_critics(self, samples: SequenceSamples, latents: torch.Tensor, *, behaviour: bool) -> None:
         policy = self.model.policy
         with self._arithmetic():
             targets = replay_targets(
@@ -255,7 +272,7 @@ class Learner:
                 td_lambda=self.model.td_lambda,
             )
         inputs = torch.cat([latents[:-1], samples.actions], -1).flatten(0, 1)
-        self._fit_critics(inputs, targets.flatten(), samples.mask.flatten())
+        self._fit_critics(inputs, targets.flatten(), samples.mask.flatten(), behaviour=behaviour)
 
     def _update_v_critics(self, rollout: ImaginedRollout) -> None:
         with self._arithmetic():
@@ -267,20 +284,27 @@ class Learner:
             )
         self._fit_critics(rollout.latents[:-1].detach().flatten(0, 1), targets.flatten(), weights.flatten())
 
-    def _fit_critics(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
+    def _fit_critics(
+        self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, *, behaviour: bool = False
+    ) -> None:
         """Take ``critic_updates`` minibatch steps towards (N,) targets of (N, ...) inputs with (N,) weights."""
         rows = minibatches(len(inputs), self.model.critic_batch_size, self.model.critic_updates, inputs.device)
         for x, y, w in zip(inputs[rows], targets[rows], weights[rows], strict=True):
-            loss, metrics = self._objective("_critic_objective")(x, y, w)
+            loss, metrics = self._objective("_critic_objective")(x, y, w, behaviour=behaviour)
             self._apply("critic", loss, metrics)
-            move_average(self._parameters["target"], self._parameters["critic"], 1 - self.model.tau)
+            move_average(self._parameters["target"], self._parameters["averaged"], 1 - self.model.tau)
 
     def _critic_objective(
-        self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+        self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, *, behaviour: bool
     ) -> tuple[torch.Tensor, Metrics]:
-        """Return the critics' loss on a minibatch, and metrics."""
+        """Return the critics' loss on a minibatch, if wanted with that of the behaviour's value, and metrics."""
+        policy = self.model.policy
         with self._arithmetic():
-            return critic_loss(self.model.policy.critics(inputs), targets, weights)
+            loss, metrics = critic_loss(policy.critics(inputs), targets, weights)
+            if behaviour and policy.behaviour_value is not None:
+                values = policy.behaviour_value(inputs[:, : policy.world_model.latent_dim])
+                loss = loss + critic_loss(values, targets, weights)[0]
+        return loss, metrics
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return arithmetic(self.model.device, self._precision)

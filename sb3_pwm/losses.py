@@ -113,27 +113,36 @@ def actor_loss(
 
 
 def behaviour_loss(
-    actor: Actor, critics: CriticEnsemble | None, latents: torch.Tensor, samples: SequenceSamples
+    actor: Actor, latents: torch.Tensor, samples: SequenceSamples, advantages: torch.Tensor | None
 ) -> torch.Tensor:
-    r"""Return the () mean squared distance of the policy's deterministic actions to better ones that were replayed.
+    r"""Return the () mean squared distance of the policy's deterministic actions to replayed ones that were good.
 
-    .. math:: L = \frac{1}{\sum m_t} \sum_t m_t\, 1[Q(z_t, a_t) > Q(z_t, \mu(z_t))]\, \|\mu(z_t) - a_t\|^2 / A
+    .. math:: L = \frac{1}{\sum m_t} \sum_t m_t\, 1[A(z_t, a_t) > 0]\, \|\mu(z_t) - a_t\|^2 / n
 
-    (TD3+BC, arXiv 2106.06860, eq. 3, with the filter of arXiv 1709.10089, eq. 6: without it a policy that has become
-    better than the data is drawn back to them.)
+    (TD3+BC, arXiv 2106.06860, eq. 3, with the binary filter of CRR, arXiv 2006.15134, for n action dimensions.)
 
     :param actor: the policy.
-    :param critics: Q(latents, actions), of which the mean counts; None for no filter.
     :param latents: (T, B, Z) encodings of the windows' observations, without gradient.
     :param samples: windows of T steps; their actions and mask are used.
+    :param advantages: (T, B) how much better than the data's average action in their state the actions are; None
+        counts all of them.
     """
-    actions = actor.mode(latents)
-    distances = (actions - samples.actions).square().sum(-1) / actor.n_actions(latents)
-    if critics is not None:
-        with torch.no_grad():
-            better = critics(latents, samples.actions).mean(0) > critics(latents, actions).mean(0)
-        distances = distances * better
+    distances = (actor.mode(latents) - samples.actions).square().sum(-1) / actor.n_actions(latents)
+    if advantages is not None:
+        distances = distances * (advantages > 0)
     return masked_mean(distances, samples.mask)
+
+
+def relative_size(returns: torch.Tensor, return_scale: torch.Tensor) -> torch.Tensor:
+    """Return the () root mean square of returns in return scales, without gradient.
+
+    The actor's loss has imagined returns in units of their spread. Errors of values grow with their size, so what holds
+    a policy against them must grow too (TD3+BC, arXiv 2106.06860, eq. 5, divides by the size instead).
+
+    :param returns: (B,) returns.
+    :param return_scale: () or (B,) scales.
+    """
+    return (returns.detach() / return_scale).square().mean().sqrt()
 
 
 def entropy_coefficient_loss(

@@ -227,14 +227,26 @@ class PWMPolicy(BasePolicy):
             norm_after_activation=self.norm_after_activation,
         )
         self.critics_target = copy.deepcopy(self.critics).requires_grad_(False)
+        self.behaviour_value = self._make_behaviour_value(arch["qf"]) if self.q_critic else None
         self.entropy_coefficient = EntropyCoefficient(parts.n_tasks)
         self.reward_scale = RewardScale(parts.n_tasks)
         self.return_scale = ReturnScale(n_tasks=parts.n_tasks)
         self.register_buffer("statistics_size", torch.zeros((), dtype=torch.long))
         self.model_optimizer = self._make_optimizer(self.world_model, lr_schedule)
         self.actor_optimizer = self._make_optimizer(self.actor, lr_schedule)
-        self.critic_optimizer = self._make_optimizer(self.critics, lr_schedule)
+        self.critic_optimizer = self._make_optimizer(self.all_critics, lr_schedule)
         self.entropy_optimizer = self._make_optimizer(self.entropy_coefficient, lr_schedule)
+
+    def _make_behaviour_value(self, hidden: list[int]) -> CriticEnsemble:
+        """Return V(latents) of the policy that recorded the data; only learning from data uses it."""
+        with torch.random.fork_rng(devices=[]):  # what never uses it has the same random numbers with and without it
+            return CriticEnsemble(
+                self.world_model.latent_dim,
+                hidden,
+                1,
+                self.activation_fn,
+                norm_after_activation=self.norm_after_activation,
+            )
 
     def _make_parts(self) -> "Parts":
         """Return what the networks of this kind of policy differ by."""
@@ -261,6 +273,11 @@ class PWMPolicy(BasePolicy):
             "model": self.model_optimizer,
             "entropy": self.entropy_optimizer,
         }
+
+    @property
+    def all_critics(self) -> nn.ModuleList:
+        """The critics and, with Q critics, the value of the data's behaviour: what the critics' optimizer holds."""
+        return nn.ModuleList([self.critics] if self.behaviour_value is None else [self.critics, self.behaviour_value])
 
     @property
     def q_critic(self) -> bool:

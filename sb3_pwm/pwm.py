@@ -69,8 +69,8 @@ class PWM(MultiTaskAlgorithm):
     :param train_freq: collect this many steps (or ``(n, "episode")``) between updates.
     :param gradient_steps: world-model updates after each collection; -1 for as many as steps were collected.
     :param policy_updates: actor updates per world-model update; 0.125 is one after every eighth.
-    :param bc_coef: in :meth:`learn_offline` only: weight of the squared distance to replayed actions, those of a higher
-        Q than the policy's own, in the actor's loss, in standard deviations of the imagined return; 0 for none.
+    :param bc_coef: in :meth:`learn_offline` only: weight of the squared distance to replayed actions, those better than
+        the data's average in their state, in the actor's loss, in sizes of the imagined return; 0 for none.
     :param precision: of matrix products in updates: ``"float32"``; ``"bfloat16"``, several times faster where the
         hardware has it and the networks are large; ``"tf32"``, on GPUs only. See
         :func:`sb3_pwm.precision.arithmetic`.

@@ -16,6 +16,7 @@ from sb3_pwm.losses import (
     entropy_coefficient_loss,
     imagined_targets,
     masked_mean,
+    relative_size,
     replay_targets,
     state_values,
     world_model_loss,
@@ -188,23 +189,34 @@ def test_behaviour_loss_by_hand():
     actor = SimpleNamespace(mode=lambda latents: latents[..., :2], n_actions=lambda latents: 2)
     latents = torch.zeros(2, 2, 4)
     # squared distances, averaged over action dimensions: 0.5, 0.25, 0, and one that does not count
-    assert_close(behaviour_loss(actor, None, latents, samples), tensor(0.25)[0])
+    assert_close(behaviour_loss(actor, latents, samples, None), tensor(0.25)[0])
     # where the second task's second dimension is padding: 0.5, (0.5 + 0) / 1, 0
     actor.n_actions = lambda latents: torch.tensor([[2.0, 1.0], [2.0, 1.0]])
     samples.actions[0, 1, 1] = 0
-    assert_close(behaviour_loss(actor, None, latents, samples), tensor(0.25)[0])
+    assert_close(behaviour_loss(actor, latents, samples, None), tensor(0.25)[0])
 
 
-def test_behaviour_loss_counts_replayed_actions_that_the_critics_prefer():
+def test_behaviour_loss_counts_replayed_actions_with_an_advantage():
     actions = torch.tensor([[[1.0], [0.5], [-2.0]], [[3.0], [-1.0], [9.0]]])
     samples = SimpleNamespace(actions=actions, mask=torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]))
     actor = SimpleNamespace(mode=lambda latents: latents, n_actions=lambda latents: 1)
     latents = torch.zeros(2, 3, 1, requires_grad=True)
-    # two critics whose mean prefers larger actions: those of 1, 0.5 and 3 count, -2 and -1 do not, 9 is masked
-    loss = behaviour_loss(actor, lambda z, a: torch.stack([3 * a, -a]).squeeze(-1), latents, samples)
+    # those of 1, 0.5 and 3 count, -2 and -1 do not, 9 is masked
+    advantages = torch.tensor([[0.1, 7.0, 0.0], [0.2, -3.0, 1.0]])
+    loss = behaviour_loss(actor, latents, samples, advantages)
     assert_close(loss, torch.tensor((1 + 0.25 + 9) / 5))
     loss.backward()
     assert_close(latents.grad, -2 / 5 * torch.tensor([[[1.0], [0.5], [0.0]], [[3.0], [0.0], [0.0]]]))
+
+
+def test_relative_size_by_hand():
+    returns = torch.tensor([3.0, -4.0, 0.0, 5.0], requires_grad=True)
+    size = relative_size(returns, torch.tensor(0.5))
+    assert_close(size, torch.tensor(50 / 4).sqrt() / 0.5)
+    assert not size.requires_grad
+    # two tasks with scales of their own: (6, 1, 0, 5)
+    scales = torch.tensor([0.5, 4.0, 1.0, 1.0])
+    assert_close(relative_size(returns, scales), torch.tensor((36 + 1 + 0 + 25) / 4).sqrt())
 
 
 def test_entropy_coefficient_loss_by_hand():

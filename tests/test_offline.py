@@ -16,6 +16,7 @@ from torch import nn
 
 from sb3_pwm import PWM
 from sb3_pwm.datasets import from_arrays
+from sb3_pwm.policies import PWMPolicy
 
 OFFLINE = {name: value for name, value in SMALL.items() if name not in ("buffer_size", "learning_starts")}
 
@@ -35,7 +36,7 @@ def networks(model):
     policy = model.policy
     return {
         name: copy.deepcopy(getattr(policy, name).state_dict())
-        for name in ("world_model", "actor", "critics", "critics_target")
+        for name in ("world_model", "actor", "critics", "critics_target", "behaviour_value")
     }
 
 
@@ -79,6 +80,7 @@ def test_the_world_model_stays_while_the_policy_learns():
         "actor": False,
         "critics": False,
         "critics_target": False,
+        "behaviour_value": False,
     }
     model.learn_offline(0, pretrain_steps=2)
     assert model.n_model_updates == SMALL["pretrain_steps"] + 2
@@ -100,14 +102,58 @@ def test_the_behaviour_term_pulls_the_policy_to_the_data():
     assert distances[1000] < 0.1 < distances[0]
 
 
+def bandit():
+    """Episodes of one step: the action's first entry, -0.5 or 0.75 at random, is the reward."""
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (300, 2)).astype(np.float32)
+    actions[:, 0] = np.where(rng.random(300) < 0.5, 0.75, -0.5)
+    arrays = {"observations": rng.normal(size=(300, 4)), "actions": actions, "rewards": actions[:, 0]}
+    arrays |= {"next_observations": np.zeros((300, 4)), "terminals": np.ones(300)}
+    return from_arrays(arrays, spaces.Box(-np.inf, np.inf, (4,), np.float32), spaces.Box(-1, 1, (2,), np.float32))
+
+
+def test_the_policy_imitates_the_better_half_of_the_data():
+    model = from_dataset(bandit(), bc_coef=1000, seed=0, learning_rate=1e-2, sequence_length=1).learn_offline(150)
+    policy, buffer = model.policy, model.replay_buffer
+    latents = policy.world_model.encode(torch.as_tensor(buffer.observations[:300, 0]))
+    # values of the data's behaviour lie between those of its two kinds of actions
+    scale = policy.reward_scale.scale
+    values = policy.behaviour_value(latents)[0] * scale
+    q_values = policy.critics(latents, torch.as_tensor(buffer.actions[:300, 0])).mean(0) * scale
+    better = torch.as_tensor(buffer.rewards[:300, 0] > 0)
+    assert abs(values.mean() - buffer.rewards[:300].mean()) < 0.1
+    assert q_values[better].mean() - 0.3 > values.mean() > q_values[~better].mean() + 0.3
+    # the average action is about 0.1; only the better ones are imitated
+    assert (policy.actor.mode(latents)[:, 0] - 0.75).abs().mean() < 0.1
+
+
 def test_the_behaviour_term_is_for_learning_offline_only():
     model = from_dataset(dataset(), bc_coef=1000, learning_starts=20).learn_offline(2)
     model._learner.pop_metrics()
+    before = networks(model)
     model.set_env(space_envs())
     model.learn(20)
     metrics = model._learner.pop_metrics()
     assert "actor_loss" in metrics
     assert "behaviour_loss" not in metrics
+    after = networks(model)
+    assert same(before["behaviour_value"], after["behaviour_value"])
+    assert not same(before["critics"], after["critics"])
+
+
+def test_the_behaviours_value_changes_no_other_random_numbers(monkeypatch):
+    def numbers():
+        return make(space_envs(), seed=0).policy.actor.state_dict(), torch.rand(3).tolist()
+
+    actor, following = numbers()
+    monkeypatch.setattr(PWMPolicy, "_make_behaviour_value", lambda self, hidden: None)
+    other, others = numbers()
+    assert same(actor, other)
+    assert following == others
+
+
+def test_v_critics_have_no_value_of_the_behaviour():
+    assert from_dataset(dataset(), critic="v").policy.behaviour_value is None
 
 
 def test_dict_observations():
