@@ -22,6 +22,7 @@ from sb3_pwm.multitask_policies import MultiTaskPolicy
 from sb3_pwm.parallel import Part, own_part, share_from_first
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.precision import Precision
+from sb3_pwm.sequence_algorithm import close_progress_bars
 from sb3_pwm.type_aliases import SequenceSamples
 from sb3_pwm.updates import encode_windows, set_learning_rate
 
@@ -328,6 +329,7 @@ class PWM(MultiTaskAlgorithm):
         except BaseException:
             # Also Ctrl-C: whatever step was under way, the environment must be reset before the next one.
             self._last_obs = None
+            close_progress_bars(callback)
             raise
         callback.on_training_end()
         return self

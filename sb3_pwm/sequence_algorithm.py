@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_pkl
@@ -183,3 +183,15 @@ def constructor_parameters(kind: type) -> dict[str, inspect.Parameter]:
         if not any(p.kind == p.VAR_KEYWORD for p in own.values()):
             break
     return {name: parameter for name, parameter in found.items() if name != "self"}
+
+
+def close_progress_bars(callback: BaseCallback) -> None:
+    """Close the bars of training that did not end by itself.
+
+    SB3 leaves them open, and then the thread that draws one can hold up the end of the interpreter for ever.
+    """
+    for own in callback.callbacks if isinstance(callback, CallbackList) else [callback]:
+        if isinstance(own, CallbackList):
+            close_progress_bars(own)
+        elif isinstance(own, ProgressBarCallback) and hasattr(own, "pbar"):
+            own.pbar.close()

@@ -1,16 +1,21 @@
+import threading
+
 import numpy as np
 import pytest
 from helpers import make, space_envs
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import (
     BaseCallback,
+    CallbackList,
     CheckpointCallback,
+    ConvertCallback,
     EvalCallback,
     ProgressBarCallback,
     StopTrainingOnMaxEpisodes,
     StopTrainingOnRewardThreshold,
 )
 from stable_baselines3.common.vec_env import VecNormalize
+from tqdm import TMonitor
 
 from sb3_pwm import PWM
 
@@ -124,3 +129,21 @@ def test_progress_bars(capfd, as_argument):
     assert "100%" in output
     assert ("world model" in output) == as_argument
     assert model.n_model_updates == 30 + 6  # every fourth step from 20 to 40
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_nothing_draws_after_ctrl_c(nested):
+    """A thread that draws a bar while the interpreter ends can hold it up for ever."""
+
+    def interrupt(local, _):
+        if local["self"].num_timesteps >= 8:
+            raise KeyboardInterrupt
+        return True
+
+    bar = ProgressBarCallback()
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt):
+        make().learn(40, callback=[CallbackList([bar]) if nested else bar, ConvertCallback(interrupt)])
+    # tqdm's monitor draws nothing that it would need a lock for, and lives as long as the interpreter
+    assert [t for t in set(threading.enumerate()) - before if not isinstance(t, TMonitor)] == []
+    assert bar.pbar.n > 0
