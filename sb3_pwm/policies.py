@@ -219,13 +219,8 @@ class PWMPolicy(BasePolicy):
             norm_after_activation=self.norm_after_activation,
             masked=parts.n_tasks is not None,
         )
-        self.critics = CriticEnsemble(
-            self.world_model.latent_dim + (action_dim if self.q_critic else 0),
-            arch["qf"],
-            self.n_critics,
-            self.activation_fn,
-            norm_after_activation=self.norm_after_activation,
-        )
+        critic_inputs = self.world_model.latent_dim + (action_dim if self.q_critic else 0)
+        self.critics = self._make_critics(critic_inputs, arch["qf"], self.n_critics)
         self.critics_target = copy.deepcopy(self.critics).requires_grad_(False)
         self.behaviour_value = self._make_behaviour_value(arch["qf"]) if self.q_critic else None
         self.entropy_coefficient = EntropyCoefficient(parts.n_tasks)
@@ -237,16 +232,14 @@ class PWMPolicy(BasePolicy):
         self.critic_optimizer = self._make_optimizer(self.all_critics, lr_schedule)
         self.entropy_optimizer = self._make_optimizer(self.entropy_coefficient, lr_schedule)
 
+    def _make_critics(self, in_features: int, hidden: list[int], number: int) -> CriticEnsemble:
+        after = self.norm_after_activation
+        return CriticEnsemble(in_features, hidden, number, self.activation_fn, norm_after_activation=after)
+
     def _make_behaviour_value(self, hidden: list[int]) -> CriticEnsemble:
         """Return V(latents) of the policy that recorded the data; only learning from data uses it."""
         with torch.random.fork_rng(devices=[]):  # what never uses it has the same random numbers with and without it
-            return CriticEnsemble(
-                self.world_model.latent_dim,
-                hidden,
-                1,
-                self.activation_fn,
-                norm_after_activation=self.norm_after_activation,
-            )
+            return self._make_critics(self.world_model.latent_dim, hidden, 1)
 
     def _make_parts(self) -> "Parts":
         """Return what the networks of this kind of policy differ by."""

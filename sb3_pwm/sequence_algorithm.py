@@ -190,8 +190,8 @@ def close_progress_bars(callback: BaseCallback) -> None:
 
     SB3 leaves them open, and then the thread that draws one can hold up the end of the interpreter for ever.
     """
-    for own in callback.callbacks if isinstance(callback, CallbackList) else [callback]:
-        if isinstance(own, CallbackList):
+    if isinstance(callback, CallbackList):
+        for own in callback.callbacks:
             close_progress_bars(own)
-        elif isinstance(own, ProgressBarCallback) and hasattr(own, "pbar"):
-            own.pbar.close()
+    elif isinstance(callback, ProgressBarCallback) and hasattr(callback, "pbar"):
+        callback.pbar.close()
