@@ -101,7 +101,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--task", action="append", required=True, metavar="ENV=FILE")
     parser.add_argument("--name", default="pwm-multitask", help="name in the CSV's algorithm column")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model-updates", type=int, default=20_000, help="world-model updates")
+    parser.add_argument("--model-updates", type=int, help="world-model updates; 10,000 for each task if not given")
     parser.add_argument("--updates", type=int, default=10_000, help="policy updates of each task")
     parser.add_argument("--every", type=int, default=2_000, help="policy updates between evaluations")
     parser.add_argument("--episodes", type=int, default=5, help="episodes per evaluation")
@@ -136,7 +136,7 @@ def main() -> None:
         **(settings | {"policy_kwargs": policy_kwargs}),
     )
     cpu = time.process_time()
-    model.pretrain(args.model_updates)
+    model.pretrain(model.pretrain_steps if args.model_updates is None else args.model_updates)
     shared_seconds = (time.process_time() - cpu) / len(envs)
     if parallel:
         is_first = distributed.get_rank() == 0

@@ -143,9 +143,14 @@ class SequenceReplayBuffer(ReplayBuffer):
         :raises ValueError: if fewer than ``length`` steps are stored.
         """
         self.check_size(1, length)
-        places = np.linspace(0, self.n_transitions - 1, min(count, self.n_transitions)).astype(np.int64)
-        ages, columns = np.divmod(places, self.n_envs)
+        ages, columns = self._spread(count)
         return self._samples(windows_at(ages, columns, self.dones, self.oldest, self.size(), length), env)
+
+    def _spread(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ages and columns of ``count`` steps, or all, spread evenly over time within every column."""
+        places = np.linspace(0, self.n_transitions - 1, min(count, self.n_transitions)).astype(np.int64)
+        # Columns take turns; those of evenly spaced places would keep step with the number of columns.
+        return places // self.n_envs, np.arange(len(places)) % self.n_envs
 
     def _samples(self, windows: Windows, env: VecNormalize | None) -> SequenceSamples:
         if env is None and self._has_room():
@@ -213,12 +218,13 @@ class SequenceReplayBuffer(ReplayBuffer):
         self._device_copy, self._stays_on_host = None, True
         warnings.warn(f"the replay buffer stays in host memory, which is slower: {reason}", stacklevel=2)
 
-    def statistics_sample(self, env: VecNormalize | None = None) -> tuple[Observations, torch.Tensor]:
+    def statistics_sample(self, env: VecNormalize | None = None, n_tasks: int = 1) -> tuple[Observations, torch.Tensor]:
         """Return the observations and rewards of steps spread evenly over the buffer.
 
-        They are at most ``STATISTICS_ROWS``, and their observations take at most ``STATISTICS_BYTES``.
+        They are at most ``STATISTICS_ROWS`` for each task, and their observations take at most ``STATISTICS_BYTES``.
 
         :param env: normalise with this wrapper's present statistics.
+        :param n_tasks: number of tasks that the buffer holds.
         :return: (N, *obs_shape) observations and (N,) rewards.
         :raises ValueError: if the buffer is empty.
         """
@@ -226,9 +232,7 @@ class SequenceReplayBuffer(ReplayBuffer):
             raise ValueError("the replay buffer is empty")
         arrays = self.observations.values() if isinstance(self.observations, dict) else [self.observations]
         bytes_per_row = sum(array.nbytes for array in arrays) // (self.buffer_size * self.n_envs)
-        count = min(self.n_transitions, STATISTICS_ROWS, max(1, STATISTICS_BYTES // bytes_per_row))
-        places = np.linspace(0, self.n_transitions - 1, count).astype(np.int64)
-        rows, columns = np.divmod(places, self.n_envs)
+        rows, columns = self._spread(min(STATISTICS_ROWS * n_tasks, max(1, STATISTICS_BYTES // bytes_per_row)))
         rewards = self._tensor(self._normalize_reward(self.rewards[rows, columns], env))
         return self._gather(self.observations, rows, columns, env), rewards
 

@@ -55,6 +55,11 @@ class MultiTaskPolicy(PWMPolicy):
         features = TaskFeatures(len(tasks), tasks.observation_size, standardize=self.standardize)
         return Parts(features, tasks.observation_size, tasks.action_size, context, len(tasks))
 
+    @property
+    def n_tasks(self) -> int:
+        """Number of tasks that the policy acts in."""
+        return len(self.task_set)
+
     def tasks_of(self, observations: Observations) -> torch.Tensor | None:
         """Return the (N,) tasks of (N, ...) observations."""
         return task_ids(observations, None)

@@ -23,7 +23,7 @@ from sb3_pwm.policies import PWMPolicy
 
 SelfOffline = TypeVar("SelfOffline", bound="OfflineAlgorithm")
 
-OFFLINE_PRETRAIN_STEPS = 10_000  # nothing improves the world model afterwards
+OFFLINE_PRETRAIN_STEPS = 10_000  # for each task: nothing improves the world model afterwards
 WORLD_MODEL_SETTINGS = (  # arguments of the policy that change what a world model's tensors mean, but not their shapes
     "simnorm_dim",
     "residual_dynamics",
@@ -91,7 +91,7 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
         :param dataset: replay buffer, see :mod:`sb3_pwm.datasets`; the model goes on with it, it is not copied.
         :param policy: as for the constructor.
         :param kwargs: constructor arguments; ``env`` and ``buffer_size`` are the data set's, the default of
-            ``pretrain_steps`` is 10,000 and that of ``n_dynamics`` in ``policy_kwargs`` is 3.
+            ``pretrain_steps`` is 10,000 for each task and that of ``n_dynamics`` in ``policy_kwargs`` is 3.
         :return: the model; :meth:`learn_offline` trains it, ``set_env`` and ``learn`` go on in an environment.
         :raises TypeError: if ``dataset`` is no replay buffer, or ``kwargs`` hold what the data set decides.
         :raises ValueError: if windows cannot be drawn from it, or its images have their channels last.
@@ -106,9 +106,10 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
                 f"the data set's images have their channels last, {dataset.observation_space}; SB3's networks want "
                 f"them first: give the importer np.moveaxis(images, -1, -3) and the space {env.observation_space}"
             )
-        kwargs.setdefault("pretrain_steps", OFFLINE_PRETRAIN_STEPS)
         kwargs["policy_kwargs"] = {"n_dynamics": OFFLINE_DYNAMICS} | (kwargs.get("policy_kwargs") or {})
         model = cls(policy, env, buffer_size=dataset.buffer_size * dataset.n_envs, **kwargs)
+        if "pretrain_steps" not in kwargs:
+            model.pretrain_steps = OFFLINE_PRETRAIN_STEPS * model.policy.n_tasks
         model._take_over_buffer(dataset)
         return model
 

@@ -273,6 +273,11 @@ class PWMPolicy(BasePolicy):
         return nn.ModuleList([self.critics] if self.behaviour_value is None else [self.critics, self.behaviour_value])
 
     @property
+    def n_tasks(self) -> int:
+        """Number of tasks that the policy acts in."""
+        return 1
+
+    @property
     def q_critic(self) -> bool:
         """Whether the critics are Q functions."""
         return self.critic == "q"

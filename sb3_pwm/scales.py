@@ -57,7 +57,7 @@ class ScalingAlgorithm(SequenceOffPolicyAlgorithm):
         size, capacity = self.sequences.n_transitions, self.sequences.buffer_size * self.sequences.n_envs
         if size < min(int(self.policy.statistics_size), capacity):
             return
-        observations, rewards = self.sequences.statistics_sample(self._vec_normalize_env)
+        observations, rewards = self.sequences.statistics_sample(self._vec_normalize_env, self.policy.n_tasks)
         self.policy.set_statistics(observations, rewards)
         self.policy.statistics_size.fill_(size)
         self._steps_since_statistics = 0

@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from helpers import MIXED, make, space_envs, truth_envs
+from hypothesis import given
+from hypothesis import strategies as st
 from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 
@@ -253,8 +256,39 @@ def test_spread_windows_start_at_different_stored_steps_from_the_oldest_to_the_n
     assert len(first.unique(dim=0)) == first.shape[0] == starts
     oldest, newest = buffer.pos, (buffer.pos - 1) % buffer.buffer_size
     assert torch.equal(first[0], torch.as_tensor(buffer.observations[oldest, 0]))
-    assert torch.equal(first[-1], torch.as_tensor(buffer.observations[newest, 1]))
+    assert torch.equal(first[-1], torch.as_tensor(buffer.observations[newest, (starts - 1) % 2]))
     assert samples.mask[:, -1].tolist() == [1, 0, 0, 0]  # nothing follows the newest step
+
+
+@given(size=st.integers(1, 60), n_envs=st.integers(1, 7), count=st.integers(1, 500))
+def test_spread_steps_are_as_many_of_every_environment_and_evenly_over_time(size, n_envs, count):
+    box = spaces.Box(-1, 1, (1,), np.float32)
+    buffer = SequenceReplayBuffer(size * n_envs, box, box, "cpu", n_envs=n_envs)
+    buffer.full = True
+    ages, columns = buffer._spread(count)
+    found = len(ages)
+    assert found == len(set(zip(ages.tolist(), columns.tolist(), strict=True))) == min(count, size * n_envs)
+    for column in range(n_envs):
+        own = ages[columns == column]
+        assert len(own) in (found // n_envs, found // n_envs + 1)
+        ends = np.concatenate([[0], own, [size - 1]])
+        assert (np.diff(ends) >= 0).all()
+        assert np.diff(ends).max() <= (size * n_envs - 1) / max(1, found - 1) + 1 or len(own) == 0
+
+
+def test_statistics_know_every_task_over_all_of_its_time(monkeypatch):
+    monkeypatch.setattr("sb3_pwm.buffers.STATISTICS_ROWS", 20)  # every sixth step of what follows, or every third
+    box = spaces.Box(-1, 1, (1,), np.float32)
+    buffer = SequenceReplayBuffer(40 * 3, box, box, "cpu", n_envs=3)
+    buffer.full = True
+    buffer.rewards[:] = np.arange(40)[:, None] + [0, 100, 200]
+    for n_tasks, number in ((1, 20), (2, 40)):
+        rewards = buffer.statistics_sample(n_tasks=n_tasks)[1].numpy()
+        assert len(rewards) == number
+        for task in range(3):
+            own = rewards[rewards // 100 == task] - 100 * task
+            assert number // 3 <= len(own) <= number // 3 + 1
+            np.testing.assert_allclose(own.mean(), 19.5, atol=2)
 
 
 def test_statistics_of_large_observations_take_bounded_memory(monkeypatch):

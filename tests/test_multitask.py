@@ -358,6 +358,15 @@ def test_merged_data_by_hand():
     assert merged.dones[:, 1].tolist() == [0, 0, 1, 0, 0, 1, 0, 1]
 
 
+def test_a_shared_world_model_learns_as_long_for_each_task():
+    merged = from_tasks(TASKS, {task.name: data_of(task, 20, 0)[1] for task in TASKS})
+    model = PWM.from_dataset(merged, "MultiTaskPolicy", policy_kwargs=TINY, batch_size=8)
+    assert model.pretrain_steps == 20_000
+    own = TINY | {"task": "small"}
+    alone = PWM.from_dataset(data_of(TASKS[0], 20, 0)[1], ExtractedPolicy, policy_kwargs=own, batch_size=8)
+    assert alone.pretrain_steps == 10_000
+
+
 def test_learning_from_merged_data():
     datasets = {task.name: data_of(task, 40, seed)[1] for seed, task in enumerate(TASKS)}
     options = {key: SMALL[key] for key in ("batch_size", "sequence_length", "horizon", "critic_batch_size", "seed")}
