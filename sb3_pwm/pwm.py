@@ -126,7 +126,7 @@ class PWM(MultiTaskAlgorithm):
         train_freq: int | tuple[int, str] = 4,
         gradient_steps: int = 1,
         policy_updates: float = 1.0,
-        bc_coef: float = 0.1,
+        bc_coef: float = 3.0,
         precision: Precision = "float32",
         torch_compile: TorchCompile = "auto",
         action_noise: ActionNoise | None = None,

@@ -9,7 +9,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_pwm import PWM
+from sb3_pwm import PWM, TaskSet, single_task_env, task_vec_env
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +27,16 @@ class DictPendulum(gym.ObservationWrapper):
 
     def observation(self, observation):
         return {"angle": observation[:2], "velocity": observation[2:]}
+
+
+class MirroredPendulum(gym.ActionWrapper):
+    """The same observations, but torques act the other way."""
+
+    def __init__(self, render_mode=None):
+        super().__init__(gym.make("Pendulum-v1", render_mode=render_mode))
+
+    def action(self, action):
+        return -action
 
 
 def mean_return(model, env, episodes=20):
@@ -71,3 +81,21 @@ def test_hopper_whose_episodes_terminate():
     env = Monitor(gym.make("Hopper-v5"))
     assert mean_return(model, env, episodes=5) > 250  # random actions: about 20
     assert 0.5 < model.value_calibration(gym.make("Hopper-v5")) < 2  # far from the value of never falling
+
+
+def test_pendulum_from_random_actions_alone():
+    data = PWM("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", learning_starts=10_000).learn(10_000).replay_buffer
+    model = PWM.from_dataset(data, seed=0, device="cpu", pretrain_steps=4_000).learn_offline(1_000)
+    assert mean_return(model, Monitor(gym.make("Pendulum-v1"))) > PENDULUM_RETURN
+
+
+def test_two_tasks_from_one_world_model_and_random_actions():
+    tasks = TaskSet.from_envs({"plain": "Pendulum-v1", "mirrored": MirroredPendulum})
+    kwargs = {"seed": 0, "device": "cpu", "policy_kwargs": {"task_set": tasks}}
+    collector = PWM("MultiTaskPolicy", task_vec_env(tasks, seed=0), learning_starts=40_000, **kwargs).learn(40_000)
+    model = PWM.from_dataset(collector.replay_buffer, "MultiTaskPolicy", pretrain_steps=6_000, **kwargs)
+    model.learn_offline(2_000)  # one policy for both
+    envs = {"plain": gym.make("Pendulum-v1"), "mirrored": MirroredPendulum()}
+    for name, env in envs.items():
+        assert mean_return(model, single_task_env(tasks, name)) > 2 * PENDULUM_RETURN
+        assert mean_return(model.extract(name, 1_000, env=env), Monitor(env)) > PENDULUM_RETURN
