@@ -72,7 +72,7 @@ def test_works_take_turns():
 def test_the_command_prints_and_writes_every_phase(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(speed, "seconds_of_each", lambda works, device: [0.25, 0.5][: len(works)])
     monkeypatch.setattr(speed, "floor_seconds", lambda counts, device: 0.125)
-    monkeypatch.setattr(speed, "peak_rate", lambda device: 1e9)
+    monkeypatch.setattr(speed, "peak_rate", lambda device, *dtype: 1e9)
     speed.main(["--shapes", "default", "--steps", "40", "--json", str(tmp_path / "new" / "speed.json")])
     result = json.loads((tmp_path / "new" / "speed.json").read_text())
     assert {row["phase"]: row["efficiency"] for row in result["phases"]} == dict.fromkeys(
@@ -93,3 +93,9 @@ def test_shapes_are_valid_settings(name):
     env = speed.RandomEnv(shape.observation_dim, shape.action_dim)
     with torch.device("meta"):  # no memory for the large ones
         speed.PWM("MlpPolicy", env, device="cpu", _init_setup_model=False, **shape.settings)
+
+
+def test_extraction_is_timed():
+    result = speed.measure_extraction("cpu", 1, "float32", size="1M")
+    assert result["seconds"] > 0
+    assert result["updates"] == 1

@@ -101,7 +101,7 @@ class ReferenceLearner:
     def update_policy(self, samples: SequenceSamples, latents: torch.Tensor) -> None:
         """Update the actor once, then the critics, on windows and their (T + 1, B, Z) latents."""
         model, policy, world_model = self.model, self.policy, self.policy.world_model
-        z, weight, returns = latents[0], torch.ones(latents.shape[1], dtype=latents.dtype), torch.zeros(())
+        z, weight, returns = latents[0], torch.ones_like(latents[0, :, 0]), torch.zeros(())
         states, rewards, continuations, weights, log_probs = [z], [], [], [weight], []
         for t in range(model.horizon):
             action, log_prob = policy.actor.sample_with_log_prob(z.detach())

@@ -5,7 +5,10 @@
 For each shape and each phase: the matrix products that it needs are counted, the same products are timed alone in the
 same run (the *floor*), and *efficiency* is the floor over the measured time. *of peak* compares with one large square
 product instead. *reference ratio* is the time of the same update in :mod:`sb3_pwm.benchmark.reference`, a plain eager
-version in float32, over the measured time. Times are the lowest of several rounds.
+version in float32, over the measured time. On a GPU, where updates are CUDA graphs, *eager ratio* is the time of the
+same update without one over the measured time. Times are the lowest of several rounds.
+
+``--extraction 10000`` adds what a policy takes that is extracted from the paper's 48M multi-task world model.
 """
 
 import argparse
@@ -21,15 +24,19 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_pwm.benchmark.matmuls import count_products, floor_seconds, flops_of, peak_rate, seconds_of_each
 from sb3_pwm.benchmark.reference import ReferenceLearner
-from sb3_pwm.precision import Precision
-from sb3_pwm.presets import paper_single_task
+from sb3_pwm.datasets import from_tasks
+from sb3_pwm.precision import PRECISIONS, Precision, arithmetic, supports
+from sb3_pwm.presets import paper_multi_task, paper_single_task
 from sb3_pwm.pwm import PWM
+from sb3_pwm.tasks import Task, TaskSet
 
 N_TRANSITIONS = 20_000
 EPISODE_STEPS = 1_000
+TASKS = TaskSet([Task("first", None, 39, 6), Task("second", None, 24, 4)])
 
 
 class Shape(NamedTuple):
@@ -40,23 +47,12 @@ class Shape(NamedTuple):
     settings: dict[str, Any]
 
 
-def multi_task(batch_size: int, precision: Precision = "float32") -> dict[str, Any]:
-    """Return the settings of the paper's 48M multi-task model, without its task embedding."""
-    policy = paper_single_task["policy_kwargs"] | {
-        "net_arch": {
-            "encoder": [1792, 1792, 1792],
-            "dynamics": [1792, 1792],
-            "reward": [1792, 1792],
-            "termination": [1792],
-            "pi": [1792, 1792],
-            "qf": [1792, 1792],
-        },
-        "latent_dim": 768,
-        "reward_bins": 101,
-        "norm_after_activation": False,
-    }
-    sizes = {"batch_size": batch_size, "critic_batch_size": batch_size}
-    return paper_single_task | sizes | {"policy_kwargs": policy, "precision": precision}
+def multi_task(precision: Precision = "float32") -> dict[str, Any]:
+    """Return the settings of the paper's 48M multi-task model, for a single task: without its task embedding."""
+    settings = paper_multi_task("48M", TASKS)
+    own = {"task_set", "task_embedding_dim"}
+    policy = {name: value for name, value in settings["policy_kwargs"].items() if name not in own}
+    return settings | {"policy_kwargs": policy, "precision": precision}
 
 
 SHAPES = {
@@ -66,8 +62,9 @@ SHAPES = {
     "paper-512": Shape(17, 6, paper_single_task | {"batch_size": 512}),
     "humanoid": Shape(348, 17, {}),
     "snu-humanoid": Shape(53, 152, {}),
-    "multi-task-48M": Shape(39, 6, multi_task(512)),
-    "multi-task-48M-bfloat16": Shape(39, 6, multi_task(512, "bfloat16")),
+    "multi-task-48M": Shape(39, 6, multi_task()),
+    "multi-task-48M-tf32": Shape(39, 6, multi_task("tf32")),
+    "multi-task-48M-bfloat16": Shape(39, 6, multi_task("bfloat16")),
 }
 
 
@@ -145,27 +142,83 @@ def phases_of(model: PWM) -> dict[str, Phase]:
 def measure_shape(name: str, device: str) -> list[dict[str, Any]]:
     """Return one row for each phase of a shape."""
     torch_device = torch.device(device)
-    model = make_model(SHAPES[name], device)
-    peak = peak_rate(torch_device)
+    shape = SHAPES[name]
+    precision = shape.settings.get("precision", "float32")
+    phases = phases_of(make_model(shape, device))
+    on_gpu = torch_device.type == "cuda"
+    # Products within a CUDA graph cannot be counted, so on a GPU a model without one does the same.
+    uncaptured = Shape(*shape[:2], shape.settings | {"torch_compile": False})
+    eager_phases = phases_of(make_model(uncaptured, device)) if on_gpu else phases
+    with arithmetic(torch_device, "tf32" if precision == "tf32" else "float32"):
+        peak = peak_rate(torch_device, torch.bfloat16 if precision == "bfloat16" else torch.float32)
     rows = []
-    for name_of_phase, phase in phases_of(model).items():
-        counts = count_products(phase.work)
-        seconds, *reference = seconds_of_each([work for work in phase if work], torch_device)
+    for name_of_phase, phase in phases.items():
+        eager = eager_phases[name_of_phase].work
+        works = {"measured": phase.work}
+        if phase.reference:
+            works["reference"] = phase.reference
+        if on_gpu:
+            works["eager"] = eager
+        counts = count_products(eager)
+        times = seconds_of_each(list(works.values()), torch_device)
+        seconds = dict(zip(works, times, strict=True))
         flops = flops_of(counts)
-        floor = floor_seconds(counts, torch_device)
+        with arithmetic(torch_device, "tf32" if precision == "tf32" else "float32"):
+            floor = floor_seconds(counts, torch_device)
+        measured = seconds["measured"]
         rows.append(
             {
                 "shape": name,
                 "phase": name_of_phase,
-                "milliseconds": 1e3 * seconds,
+                "milliseconds": 1e3 * measured,
                 "gflop": flops / 1e9,
                 "floor_milliseconds": 1e3 * floor,
-                "efficiency": floor / seconds,
-                "of_peak": flops / seconds / peak,
-                "reference_ratio": reference[0] / seconds if reference else None,
+                "efficiency": floor / measured,
+                "of_peak": flops / measured / peak,
+                "reference_ratio": seconds["reference"] / measured if "reference" in seconds else None,
+                "eager_ratio": seconds["eager"] / measured if "eager" in seconds else None,
             }
         )
     return rows
+
+
+def measure_extraction(device: str, updates: int, precision: Precision, size: str = "48M") -> dict[str, Any]:
+    """Return the seconds that extracting a policy from one of the paper's multi-task world models takes.
+
+    The data are noise and the world model knows nothing, which takes the same time as if it were otherwise.
+    """
+    settings = paper_multi_task(size, TASKS)
+    shapes = {task.name: Shape(task.observation_size, task.action_size, {}) for task in TASKS}
+    data = {name: make_model(shape, "cpu").sequences for name, shape in shapes.items()}
+    model = PWM.from_dataset(from_tasks(TASKS, data), "MultiTaskPolicy", device=device, precision=precision, **settings)
+    model.pretrain(1)
+    stopwatch = Stopwatch(torch.device(device))
+    model.extract(TASKS[0].name, updates, callback=stopwatch)
+    return {"size": size, "updates": updates, "precision": precision, "seconds": stopwatch.seconds}
+
+
+class Stopwatch(BaseCallback):
+    """Measure the seconds between the start and the end of training, what is under way on the device included."""
+
+    seconds: float
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _on_training_start(self) -> None:
+        self.start = self._now()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        self.seconds = self._now() - self.start
 
 
 def measure_acting(device: str) -> dict[str, float]:
@@ -234,6 +287,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2_000, help="environment steps of learn(); 0 leaves it out")
+    parser.add_argument("--extraction", type=int, default=0, metavar="N", help="policy updates of an extraction")
     parser.add_argument("--json", type=pathlib.Path, help="write the figures to this file")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -255,6 +309,10 @@ def main(arguments: list[str] | None = None) -> None:
     if options.steps:
         result["learning"] = measure_learning(options.device, options.steps)
         print("\n" + table([result["learning"]]), flush=True)
+    if options.extraction:
+        precisions = [precision for precision in PRECISIONS if supports(device, precision)]
+        result["extraction"] = [measure_extraction(options.device, options.extraction, p) for p in precisions]
+        print("\n" + table(result["extraction"]), flush=True)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=1) + "\n")
