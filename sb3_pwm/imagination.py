@@ -1,8 +1,11 @@
 """Imagined rollouts: a policy acting in the world model."""
 
+import functools
+
 import torch
 
 from sb3_pwm.networks import Actor
+from sb3_pwm.streams import side_by_side
 from sb3_pwm.type_aliases import ImaginedRollout
 from sb3_pwm.world_model import WorldModel
 
@@ -30,11 +33,14 @@ def imagine(
         log_probs.append(log_prob)
     all_latents, all_actions = torch.stack(states), torch.stack(actions)
     # The heads see the whole rollout at once, not one step at a time.
-    rewards = world_model.rewards(all_latents[:-1], all_actions)
+    heads = [functools.partial(world_model.rewards, all_latents[:-1], all_actions)]
+    if terminations:
+        heads.append(functools.partial(world_model.continuations, all_latents[1:]))
+    rewards, *continuations = side_by_side(heads, latents.device)
     return ImaginedRollout(
         latents=all_latents,
         actions=all_actions,
         log_probs=torch.stack(log_probs),
         rewards=rewards,
-        continuations=world_model.continuations(all_latents[1:]) if terminations else torch.ones_like(rewards),
+        continuations=continuations[0] if terminations else torch.ones_like(rewards),
     )

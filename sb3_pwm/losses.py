@@ -1,9 +1,12 @@
 """The three objectives, each a pure function that returns (loss, metrics)."""
 
+import functools
+
 import torch
 
 from sb3_pwm.networks import Actor, CriticEnsemble
 from sb3_pwm.returns import continuation_weights, lambda_returns
+from sb3_pwm.streams import side_by_side
 from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
 from sb3_pwm.world_model import WorldModel
 
@@ -51,9 +54,13 @@ def world_model_loss(
         x.unsqueeze(1).expand(-1, count, *x.shape[1:])
         for x in (samples.actions, samples.terminations, samples.mask, rewards, targets)
     )
-    consistency = count * masked_mean(world_model.latent_error(predicted[1:], targets), mask)
-    reward = masked_mean(world_model.reward_error(predicted[:-1], actions, rewards), mask)
-    termination = masked_mean(world_model.termination_error(predicted[1:], terminations), mask)
+    errors = [
+        functools.partial(world_model.latent_error, predicted[1:], targets),
+        functools.partial(world_model.reward_error, predicted[:-1], actions, rewards),
+        functools.partial(world_model.termination_error, predicted[1:], terminations),
+    ]
+    consistency, reward, termination = (masked_mean(error, mask) for error in side_by_side(errors, latents.device))
+    consistency = count * consistency
     loss = consistency_coef * consistency + reward_coef * reward + termination_coef * termination
     return loss, {
         "world_model_loss": loss.detach(),

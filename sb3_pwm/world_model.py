@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from sb3_pwm.layers import SimNorm, mlp, truncated_normal_init
 from sb3_pwm.multitask import TaskContext
+from sb3_pwm.streams import side_by_side
 from sb3_pwm.two_hot import two_hot, two_hot_inv
 from sb3_pwm.type_aliases import Observations
 
@@ -120,7 +121,8 @@ class WorldModel(nn.Module):
 
         :return: (K, B, Z) latents.
         """
-        return torch.stack([self._next_latents(k, own, actions) for k, own in enumerate(latents)])
+        works = [functools.partial(self._next_latents, k, own, actions) for k, own in enumerate(latents)]
+        return torch.stack(side_by_side(works, latents.device))
 
     def _next_latents(self, k: int, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         logits = self.dynamics[k](self._inputs(latents, actions))

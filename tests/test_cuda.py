@@ -1,6 +1,7 @@
 """What only a GPU can show; skipped where there is none."""
 
 import copy
+import functools
 import warnings
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.testing import assert_close
 from sb3_pwm import PWM, TaskSet
 from sb3_pwm.compilation import WARM_UP_UPDATES
 from sb3_pwm.datasets import from_tasks
+from sb3_pwm.streams import side_by_side
 from sb3_pwm.tasks import Task
 from sb3_pwm.updates import set_learning_rate
 
@@ -172,3 +174,26 @@ def test_a_policy_is_extracted_from_a_model_of_several_tasks():
     extracted = model.extract("second", ROUNDS)
     assert len(graphs(extracted)) == 1
     assert extracted.predict(np.zeros(3, np.float32))[0].shape == (1,)
+
+
+def test_works_on_streams_of_their_own_and_their_gradients():
+    device = torch.device("cuda")
+    weights = [torch.randn(256, 256, device=device, requires_grad=True) for _ in range(3)]
+    x = torch.randn(512, 256, device=device, requires_grad=True)
+
+    def outputs(run):
+        return torch.stack(run([functools.partial(network, x, weight) for weight in weights], device))
+
+    def network(x, weight):
+        for _ in range(20):
+            x = torch.tanh(x @ weight / 16)
+        return x
+
+    for _ in range(20):
+        expected = outputs(lambda works, device: [work() for work in works])
+        found = outputs(side_by_side)
+        assert_close(found, expected, rtol=0, atol=0)
+        for first, second in zip(
+            *(torch.autograd.grad(y.sum(), [x, *weights]) for y in (found, expected)), strict=True
+        ):
+            assert_close(first, second)

@@ -19,6 +19,7 @@ LEVELS = (
         "calibration",
         "parallel",
         "generators",
+        "streams",
     },
     {"layers", "checks", "multitask", "device_copy"},
     {"world_model", "networks", "normalization", "tasks"},
@@ -38,6 +39,7 @@ LEVELS = (
 )
 PURE = {
     "type_aliases",
+    "streams",
     "returns",
     "two_hot",
     "precision",

@@ -65,7 +65,9 @@ class ReferenceLearner:
         for name, network in networks.items():
             own = copy.deepcopy(model.policy.optimizers[name].state_dict())
             rate, betas = (own["param_groups"][0][key] for key in ("lr", "betas"))
-            self.optimizers[name] = torch.optim.Adam(network.parameters(), lr=rate, betas=betas)
+            for state in own["state"].values():
+                state["step"] = state["step"].cpu()  # where this Adam counts
+            self.optimizers[name] = torch.optim.Adam(network.parameters(), lr=float(rate), betas=betas)
             groups = self.optimizers[name].state_dict()["param_groups"]
             self.optimizers[name].load_state_dict({"state": own["state"], "param_groups": groups})
         self.losses: dict[str, float] = {}
