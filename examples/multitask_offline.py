@@ -5,11 +5,14 @@
 
 A task is a Gymnasium environment, which gives the spaces and evaluates, and a file of data, see ``offline_curve.py``.
 Evaluations use deterministic actions and are not counted in ``cpu_seconds``; those of the world model are shared out
-evenly. Compare with ``offline_curve.py``, which gives each task a model of its own. One torch thread, CPU.
+evenly. Compare with ``offline_curve.py``, which gives each task a model of its own. One torch thread.
 
 ``--prior`` extracts a second policy of each task from the same world model for comparison, as TD-MPC2 learns its policy
 prior: its actor maximises the critics at replayed states and never imagines a step. All else is the same, also the
 number of states in an update: the first ones of the windows, where imagined rollouts start.
+
+``--model FOLDER`` takes a world model and data that ``--save FOLDER`` has kept, for instance from a machine with a GPU
+(``--device cuda``); its seconds do not count then.
 
 ``--jobs 2`` extracts two policies at a time, each in a process of its own; the results are the same.
 
@@ -76,23 +79,31 @@ class PriorLearner(Learner):
 
 
 def extract_prior(
-    model: PWM, name: str, updates: int, *, env: gym.Env[Any, Any] | None = None, callback: BaseCallback | None = None
+    model: PWM,
+    name: str,
+    updates: int,
+    *,
+    env: gym.Env[Any, Any] | None = None,
+    callback: BaseCallback | None = None,
+    **kwargs: Any,
 ) -> PWM:
     """Do as ``model.extract`` does, with :class:`PriorLearner`."""
-    extracted = model.extract(name, 0, env=env)
+    extracted = model.extract(name, 0, env=env, **kwargs)
     extracted._learner = PriorLearner(extracted)
     return extracted.learn_offline(updates, pretrain_steps=0, callback=callback)
 
 
-def extract_task(folder: Path, curve: SharedModelCallback, prior: bool, updates: int, out: Path | None) -> None:
+def extract_task(
+    folder: Path, curve: SharedModelCallback, prior: bool, updates: int, settings: dict[str, Any], out: Path | None
+) -> None:
     """Extract one policy from ``model.zip`` and ``data.pkl`` in a folder, evaluate and save it."""
     torch.set_num_threads(1)
-    model = PWM.load(folder / "model", device="cpu")
+    model = PWM.load(folder / "model", device=settings["device"])
     model.load_replay_buffer(folder / "data")
     extract = extract_prior if prior else PWM.extract
-    policy = extract(model, curve.env_id, updates, env=gym.make(curve.env_id), callback=curve)
+    policy = extract(model, curve.env_id, updates, env=gym.make(curve.env_id), callback=curve, **settings)
     if out:
-        out.parent.mkdir(exist_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
         policy.save(out)
 
 
@@ -108,6 +119,8 @@ def parse_arguments() -> argparse.Namespace:
     add_settings(parser)
     parser.add_argument("--prior", action="store_true", help="also policies without imagination: <name>-prior")
     parser.add_argument("--jobs", type=int, default=1, help="policies at a time")
+    parser.add_argument("--device", default="cpu", help="where all of it learns")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="take model.zip and data.pkl from there")
     help_text = "keep model.zip, data.pkl and <name>/<number of task>.zip"
     parser.add_argument("--save", type=Path, metavar="FOLDER", help=help_text)
     parser.add_argument("--out", type=Path, required=True)
@@ -128,16 +141,22 @@ def main() -> None:
     if args.prior and settings.get("critic") == "v":
         raise SystemExit('--prior needs Q critics, not critic="v"')
     policy_kwargs = settings.get("policy_kwargs", {}) | {"task_set": task_set}
-    model = PWM.from_dataset(
-        from_tasks(task_set, datasets),
-        "MultiTaskPolicy",
-        seed=args.seed,
-        device="cpu",
-        **(settings | {"policy_kwargs": policy_kwargs}),
-    )
-    cpu = time.process_time()
-    model.pretrain(model.pretrain_steps if args.model_updates is None else args.model_updates)
-    shared_seconds = (time.process_time() - cpu) / len(envs)
+    if args.model:
+        known = list(PWM.load(args.model / "model", device="cpu").policy.task_set.names)
+        if known != list(files):
+            raise SystemExit(f"the model in {args.model} has the tasks {', '.join(known)}, in this order")
+        shared_seconds = 0.0
+    else:
+        model = PWM.from_dataset(
+            from_tasks(task_set, datasets),
+            "MultiTaskPolicy",
+            seed=args.seed,
+            device=args.device,
+            **(settings | {"policy_kwargs": policy_kwargs}),
+        )
+        cpu = time.process_time()
+        model.pretrain(model.pretrain_steps if args.model_updates is None else args.model_updates)
+        shared_seconds = (time.process_time() - cpu) / len(envs)
     if parallel:
         is_first = distributed.get_rank() == 0
         distributed.destroy_process_group()
@@ -145,10 +164,13 @@ def main() -> None:
             return
     start_file(args.out, FIELDS)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.save or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        model.save(folder / "model")
-        model.save_replay_buffer(folder / "data")
+        folder = args.model or args.save or Path(temporary)
+        if not args.model:
+            folder.mkdir(parents=True, exist_ok=True)
+            model.save(folder / "model")
+            model.save_replay_buffer(folder / "data")
+        own = {name: value for name, value in settings.items() if name != "policy_kwargs"}
+        own |= {"seed": args.seed, "device": args.device}
         jobs = []
         for (number, name), prior in itertools.product(enumerate(envs), [False, True] if args.prior else [False]):
             method = args.name + "-prior" * prior
@@ -163,7 +185,7 @@ def main() -> None:
             }
             curve = SharedModelCallback(shared_seconds, name, args.every, args.episodes, row, args.out)
             out = args.save / method / str(number) if args.save else None
-            jobs.append((folder, curve, prior, args.updates, out))
+            jobs.append((folder, curve, prior, args.updates, own, out))
         if args.jobs == 1:
             for job in jobs:
                 extract_task(*job)

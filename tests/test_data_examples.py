@@ -76,6 +76,20 @@ def test_from_single_tasks_to_many(tmp_path, monkeypatch):
     policy = PWM.load(tmp_path / "models" / "pwm-multitask-prior" / "1.zip", device="cpu")
     assert policy.predict(np.zeros(2, np.float32))[0].shape == (1,)
 
+    # From the model that was kept, and with another setting.
+    kept = ["--model", tmp_path / "models", "--out", tmp_path / "again.csv"]
+    run(monkeypatch, "multitask_offline.py", *tasks, *updates, *kept)
+    again = rows_of(tmp_path / "again.csv")
+    figures = [
+        [(row["environment"], row["updates"], row["return_mean"], row["imagined_return"]) for row in rows]
+        for rows in (again, [row for row in many if not row["algorithm"].endswith("prior")])
+    ]
+    assert figures[0] == figures[1]
+    run(monkeypatch, "multitask_offline.py", *tasks, *updates, *kept, "--set=gamma=0.1")
+    assert rows_of(tmp_path / "again.csv")[0]["imagined_return"] != again[0]["imagined_return"]
+    with pytest.raises(SystemExit, match="has the tasks Pendulum-v1, MountainCarContinuous-v0, in this order"):
+        run(monkeypatch, "multitask_offline.py", *reversed(tasks), *updates, *kept)
+
     # Two at a time in processes of their own: the same figures, as they come.
     script = [
         EXAMPLES / "multitask_offline.py",
