@@ -165,6 +165,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=10_000, help="env steps between evaluations")
     parser.add_argument("--episodes", type=int, default=10, help="episodes per evaluation")
     add_settings(parser)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--name", help="name in the CSV's algorithm column (default: --algo)")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -184,7 +185,7 @@ def main() -> None:
         "settings": json.dumps(settings),
     }
     start_file(args.out, FIELDS)
-    model = algorithm("MlpPolicy", args.env, seed=args.seed, device="cpu", **settings)  # type: ignore[call-arg]
+    model = algorithm("MlpPolicy", args.env, seed=args.seed, device=args.device, **settings)  # type: ignore[call-arg]
     model.learn(args.steps, callback=CurveCallback(args.env, args.every, args.episodes, row, args.out))
 
 
