@@ -141,7 +141,11 @@ def test_compiled_objectives_in_graphs():
         update(model)
     assert captured._learner._compiled
     assert len(graphs(captured)) == 2
-    assert_close_parameters(captured, eager, rtol=1e-3, atol=1e-4)
+    assert captured.n_skipped_updates == 0
+    # A compiler draws other noise, and only the world model's updates have none.
+    first, second = (model.policy.world_model.state_dict() for model in (captured, eager))
+    for name, value in first.items():
+        assert_close(value, second[name], rtol=1e-3, atol=1e-4)
 
 
 def test_pictures_and_dictionaries():

@@ -300,22 +300,29 @@ def main(arguments: list[str] | None = None) -> None:
         "peak_gflop_per_second": peak_rate(device) / 1e9,
     }
     print(table([machine]), flush=True)
-    rows = []
+    result: dict[str, Any] = {"machine": machine, "phases": []}
+
+    def report(rows: list[dict[str, Any]]) -> None:
+        """Print rows, and write what there is so far."""
+        print("\n" + table(rows), flush=True)
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(result, indent=1) + "\n")
+
     for name in options.shapes:
-        rows += measure_shape(name, options.device)
-        print("\n" + table([row for row in rows if row["shape"] == name]), flush=True)
-    result: dict[str, Any] = {"machine": machine, "phases": rows, "acting": measure_acting(options.device)}
-    print("\n" + table([result["acting"]]), flush=True)
+        rows = measure_shape(name, options.device)
+        result["phases"] += rows
+        report(rows)
+    result["acting"] = measure_acting(options.device)
+    report([result["acting"]])
     if options.steps:
         result["learning"] = measure_learning(options.device, options.steps)
-        print("\n" + table([result["learning"]]), flush=True)
+        report([result["learning"]])
     if options.extraction:
-        precisions = [precision for precision in PRECISIONS if supports(device, precision)]
-        result["extraction"] = [measure_extraction(options.device, options.extraction, p) for p in precisions]
-        print("\n" + table(result["extraction"]), flush=True)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        result["extraction"] = []
+        for precision in [precision for precision in PRECISIONS if supports(device, precision)]:
+            result["extraction"].append(measure_extraction(options.device, options.extraction, precision))
+            report(result["extraction"][-1:])
 
 
 if __name__ == "__main__":
