@@ -218,6 +218,7 @@ class PWMPolicy(BasePolicy):
             state_dependent_std=self.state_dependent_std,
             norm_after_activation=self.norm_after_activation,
             masked=parts.n_tasks is not None,
+            scale_inputs=self._make_input_scale(self.world_model.latent_dim),
         )
         critic_inputs = self.world_model.latent_dim + (action_dim if self.q_critic else 0)
         self.critics = self._make_critics(critic_inputs, arch["qf"], self.n_critics)
@@ -233,8 +234,18 @@ class PWMPolicy(BasePolicy):
         self.entropy_optimizer = self._make_optimizer(self.entropy_coefficient, lr_schedule)
 
     def _make_critics(self, in_features: int, hidden: list[int], number: int) -> CriticEnsemble:
-        after = self.norm_after_activation
-        return CriticEnsemble(in_features, hidden, number, self.activation_fn, norm_after_activation=after)
+        return CriticEnsemble(
+            in_features,
+            hidden,
+            number,
+            self.activation_fn,
+            norm_after_activation=self.norm_after_activation,
+            scale_inputs=self._make_input_scale(in_features),
+        )
+
+    def _make_input_scale(self, in_features: int) -> nn.Module | None:
+        """Return what scales the inputs of actor and critics, if anything does."""
+        return None
 
     def _make_behaviour_value(self, hidden: list[int]) -> CriticEnsemble:
         """Return V(latents) of the policy that recorded the data; only learning from data uses it."""
