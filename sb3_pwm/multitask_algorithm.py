@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
@@ -109,7 +109,7 @@ class MultiTaskAlgorithm(OfflineAlgorithm):
             policy_kwargs=own_kwargs | shared,
             **(inherited | kwargs),
         )
-        extracted = model.policy
+        extracted = cast(ExtractedPolicy, model.policy)
         extracted.world_model.load_state_dict(copy.deepcopy(policy.world_model.state_dict()))
         extracted.reward_scale.scale.copy_(policy.reward_scale.scale[policy.task_set.task_id(task)])
         extracted.statistics_size.copy_(policy.statistics_size.clamp(max=dataset.n_transitions))

@@ -123,7 +123,7 @@ class ExtractedPolicy(PWMPolicy):
         return Standardizer((in_features,))
 
     def set_latent_statistics(self, latents: torch.Tensor) -> None:
-        """Let actor and critics see standardised latents; actions, which critics see too, stay as they are.
+        """Let actor and critics see standardised latents; actions, which critics see too, keep their size.
 
         A task's latents vary little beside what sets them apart from those of other tasks.
 
@@ -131,8 +131,8 @@ class ExtractedPolicy(PWMPolicy):
         """
         mean, std = latents.mean(0), latents.std(0, correction=0).clamp(min=LATENT_STD_FLOOR)
         for network in (self.actor, self.critics, self.critics_target, self.behaviour_value):
-            if network is not None:
-                scale: Standardizer = network.scale_inputs
+            scale = getattr(network, "scale_inputs", None)
+            if isinstance(scale, Standardizer):  # without Q critics there is no value of the data's behaviour
                 n_actions = len(scale.mean) - len(mean)
                 scale.set_statistics(F.pad(mean, (0, n_actions)), F.pad(std, (0, n_actions), value=1.0))
 
