@@ -100,7 +100,11 @@ def print_table(title: str, rows: list[Row]) -> None:
 
 
 def print_final(rows: list[Row], column: str) -> None:
-    """Print a column of the last row of each run, an average over the seeds: a line per environment, and their mean."""
+    """Print a column of the last row of each run, an average over the seeds: a line per environment, and their mean.
+
+    Algorithms for which the column is not known are left out.
+    """
+    rows = [row for row in rows if row.get(column)]
     algorithms = sorted({row["algorithm"] for row in rows})
     environments = list(dict.fromkeys(row["environment"] for row in rows))
     last: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
