@@ -5,10 +5,10 @@ Every figure in docs/results/online comes from this script, for PWM and for the 
     python examples/learning_curve.py --algo pwm --env HalfCheetah-v5 --seed 0 --steps 100000 --out pwm.csv
     python examples/learning_curve.py --algo sac --env HalfCheetah-v5 --seed 0 --steps 100000 --out sac.csv
 
-One torch thread, CPU. The evaluation (a separate environment with seeds of its own, deterministic actions) is not
-counted in ``cpu_seconds`` and ``wall_seconds``. ``success_rate`` is the share of evaluation episodes that were
-successful at their last step, ``success_once_rate`` at any step, where the environment says so. ``--set name=value``
-(JSON values) overrides a constructor argument.
+One torch thread, on a CPU unless ``--device`` says otherwise. The evaluation (a separate environment with seeds of its
+own, deterministic actions) is not counted in ``cpu_seconds`` and ``wall_seconds``. ``success_rate`` is the share of
+evaluation episodes that were successful at their last step, ``success_once_rate`` at any step, where the environment
+says so. ``--set name=value`` (JSON values) overrides a constructor argument.
 """
 
 import argparse
