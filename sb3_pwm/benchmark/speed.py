@@ -147,7 +147,7 @@ def measure_shape(name: str, device: str) -> list[dict[str, Any]]:
     phases = phases_of(make_model(shape, device))
     on_gpu = torch_device.type == "cuda"
     # Products within a CUDA graph cannot be counted, so on a GPU a model without one does the same.
-    uncaptured = Shape(*shape[:2], shape.settings | {"torch_compile": False})
+    uncaptured = shape._replace(settings=shape.settings | {"torch_compile": False})
     eager_phases = phases_of(make_model(uncaptured, device)) if on_gpu else phases
     with arithmetic(torch_device, "tf32" if precision == "tf32" else "float32"):
         peak = peak_rate(torch_device, torch.bfloat16 if precision == "bfloat16" else torch.float32)
