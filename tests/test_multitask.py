@@ -237,7 +237,7 @@ def test_extracting_a_policy(tmp_path):
 
 
 def test_an_extracted_policy_sees_standardised_latents():
-    """Actor, critics and the data's value; what critics see of actions stays as it is."""
+    """Actor, critics and the data's value; what critics see of actions keeps its size."""
     own = model_of(steps=120).extract("large", 0)
     policy = own.policy
     observations, _ = own.sequences.statistics_sample()

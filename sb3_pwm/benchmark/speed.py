@@ -149,7 +149,9 @@ def measure_shape(name: str, device: str) -> list[dict[str, Any]]:
     # Products within a CUDA graph cannot be counted, so on a GPU a model without one does the same.
     uncaptured = shape._replace(settings=shape.settings | {"torch_compile": False})
     eager_phases = phases_of(make_model(uncaptured, device)) if on_gpu else phases
-    with arithmetic(torch_device, "tf32" if precision == "tf32" else "float32"):
+    # For products alone: where they are in bfloat16, so are their factors.
+    alone: Precision = "tf32" if precision == "tf32" else "float32"
+    with arithmetic(torch_device, alone):
         peak = peak_rate(torch_device, torch.bfloat16 if precision == "bfloat16" else torch.float32)
     rows = []
     for name_of_phase, phase in phases.items():
@@ -163,7 +165,7 @@ def measure_shape(name: str, device: str) -> list[dict[str, Any]]:
         times = seconds_of_each(list(works.values()), torch_device)
         seconds = dict(zip(works, times, strict=True))
         flops = flops_of(counts)
-        with arithmetic(torch_device, "tf32" if precision == "tf32" else "float32"):
+        with arithmetic(torch_device, alone):
             floor = floor_seconds(counts, torch_device)
         measured = seconds["measured"]
         rows.append(
