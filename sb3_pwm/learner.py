@@ -215,6 +215,7 @@ class Learner:
 
     def _update_policy(self, samples: SequenceSamples, latents: torch.Tensor, bc_coef: float) -> None:
         policy = self.model.policy
+        policy.latent_scale.update(latents)
         rollout, weights, returns = self._objective("_imagined")(latents[0])
         tasks = policy.tasks_of(first_step(samples))
         policy.return_scale.update(returns.detach(), tasks)

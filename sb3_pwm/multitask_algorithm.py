@@ -6,7 +6,6 @@ from typing import Any, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import MaybeCallback
 
@@ -114,9 +113,6 @@ class MultiTaskAlgorithm(OfflineAlgorithm):
         extracted.reward_scale.scale.copy_(policy.reward_scale.scale[policy.task_set.task_id(task)])
         extracted.statistics_size.copy_(policy.statistics_size.clamp(max=dataset.n_transitions))
         model.n_model_updates = self.n_model_updates
-        observations, _ = model.sequences.statistics_sample(None)
-        with torch.no_grad():
-            extracted.set_latent_statistics(extracted.world_model.encode(observations))
         return model.learn_offline(total_updates, pretrain_steps=0, callback=callback, progress_bar=progress_bar)
 
 

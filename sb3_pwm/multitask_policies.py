@@ -6,18 +6,14 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule
-from torch import nn
-from torch.nn import functional as F
 
 from sb3_pwm.multitask import TaskContext, TaskFeatures, task_ids
-from sb3_pwm.normalization import Standardizer
 from sb3_pwm.policies import Parts, PWMPolicy
 from sb3_pwm.tasks import TaskSet
 from sb3_pwm.type_aliases import Observations, SequenceSamples
 from sb3_pwm.updates import first_step
 
 TASK_EMBEDDING_DIM = 32
-LATENT_STD_FLOOR = 0.02  # of latents in [0, 1]: what varies less is not blown up
 
 
 class MultiTaskPolicy(PWMPolicy):
@@ -118,23 +114,6 @@ class ExtractedPolicy(PWMPolicy):
         context = TaskContext(torch.as_tensor(tasks.action_masks), self.task_embedding_dim, number)
         features = TaskFeatures(len(tasks), tasks.observation_size, number, standardize=self.standardize)
         return Parts(features, tasks.observation_size, tasks.action_size, context)
-
-    def _make_input_scale(self, in_features: int) -> nn.Module:
-        return Standardizer((in_features,))
-
-    def set_latent_statistics(self, latents: torch.Tensor) -> None:
-        """Let actor and critics see standardised latents; actions, which critics see too, keep their size.
-
-        A task's latents vary little beside what sets them apart from those of other tasks.
-
-        :param latents: (N, Z) encodings of the task's data.
-        """
-        mean, std = latents.mean(0), latents.std(0, correction=0).clamp(min=LATENT_STD_FLOOR)
-        for network in (self.actor, self.critics, self.critics_target, self.behaviour_value):
-            scale = getattr(network, "scale_inputs", None)
-            if isinstance(scale, Standardizer):  # without Q critics there is no value of the data's behaviour
-                n_actions = len(scale.mean) - len(mean)
-                scale.set_statistics(F.pad(mean, (0, n_actions)), F.pad(std, (0, n_actions), value=1.0))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {

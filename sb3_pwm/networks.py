@@ -29,7 +29,7 @@ class Actor(nn.Module):
     :param norm_after_activation: order of the hidden layers, see :func:`sb3_pwm.layers.mlp`.
     :param masked: the last A of the Z latents say which action dimensions exist (1) and which are padding (0); padding
         is always 0 and has no density.
-    :param scale_inputs: layer that scales what the network sees.
+    :param latent_scale: what the network sees of the latents, see :class:`sb3_pwm.normalization.LatentScale`.
     """
 
     def __init__(
@@ -42,19 +42,19 @@ class Actor(nn.Module):
         state_dependent_std: bool = True,
         norm_after_activation: bool = False,
         masked: bool = False,
-        scale_inputs: nn.Module | None = None,
+        latent_scale: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.action_dim = action_dim
         self.masked = masked
-        self.scale_inputs = scale_inputs or nn.Identity()
+        self.latent_scale = latent_scale or nn.Identity()
         outputs = 2 * action_dim if state_dependent_std else action_dim
         self.net = mlp(latent_dim, hidden, outputs, activation_fn, norm_after_activation=norm_after_activation)
         self.log_std = None if state_dependent_std else nn.Parameter(torch.full((action_dim,), LOG_STD_INIT))
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the (..., A) mean and log standard deviation, before tanh, in (..., Z) latents."""
-        outputs = self.net(self.scale_inputs(latents))
+        outputs = self.net(self.latent_scale(latents))
         if self.log_std is not None:
             return outputs, self.log_std.clamp(min=LOG_STD_FLOOR).expand_as(outputs)
         mean, log_std = outputs.chunk(2, -1)
@@ -119,7 +119,7 @@ class CriticEnsemble(nn.Module):
     :param n_critics: number of critics.
     :param activation_fn: class of the activation.
     :param norm_after_activation: order of the hidden layers, see :func:`sb3_pwm.layers.mlp`.
-    :param scale_inputs: layer that scales what the networks see.
+    :param latent_scale: what the networks see of their inputs, see :class:`sb3_pwm.normalization.LatentScale`.
     """
 
     def __init__(
@@ -130,10 +130,10 @@ class CriticEnsemble(nn.Module):
         activation_fn: type[nn.Module] = nn.SiLU,
         *,
         norm_after_activation: bool = False,
-        scale_inputs: nn.Module | None = None,
+        latent_scale: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.scale_inputs = scale_inputs or nn.Identity()
+        self.latent_scale = latent_scale or nn.Identity()
         self.critics = nn.ModuleList(
             mlp(in_features, hidden, 1, activation_fn, norm_after_activation=norm_after_activation)
             for _ in range(n_critics)
@@ -143,7 +143,7 @@ class CriticEnsemble(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Return the (n_critics, ...) values of (..., Z) latents, or of (..., Z) latents and (..., A) actions."""
-        x = self.scale_inputs(torch.cat(inputs, -1) if len(inputs) > 1 else inputs[0])
+        x = self.latent_scale(torch.cat(inputs, -1) if len(inputs) > 1 else inputs[0])
         # One by one: on a CPU faster than batched matrices at these sizes.
         works = [functools.partial(critic, x) for critic in self.critics]
         return torch.stack(side_by_side(works, x.device)).squeeze(-1)

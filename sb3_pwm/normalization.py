@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+LATENT_STD_FLOOR = 0.02  # of latents in [0, 1]: what varies less is not blown up
+
 
 class Standardizer(nn.Module):
     """Shift and scale observations to mean 0 and standard deviation 1, clipped to [-10, 10].
@@ -68,6 +70,47 @@ class RewardScale(nn.Module):
     def forward(self, rewards: torch.Tensor, tasks: torch.Tensor | None = None) -> torch.Tensor:
         """Scale rewards of any shape, of ``tasks`` whose shape fits."""
         return rewards / self.of(tasks)
+
+
+class LatentScale(nn.Module):
+    """What actor and critics see of latents: moving mean and standard deviation made 0 and 1, clipped to [-10, 10].
+
+    Latents lie in [0, 1], and most of them vary by far less than that between the states that a policy meets.
+
+    :param latent_dim: number of latents Z.
+    :param action_dim: number of action dimensions A that may follow the latents; they stay as they are.
+    :param decay: weight of the past, in [0, 1); 0.99 averages over about 100 updates.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    initialized: torch.Tensor
+
+    def __init__(self, latent_dim: int, action_dim: int = 0, decay: float = 0.99) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.decay = decay
+        self.register_buffer("mean", torch.zeros(latent_dim + action_dim))
+        self.register_buffer("std", torch.ones(latent_dim + action_dim))
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+
+    @torch.no_grad()
+    def update(self, latents: torch.Tensor) -> None:
+        """Move the statistics towards those of (..., Z) latents; if these are not finite, nothing changes."""
+        rows = latents.flatten(0, -2).to(self.mean.dtype)
+        mean = rows.mean(0)
+        std = (rows - mean).square().mean(0).sqrt().clamp(min=LATENT_STD_FLOOR)
+        known, finite = self.initialized, torch.isfinite(mean + std).all()
+        for statistics, new in ((self.mean, mean), (self.std, std)):
+            own = statistics[: self.latent_dim]
+            moved = torch.where(known, own.lerp(new, 1 - self.decay), new)
+            own.copy_(torch.where(finite, moved, own))
+        self.initialized.logical_or_(finite)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Scale the latents of (..., Z) latents, or of (..., Z + A) latents and actions."""
+        size = inputs.shape[-1]
+        return ((inputs - self.mean[:size]) / self.std[:size]).clamp(-10, 10)
 
 
 class ReturnScale(nn.Module):

@@ -19,7 +19,7 @@ from torch import nn
 from sb3_pwm.losses import state_values
 from sb3_pwm.multitask import TaskContext
 from sb3_pwm.networks import Actor, CriticEnsemble, EntropyCoefficient
-from sb3_pwm.normalization import ReturnScale, RewardScale, Standardizer
+from sb3_pwm.normalization import LatentScale, ReturnScale, RewardScale, Standardizer
 from sb3_pwm.type_aliases import Observations, SequenceSamples
 from sb3_pwm.updates import first_step
 from sb3_pwm.world_model import WorldModel
@@ -210,6 +210,7 @@ class PWMPolicy(BasePolicy):
             n_dynamics=self.n_dynamics,
             context=parts.context,
         )
+        self.latent_scale = LatentScale(self.world_model.latent_dim, action_dim)
         self.actor = Actor(
             self.world_model.latent_dim,
             action_dim,
@@ -218,11 +219,13 @@ class PWMPolicy(BasePolicy):
             state_dependent_std=self.state_dependent_std,
             norm_after_activation=self.norm_after_activation,
             masked=parts.n_tasks is not None,
-            scale_inputs=self._make_input_scale(self.world_model.latent_dim),
+            latent_scale=self.latent_scale,
         )
         critic_inputs = self.world_model.latent_dim + (action_dim if self.q_critic else 0)
         self.critics = self._make_critics(critic_inputs, arch["qf"], self.n_critics)
-        self.critics_target = copy.deepcopy(self.critics).requires_grad_(False)
+        # All networks share one scale: a copy of the critics has the scale itself, not a copy of it.
+        self.critics_target = copy.deepcopy(self.critics, {id(self.latent_scale): self.latent_scale})
+        self.critics_target.requires_grad_(False)
         self.behaviour_value = self._make_behaviour_value(arch["qf"]) if self.q_critic else None
         self.entropy_coefficient = EntropyCoefficient(parts.n_tasks)
         self.reward_scale = RewardScale(parts.n_tasks)
@@ -240,12 +243,8 @@ class PWMPolicy(BasePolicy):
             number,
             self.activation_fn,
             norm_after_activation=self.norm_after_activation,
-            scale_inputs=self._make_input_scale(in_features),
+            latent_scale=self.latent_scale,
         )
-
-    def _make_input_scale(self, in_features: int) -> nn.Module | None:
-        """Return what scales the inputs of actor and critics, if anything does."""
-        return None
 
     def _make_behaviour_value(self, hidden: list[int]) -> CriticEnsemble:
         """Return V(latents) of the policy that recorded the data; only learning from data uses it."""

@@ -194,7 +194,7 @@ def test_the_prior_leaves_the_world_model_alone_and_never_asks_its_dynamics(many
     before, after = (flat_state(model.policy.state_dict()) for model in (start, prior))
     changed = {name.strip("/").split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     learnt = {"actor", "critics", "critics_target", "behaviour_value"}
-    assert changed == learnt | {"entropy_coefficient", "return_scale"}
+    assert changed == learnt | {"entropy_coefficient", "return_scale", "latent_scale"}
 
 
 def test_the_prior_maximises_the_mean_of_the_critics(many):
@@ -202,7 +202,7 @@ def test_the_prior_maximises_the_mean_of_the_critics(many):
     policy = learner.model.policy
     latents = torch.rand(6, policy.world_model.latent_dim)
     rollout, weights, returns = learner._imagined(latents)
-    inputs = policy.critics.scale_inputs(torch.cat([latents, rollout.actions[0]], -1))
+    inputs = policy.critics.latent_scale(torch.cat([latents, rollout.actions[0]], -1))
     values = [critic(inputs).squeeze(-1) for critic in policy.critics.critics]
     assert_close(returns, sum(values) / len(values))
     assert (len(values), rollout.actions.shape, rollout.log_probs.shape) == (3, (1, 6, 1), (1, 6))

@@ -16,9 +16,9 @@ from sb3_pwm.datasets import from_arrays, from_tasks
 from sb3_pwm.imagination import imagine
 from sb3_pwm.learner import MAX_GRAD_NORM
 from sb3_pwm.multitask import TaskContext, TaskFeatures
-from sb3_pwm.multitask_policies import LATENT_STD_FLOOR, ExtractedPolicy
+from sb3_pwm.multitask_policies import ExtractedPolicy
 from sb3_pwm.networks import Actor, EntropyCoefficient
-from sb3_pwm.normalization import ReturnScale, RewardScale
+from sb3_pwm.normalization import LATENT_STD_FLOOR, ReturnScale, RewardScale
 from sb3_pwm.task_envs import task_vec_env
 from sb3_pwm.tasks import Task, TaskSet
 from sb3_pwm.updates import first_step
@@ -236,30 +236,17 @@ def test_extracting_a_policy(tmp_path):
     own.learn(20)
 
 
-def test_an_extracted_policy_sees_standardised_latents():
-    """Actor, critics and the data's value; what critics see of actions keeps its size."""
-    own = model_of(steps=120).extract("large", 0)
+def test_an_extracted_policy_sees_the_tasks_own_latents_standardised():
+    """Its context, the same in all of its latents, is nothing to it."""
+    own = model_of(steps=120).extract("large", 3)
     policy = own.policy
     observations, _ = own.sequences.statistics_sample()
     latents = policy.world_model.encode(observations).detach()
-    std = latents.std(0, correction=0)
-    own_dim = policy.world_model.own_dim
-    assert (std[:own_dim] > 0).all()
-    expected = (latents - latents.mean(0)) / (std.clamp(min=LATENT_STD_FLOOR) + 1e-3)
-    assert expected.abs().max() < 10
-    actions = torch.rand(len(latents), 3)
-    assert_close(policy.actor.scale_inputs(latents), expected, rtol=1e-4, atol=1e-4)
-    assert_close(policy.behaviour_value.scale_inputs(latents), expected, rtol=1e-4, atol=1e-4)
-    for critics in (policy.critics, policy.critics_target):
-        seen = []
-        hook = critics.critics[0].register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
-        critics(latents, actions)
-        hook.remove()
-        assert_close(seen[0], torch.cat([expected, actions / (1 + 1e-3)], -1), rtol=1e-4, atol=1e-4)
-    assert_close(policy.actor(latents)[0], policy.actor.net(expected).chunk(2, -1)[0], rtol=1e-3, atol=1e-3)
-    # the context never changes and is nothing now; other policies have no scale
-    assert_close(expected[:, own_dim:], torch.zeros(len(latents), latents.shape[1] - own_dim), rtol=0, atol=1e-4)
-    assert isinstance(model_of().policy.actor.scale_inputs, torch.nn.Identity)
+    scale, size, own_dim = policy.latent_scale, latents.shape[1], policy.world_model.own_dim
+    assert_close(scale.mean[:size], latents.mean(0), rtol=0, atol=0.005)
+    assert_close(scale.std[:size], latents.std(0).clamp(min=LATENT_STD_FLOOR), rtol=0, atol=0.005)
+    context = policy.actor.latent_scale(latents)[:, own_dim:]
+    assert_close(context, torch.zeros_like(context), rtol=0, atol=1e-4)
 
 
 def test_extraction_is_reproducible():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sb3_pwm.normalization import ReturnScale, RewardScale, Standardizer
+from sb3_pwm.normalization import LATENT_STD_FLOOR, LatentScale, ReturnScale, RewardScale, Standardizer
 
 
 def test_standardizer_by_hand():
@@ -59,6 +59,35 @@ def test_a_reward_of_zero_stays_zero():
     assert reward_scale(torch.zeros(2, 3)).eq(0).all()
 
 
+def test_latent_scale_by_hand():
+    scale = LatentScale(2, 1, decay=0.9)
+    x = torch.tensor([[0.3, 0.5, -1.0]])
+    assert_close(scale(x), x)  # the identity at first
+    scale.update(torch.tensor([[[0.1, 0.5]], [[0.3, 0.5]]]))
+    assert_close(scale.mean, torch.tensor([0.2, 0.5, 0.0]))  # the first update replaces the initial values
+    assert_close(scale.std, torch.tensor([0.1, LATENT_STD_FLOOR, 1.0]))
+    # (0.3 - 0.2) / 0.1; nothing; an action as it is
+    assert_close(scale(x), torch.tensor([[1.0, 0.0, -1.0]]))
+    assert_close(scale(x[:, :2]), torch.tensor([[1.0, 0.0]]))
+    assert_close(scale(torch.tensor([[1.5, 0.0]])), torch.tensor([[10.0, -10.0]]))
+    scale.update(torch.tensor([[0.2, 0.1], [0.8, 0.5]]))
+    assert_close(scale.mean, torch.tensor([0.9 * 0.2 + 0.1 * 0.5, 0.9 * 0.5 + 0.1 * 0.3, 0.0]))
+    assert_close(scale.std, torch.tensor([0.9 * 0.1 + 0.1 * 0.3, 0.9 * LATENT_STD_FLOOR + 0.1 * 0.2, 1.0]))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_latents_that_are_not_finite_change_nothing(bad):
+    scale = LatentScale(2)
+    poisoned = torch.tensor([[0.1, bad], [0.2, 0.5]])
+    scale.update(poisoned)
+    assert_close((scale.mean, scale.std), (torch.zeros(2), torch.ones(2)))
+    assert not scale.initialized
+    scale.update(torch.tensor([[0.1, 0.5], [0.3, 0.7]]))
+    known = scale.mean.clone(), scale.std.clone()
+    scale.update(poisoned)
+    assert_close((scale.mean, scale.std), known)
+
+
 def test_return_scale_by_hand():
     scale = ReturnScale(decay=0.9)
     scale.update(torch.tensor([1.0, 5.0]))
@@ -90,13 +119,15 @@ def test_return_scale_needs_no_gradient():
     assert not scale.variance.requires_grad
 
 
-@pytest.mark.parametrize("make", [lambda: Standardizer((2,)), RewardScale, ReturnScale])
+@pytest.mark.parametrize("make", [lambda: Standardizer((2,)), lambda: LatentScale(2), RewardScale, ReturnScale])
 def test_statistics_travel_with_the_state_dict(make):
     module, other = make(), make()
     if isinstance(module, Standardizer):
         module.set_statistics(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
     elif isinstance(module, RewardScale):
         module.set_statistics(torch.tensor([1.0, 5.0]))
+    elif isinstance(module, LatentScale):
+        module.update(torch.tensor([[1.0, 5.0], [2.0, 5.0]]))
     else:
         module.update(torch.tensor([1.0, 5.0]))
     assert any((a != b).any() for a, b in zip(module.buffers(), other.buffers(), strict=True))

@@ -113,7 +113,7 @@ def bandit():
 
 
 def test_the_policy_imitates_the_better_half_of_the_data():
-    model = from_dataset(bandit(), bc_coef=1000, seed=0, learning_rate=1e-2, sequence_length=1).learn_offline(150)
+    model = from_dataset(bandit(), bc_coef=1000, seed=0, learning_rate=3e-3, sequence_length=1).learn_offline(150)
     policy, buffer = model.policy, model.replay_buffer
     latents = policy.world_model.encode(torch.as_tensor(buffer.observations[:300, 0]))
     # values of the data's behaviour lie between those of its two kinds of actions
@@ -137,8 +137,9 @@ def test_the_behaviour_term_is_for_learning_offline_only():
     assert "actor_loss" in metrics
     assert "behaviour_loss" not in metrics
     after = networks(model)
-    assert same(before["behaviour_value"], after["behaviour_value"])
-    assert not same(before["critics"], after["critics"])
+    for name, changes in (("behaviour_value", False), ("critics", True)):
+        states = [{k: v for k, v in state[name].items() if "latent_scale" not in k} for state in (before, after)]
+        assert same(*states) is not changes
 
 
 def test_the_behaviours_value_changes_no_other_random_numbers(monkeypatch):

@@ -1,11 +1,14 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 from helpers import ACTIONS, make
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import LinearSchedule
+from torch.testing import assert_close
 
-from sb3_pwm import learner
+from sb3_pwm import PWM, learner
 from sb3_pwm.pwm import ENTROPY_RATE
 
 
@@ -182,3 +185,21 @@ def test_training_mode_reaches_every_module():
     for mode in (False, False, True, True, False):
         policy.set_training_mode(mode)
         assert {module.training for module in policy.modules()} == {mode}
+
+
+@pytest.mark.parametrize("critic", ["q", "v"])
+def test_actor_and_all_critics_share_one_scale_of_latents(critic, tmp_path):
+    """Also in copies and loaded models; the world model sees its latents as they are."""
+    model = make("Pendulum-v1", critic=critic).learn(60)
+    model.save(tmp_path / "model")
+    for policy in (model.policy, copy.deepcopy(model.policy), PWM.load(tmp_path / "model").policy):
+        networks = [policy.actor, policy.critics, policy.critics_target]
+        networks += [policy.behaviour_value] if critic == "q" else []
+        assert all(network.latent_scale is policy.latent_scale for network in networks)
+        assert policy.latent_scale.initialized
+        assert_close(policy.latent_scale.mean, model.policy.latent_scale.mean)
+        latents, actions = torch.rand(5, policy.world_model.latent_dim), torch.rand(5, 1)
+        inputs = [latents, actions] if critic == "q" else [latents]
+        scaled = policy.latent_scale(torch.cat(inputs, -1))
+        assert_close(policy.critics(*inputs)[0], policy.critics.critics[0](scaled).squeeze(-1))
+        assert_close(policy.actor(latents)[0], policy.actor.net(policy.latent_scale(latents)).chunk(2, -1)[0])

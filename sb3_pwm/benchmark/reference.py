@@ -103,6 +103,7 @@ class ReferenceLearner:
     def update_policy(self, samples: SequenceSamples, latents: torch.Tensor) -> None:
         """Update the actor once, then the critics, on windows and their (T + 1, B, Z) latents."""
         model, policy, world_model = self.model, self.policy, self.policy.world_model
+        policy.latent_scale.update(latents)
         z, weight, returns = latents[0], torch.ones_like(latents[0, :, 0]), torch.zeros(())
         states, rewards, continuations, weights, log_probs = [z], [], [], [weight], []
         for t in range(model.horizon):
@@ -178,9 +179,9 @@ class ReferenceLearner:
             rows = torch.cat([rows, torch.randperm(len(inputs))])
         for i in range(model.critic_updates):
             chosen = rows[i * model.critic_batch_size : (i + 1) * model.critic_batch_size]
-            loss = torch.zeros(())
+            seen, loss = policy.latent_scale(inputs[chosen]), torch.zeros(())
             for critic in policy.critics.critics:
-                error = F.mse_loss(critic(inputs[chosen]).squeeze(-1), targets[chosen], reduction="none")
+                error = F.mse_loss(critic(seen).squeeze(-1), targets[chosen], reduction="none")
                 loss = loss + (weights[chosen] * error).sum() / weights[chosen].sum()
             self._step("critic", loss)
             with torch.no_grad():
