@@ -139,15 +139,17 @@ class Learner:
         self._look()
         return latents
 
-    def update_policy(self, samples: SequenceSamples, latents: torch.Tensor, *, bc_coef: float = 0.0) -> None:
+    def update_policy(
+        self, samples: SequenceSamples, latents: torch.Tensor | None = None, *, bc_coef: float = 0.0
+    ) -> None:
         """Update the actor once, then the critics.
 
         :param samples: windows.
-        :param latents: (T + 1, B, Z) their latents, detached.
+        :param latents: (T + 1, B, Z) their latents, detached; None for those of the present world model.
         :param bc_coef: weight of the distance to the windows' actions in the actor's loss; if positive, the value of
             the data's behaviour is learnt too.
         """
-        self._run("_update_policy", samples, latents, bc_coef=bc_coef)
+        self._run("_update_policy", *((samples,) if latents is None else (samples, latents)), bc_coef=bc_coef)
         self._look()
 
     def _run(self, name: str, *inputs: Any, **settings: float) -> Any:
@@ -213,8 +215,11 @@ class Learner:
         weights = continuation_weights(rollout.continuations)
         return rollout, weights, imagined_returns(rollout.rewards, weights, values, self.model.gamma)
 
-    def _update_policy(self, samples: SequenceSamples, latents: torch.Tensor, bc_coef: float) -> None:
+    def _update_policy(self, samples: SequenceSamples, latents: torch.Tensor | None = None, *, bc_coef: float) -> None:
         policy = self.model.policy
+        if latents is None:
+            with self._arithmetic(), torch.no_grad():
+                latents = encode_windows(policy.world_model, samples.observations)
         policy.latent_scale.update(latents)
         rollout, weights, returns = self._objective("_imagined")(latents[0])
         tasks = policy.tasks_of(first_step(samples))

@@ -24,7 +24,7 @@ from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.precision import Precision
 from sb3_pwm.sequence_algorithm import close_progress_bars
 from sb3_pwm.type_aliases import SequenceSamples
-from sb3_pwm.updates import encode_windows, set_learning_rate
+from sb3_pwm.updates import set_learning_rate
 
 SelfPWM = TypeVar("SelfPWM", bound="PWM")
 
@@ -387,10 +387,7 @@ class PWM(MultiTaskAlgorithm):
 
     def _update_policy(self, batch_size: int, *, bc_coef: float = 0.0) -> None:
         """Update actor and critics on fresh windows, as the present world model sees them."""
-        samples = self._sample(batch_size)
-        with torch.no_grad():
-            latents = encode_windows(self.policy.world_model, samples.observations)
-        self._learner.update_policy(samples, latents, bc_coef=bc_coef)
+        self._learner.update_policy(self._sample(batch_size), bc_coef=bc_coef)
 
     def _prepare_updates(self) -> None:
         """Bring learning rates up to date; make a logger if neither ``learn`` nor the user has made one."""

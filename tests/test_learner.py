@@ -1,6 +1,10 @@
+import copy
+
 import pytest
 import torch
-from helpers import NoHostReads, make, truth_envs
+from helpers import NoHostReads, make, same, truth_envs
+
+from sb3_pwm.updates import encode_windows
 
 SETTINGS = [{}, {"critic": "v", "ent_coef": 0.1}, {"termination_coef": 0.0, "policy_kwargs": {"reward_bins": 11}}]
 
@@ -18,10 +22,23 @@ def test_the_host_reads_nothing_within_an_update(settings):
     learner, samples = model._learner, model._sample(model.batch_size)
     with NoHostReads():
         latents = learner._update_model(samples)
-        learner._update_policy(samples, latents, 0.5)
-        learner._update_policy(samples, latents * torch.nan, 0.0)  # nor where updates are skipped
+        learner._update_policy(samples, latents, bc_coef=0.5)
+        learner._update_policy(samples, bc_coef=0.0)
+        learner._update_policy(samples, latents * torch.nan, bc_coef=0.0)  # nor where updates are skipped
     learner.count_skips()
     assert model.n_skipped_updates > 0
+
+
+def test_a_policy_update_encodes_its_windows_if_nobody_has():
+    model = make().learn(40)
+    samples = model._sample(model.batch_size)
+    other = copy.deepcopy(model)
+    torch.manual_seed(0)
+    model._learner.update_policy(samples)
+    torch.manual_seed(0)
+    latents = encode_windows(other.policy.world_model, samples.observations).detach()
+    other._learner.update_policy(samples, latents)
+    assert same(model.policy.state_dict(), other.policy.state_dict())
 
 
 def test_skips_are_counted_when_the_host_looks(monkeypatch):
