@@ -60,10 +60,12 @@ def test_a_model_made_from_data_learns_its_world_model_longer():
     assert PWM.from_dataset(dataset(), batch_size=8, pretrain_steps=7).pretrain_steps == 7
 
 
-def test_default_number_of_dynamics_networks():
+def test_default_numbers_of_networks():
     given = {"latent_dim": 16}
     model = PWM.from_dataset(dataset(), batch_size=8, policy_kwargs=given)
-    assert len(model.policy.world_model.dynamics) == 3
+    assert len(model.policy.world_model.dynamics) == len(model.policy.critics.critics) == 3
+    online = make().policy
+    assert (len(online.world_model.dynamics), len(online.critics.critics)) == (1, 2)
     assert model.policy.latent_dim == 16
     assert given == {"latent_dim": 16}  # the caller's own
     assert len(from_dataset(dataset(), policy_kwargs={"n_dynamics": 1}).policy.world_model.dynamics) == 1

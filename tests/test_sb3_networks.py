@@ -172,7 +172,7 @@ def test_policy_arguments(policy_kwargs, critic):
     assert model.n_skipped_updates == 0
     unchanged = [name for name, p in policy.named_parameters() if name in before and torch.equal(p, before[name])]
     assert unchanged == []
-    assert len(policy.critics.critics) == policy_kwargs.get("n_critics", 3)
+    assert len(policy.critics.critics) == policy_kwargs.get("n_critics", 2)
     assert policy.critics.critics[0][0].in_features == policy.latent_dim + (ACTIONS.shape[0] if critic == "q" else 0)
     assert policy.world_model.reward[-1].out_features == max(1, policy_kwargs.get("reward_bins", 0))
     activation = policy_kwargs.get("activation_fn", torch.nn.SiLU)
