@@ -40,14 +40,14 @@ def test_a_frozen_networks_weight_gradients_are_not_computed():
     termination = hidden * latent + hidden
     pi = hidden * latent + hidden * hidden + 2 * action * hidden
     qf = hidden * (latent + action) + hidden * hidden + hidden
-    batch, horizon, length, critic_rows = 128, 4, 4, 2 * 256
+    batch, horizon, length, critic_rows, n_critics = 128, 4, 4, 2 * 256, 2
     # Forward once; backward once more for inputs, and for weights only where they are trained. The actor's input and
     # the critics' need no gradient in their own updates, and z_0 none at all.
     rollout = batch * horizon * (2 * dynamics + 2 * reward + 2 * termination)
     actor = batch * (horizon + 1) * (3 * pi - hidden * latent)
-    bootstrap = batch * 3 * 2 * qf
-    critics = 3 * critic_rows * (3 * qf - hidden * (latent + action))
-    targets = batch * length * (pi + 3 * qf)
+    bootstrap = batch * n_critics * 2 * qf
+    critics = n_critics * critic_rows * (3 * qf - hidden * (latent + action))
+    targets = batch * length * (pi + n_critics * qf)
     bound = 2 * (rollout + actor + bootstrap + critics + targets)
     # The last action's gradient and the first latents' are not needed either: a little less than the sum.
     assert 0.93 * bound < flops <= bound
