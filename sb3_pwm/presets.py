@@ -34,6 +34,7 @@ What differs:
 - Target critics are kept, which the paper does not have. ``tau=1.0`` removes them: they then equal the critics.
 - Rewards are divided by their scale and not shifted, observations are standardised; the paper shifts and scales
   rewards and leaves observations as they are. The scale of returns is a moving, not an all-time, average.
+- Actor and critics see latents standardised by moving statistics; in the paper they see them as they are.
 - The last layers of encoder and dynamics have no LayerNorm in front of SimNorm.
 - The critics' last layers start smaller; critic losses are summed, not averaged, over the ensemble.
 - ``optimizer_kwargs`` holds for all three optimizers. The paper's betas (0.7, 0.95) are those of actor and critics
