@@ -7,6 +7,12 @@ from torch.nn import functional as F
 LATENT_STD_FLOOR = 0.02  # of latents in [0, 1]: what varies less is not blown up
 
 
+def move(average: torch.Tensor, new: torch.Tensor, decay: float, *, known: torch.Tensor, finite: torch.Tensor) -> None:
+    """Move ``average`` towards ``new`` where ``finite``, all the way where it is not ``known`` yet."""
+    moved = torch.where(known, average.lerp(new, 1 - decay), new)
+    average.copy_(torch.where(finite, moved, average))
+
+
 class Standardizer(nn.Module):
     """Shift and scale observations to mean 0 and standard deviation 1, clipped to [-10, 10].
 
@@ -102,9 +108,7 @@ class LatentScale(nn.Module):
         std = (rows - mean).square().mean(0).sqrt().clamp(min=LATENT_STD_FLOOR)
         known, finite = self.initialized, torch.isfinite(mean + std).all()
         for statistics, new in ((self.mean, mean), (self.std, std)):
-            own = statistics[: self.latent_dim]
-            moved = torch.where(known, own.lerp(new, 1 - self.decay), new)
-            own.copy_(torch.where(finite, moved, own))
+            move(statistics[: self.latent_dim], new, self.decay, known=known, finite=finite)
         self.initialized.logical_or_(finite)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -143,9 +147,8 @@ class ReturnScale(nn.Module):
             count = members.sum(0)
             deviations = returns - (returns @ members / count)[tasks]
             variance = torch.where(count > 1, deviations.square() @ members / count, torch.nan)
-        moved = torch.where(self.initialized, self.variance.lerp(variance, 1 - self.decay), variance)
         finite = torch.isfinite(variance)
-        self.variance.copy_(torch.where(finite, moved, self.variance))
+        move(self.variance, variance, self.decay, known=self.initialized, finite=finite)
         self.initialized.logical_or_(finite)
 
     @property
