@@ -3,12 +3,12 @@
     python examples/results_table.py docs/results/benchmark
     python examples/results_table.py docs/results/online
     python examples/results_table.py docs/results/offline
-    python examples/results_table.py docs/results/many-tasks --final return_mean
+    python examples/results_table.py docs/results/many-tasks/dmcontrol --final return_mean --at 2000
 
 Each cell is the mean over the seeds of the evaluations' mean return, with the lowest and the highest seed. "lowest" is
 the worst evaluation in the second half of a run, a mean over the seeds; "average actor" says what the same evaluations
 gave with the average of the last 100 actors, where that was measured. ``--final`` prints one table with the last
-evaluations of all environments instead.
+evaluations of all environments instead, or with those after ``--at`` updates or steps.
 """
 
 import argparse
@@ -123,9 +123,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/results/online"))
     parser.add_argument("--final", choices=["return_mean", "success_rate", "success_once_rate"], metavar="COLUMN")
+    parser.add_argument("--at", type=int, metavar="STEPS", help="with --final: not the last evaluations, but these")
     args = parser.parse_args()
     rows = read_rows(args.folder)
     if args.final:
+        rows = [row for row in rows if args.at is None or int(row["step"]) == args.at]
         print_final(rows, args.final)
         return
     for title in sorted({row["table"] for row in rows}):
