@@ -115,7 +115,7 @@ class PWM(MultiTaskAlgorithm):
         critic: Literal["q", "v"] = "q",
         critic_updates: int = 2,
         critic_batch_size: int = 256,
-        gamma: float = 0.995,
+        gamma: float = 0.998,
         td_lambda: float = 0.5,
         tau: float = 0.05,
         ent_coef: float | Literal["auto"] = "auto",
@@ -238,10 +238,14 @@ class PWM(MultiTaskAlgorithm):
 
     def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
         """Set each optimizer's own rate; the argument is SB3's and names no rates, so it is not used."""
-        for name, schedule in self._schedules.items():
-            rate = schedule(self._current_progress_remaining)
-            set_learning_rate(self.policy.optimizers[name], rate, on_device=self.device.type == "cuda")
+        for name in self._schedules:
+            rate = self._set_learning_rate(name, self._current_progress_remaining)
             self.logger.record("train/learning_rate" if name == "actor" else f"train/{name}_learning_rate", rate)
+
+    def _set_learning_rate(self, name: str, progress_remaining: float) -> float:
+        rate = self._schedules[name](progress_remaining)
+        set_learning_rate(self.policy.optimizers[name], rate, on_device=self.device.type == "cuda")
+        return rate
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *(f"policy.{name}_optimizer" for name in self._schedules)], []
@@ -336,10 +340,13 @@ class PWM(MultiTaskAlgorithm):
 
     def _finish_pretraining(self, progress_bar: bool) -> None:
         if self.n_model_updates < self.pretrain_steps:
-            self.pretrain(self.pretrain_steps - self.n_model_updates, progress_bar=progress_bar)
+            self._pretrain(self.pretrain_steps - self.n_model_updates, progress_bar, rate_falls=False)
 
     def pretrain(self: SelfPWM, gradient_steps: int, progress_bar: bool = False) -> SelfPWM:
         """Update the world model alone, on the present replay buffer.
+
+        Its learning rate follows its schedule over these updates, as if they were a whole run; later updates have the
+        rate of their own time.
 
         In a process group of ``torch.distributed`` every process takes its own part of each batch, ``batch_size``
         windows, and all end with the same world model; give all of them the same seed and data.
@@ -349,6 +356,10 @@ class PWM(MultiTaskAlgorithm):
         :return: the model.
         :raises ValueError: if the replay buffer holds too little.
         """
+        self._pretrain(gradient_steps, progress_bar, rate_falls=True)
+        return self
+
+    def _pretrain(self, gradient_steps: int, progress_bar: bool, *, rate_falls: bool) -> None:
         self._prepare_updates()
         if gradient_steps > 0 or self.policy.statistics_size == 0:
             # Never for the policy's updates alone: the world model knows the old scales.
@@ -357,9 +368,11 @@ class PWM(MultiTaskAlgorithm):
         if part.n_processes > 1:
             share_from_first(self.policy.world_model)
             share_from_first(self.policy.reward_scale)
-        for _ in tqdm(range(gradient_steps), "world model", disable=not progress_bar or part.rank > 0, leave=False):
+        updates = range(gradient_steps)
+        for update in tqdm(updates, "world model", disable=not progress_bar or part.rank > 0, leave=False):
+            if rate_falls:
+                self._set_learning_rate("model", 1 - update / gradient_steps)
             self._learner.update_model(self._sample(self.batch_size, part), part.n_processes)
-        return self
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """Update world model, actor and critics on the present replay buffer.

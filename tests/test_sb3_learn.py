@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import count_updates, make, space_envs
 from stable_baselines3 import SAC, TD3
+from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_pwm import PWM
 
@@ -44,13 +45,13 @@ def filled_buffer(tmp_path, algorithm=SAC, steps=40, n_envs=1):
 def test_learning_starts(monkeypatch, n_envs, train_freq, collected, updates):
     model = make(space_envs(n_envs), train_freq=train_freq)
     steps = random_steps(model, monkeypatch)
-    first, pretrain = [], model.pretrain
+    first, pretrain = [], model._pretrain
 
     def spy(*args, **kwargs):
         first.append((model.num_timesteps, model.replay_buffer.n_transitions))
         return pretrain(*args, **kwargs)
 
-    monkeypatch.setattr(model, "pretrain", spy)
+    monkeypatch.setattr(model, "_pretrain", spy)
     model.learn(40)
     assert len(steps) == 20
     assert first == [(collected, collected)]
@@ -239,3 +240,23 @@ def test_hyperparameters_of_a_live_model_can_be_changed():
     model.train(gradient_steps=1, batch_size=8)
     for target, online in zip(model.policy.critics_target.parameters(), model.policy.critics.parameters(), strict=True):
         torch.testing.assert_close(target, online, rtol=0, atol=0)
+
+
+def test_learning_rate_falls_while_pretraining(monkeypatch):
+    model = make(learning_rate=LinearSchedule(1e-3, 1e-4, 1.0), pretrain_steps=4, gradient_steps=0)
+    rates, update = [], model._learner.update_model
+
+    def spy(*inputs):
+        rates.append(model.policy.model_optimizer.param_groups[0]["lr"])
+        return update(*inputs)
+
+    monkeypatch.setattr(model._learner, "update_model", spy)
+    model.learn(40)  # where the world model goes on learning, the rate is that of the whole run
+    assert rates == pytest.approx([1e-3 - 9e-4 * 20 / 40] * 4)
+    rates.clear()
+    model.pretrain(3)
+    assert rates == pytest.approx([1e-3, 7e-4, 4e-4])
+    rates.clear()
+    model.learn_offline(2, pretrain_steps=2)
+    assert rates == pytest.approx([1e-3, 5.5e-4])
+    assert model.policy.actor_optimizer.param_groups[0]["lr"] == pytest.approx(5.5e-4)
