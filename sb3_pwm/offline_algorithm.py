@@ -34,7 +34,6 @@ WORLD_MODEL_SETTINGS = (  # arguments of the policy that change what a world mod
 )
 # No environment corrects a policy that exploits the errors of one network, or values that promise too much.
 OFFLINE_POLICY = {"n_dynamics": 3, "n_critics": 3}
-OFFLINE_GAMMA = 0.995  # values of 500 steps take more updates to learn than many a policy from data has
 
 
 class SpacesOnlyEnv(gym.Env[Any, Any]):
@@ -93,8 +92,8 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
         :param dataset: replay buffer, see :mod:`sb3_pwm.datasets`; the model goes on with it, it is not copied.
         :param policy: as for the constructor.
         :param kwargs: constructor arguments; ``env`` and ``buffer_size`` are the data set's, the default of
-            ``pretrain_steps`` is 10,000 for each task, that of ``gamma`` 0.995 and those of ``n_dynamics`` and
-            ``n_critics`` in ``policy_kwargs`` are 3.
+            ``pretrain_steps`` is 10,000 for each task and those of ``n_dynamics`` and ``n_critics`` in
+            ``policy_kwargs`` are 3.
         :return: the model; :meth:`learn_offline` trains it, ``set_env`` and ``learn`` go on in an environment.
         :raises TypeError: if ``dataset`` is no replay buffer, or ``kwargs`` hold what the data set decides.
         :raises ValueError: if windows cannot be drawn from it, or its images have their channels last.
@@ -110,7 +109,6 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
                 f"them first: give the importer np.moveaxis(images, -1, -3) and the space {env.observation_space}"
             )
         kwargs["policy_kwargs"] = OFFLINE_POLICY | (kwargs.get("policy_kwargs") or {})
-        kwargs.setdefault("gamma", OFFLINE_GAMMA)
         model = cls(policy, env, buffer_size=dataset.buffer_size * dataset.n_envs, **kwargs)
         if "pretrain_steps" not in kwargs:
             model.pretrain_steps = OFFLINE_PRETRAIN_STEPS * model.policy.n_tasks

@@ -115,7 +115,7 @@ class PWM(MultiTaskAlgorithm):
         critic: Literal["q", "v"] = "q",
         critic_updates: int = 2,
         critic_batch_size: int = 256,
-        gamma: float = 0.998,
+        gamma: float = 0.995,
         td_lambda: float = 0.5,
         tau: float = 0.05,
         ent_coef: float | Literal["auto"] = "auto",

@@ -60,11 +60,6 @@ def test_a_model_made_from_data_learns_its_world_model_longer():
     assert PWM.from_dataset(dataset(), batch_size=8, pretrain_steps=7).pretrain_steps == 7
 
 
-def test_a_model_made_from_data_looks_less_far_ahead():
-    assert PWM.from_dataset(dataset(), batch_size=8).gamma == 0.995
-    assert PWM.from_dataset(dataset(), batch_size=8, gamma=0.9).gamma == 0.9
-
-
 def test_default_numbers_of_networks():
     given = {"latent_dim": 16}
     model = PWM.from_dataset(dataset(), batch_size=8, policy_kwargs=given)
