@@ -125,6 +125,8 @@ def main() -> None:
     parser.add_argument("--final", choices=["return_mean", "success_rate", "success_once_rate"], metavar="COLUMN")
     parser.add_argument("--at", type=int, metavar="STEPS", help="with --final: not the last evaluations, but these")
     args = parser.parse_args()
+    if args.at is not None and not args.final:
+        parser.error("--at says which evaluations --final prints; give both")
     rows = read_rows(args.folder)
     if args.final:
         rows = [row for row in rows if args.at is None or int(row["step"]) == args.at]
