@@ -15,6 +15,7 @@ LOG_STD_RANGE = (-5.0, 2.0)
 LOG_STD_INIT = -1.0  # of the state-independent standard deviation, with its floor (the paper's values)
 LOG_STD_FLOOR = -1.427
 ENT_COEF_INIT = 0.2
+VALUE_UNIT = 10.0  # of the critics' outputs, in reward scales; see CriticEnsemble
 LOG_NORMALIZER = 0.5 * math.log(2 * math.pi) + 2 * math.log(2)
 
 
@@ -114,6 +115,9 @@ class EntropyCoefficient(nn.Module):
 class CriticEnsemble(nn.Module):
     """Independent value functions of the same inputs: latents, or latents and actions.
 
+    Values are sums of some hundred rewards, and a step of Adam moves what a network puts out by about as much whatever
+    its loss is. So the networks put out values in units of ``VALUE_UNIT``, and come to their size in fewer steps.
+
     :param in_features: Z for V(latents), Z + A for Q(latents, actions).
     :param hidden: hidden sizes of each critic.
     :param n_critics: number of critics.
@@ -146,4 +150,4 @@ class CriticEnsemble(nn.Module):
         x = self.latent_scale(torch.cat(inputs, -1) if len(inputs) > 1 else inputs[0])
         # One by one: on a CPU faster than batched matrices at these sizes.
         works = [functools.partial(critic, x) for critic in self.critics]
-        return torch.stack(side_by_side(works, x.device)).squeeze(-1)
+        return VALUE_UNIT * torch.stack(side_by_side(works, x.device)).squeeze(-1)

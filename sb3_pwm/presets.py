@@ -36,7 +36,8 @@ What differs:
   rewards and leaves observations as they are. The scale of returns is a moving, not an all-time, average.
 - Actor and critics see latents standardised by moving statistics; in the paper they see them as they are.
 - The last layers of encoder and dynamics have no LayerNorm in front of SimNorm.
-- The critics' last layers start smaller; critic losses are summed, not averaged, over the ensemble.
+- The critics' networks put out values in units of 10, and their last layers start smaller; critic losses are summed,
+  not averaged, over the ensemble.
 - ``optimizer_kwargs`` holds for all three optimizers. The paper's betas (0.7, 0.95) are those of actor and critics
   only; its model has Adam's (0.9, 0.999).
 """

@@ -203,7 +203,7 @@ def test_the_prior_maximises_the_mean_of_the_critics(many):
     latents = torch.rand(6, policy.world_model.latent_dim)
     rollout, weights, returns = learner._imagined(latents)
     inputs = policy.critics.latent_scale(torch.cat([latents, rollout.actions[0]], -1))
-    values = [critic(inputs).squeeze(-1) for critic in policy.critics.critics]
+    values = [10 * critic(inputs).squeeze(-1) for critic in policy.critics.critics]
     assert_close(returns, sum(values) / len(values))
     assert (len(values), rollout.actions.shape, rollout.log_probs.shape) == (3, (1, 6, 1), (1, 6))
     assert weights.tolist() == [[1] * 6] * 2

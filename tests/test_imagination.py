@@ -92,7 +92,7 @@ def plain_objective(world_model, actor, critics, start, *, seen, noise, entropy_
         latents = world_model.next_latents(latents, action)
         running = running * world_model.continuations(latents)
     inputs = torch.cat([latents, act(horizon)[0]], -1) if q_critic else latents
-    value = torch.stack([critic(inputs).squeeze(-1) for critic in critics.critics]).mean(0)
+    value = torch.stack([10 * critic(inputs).squeeze(-1) for critic in critics.critics]).mean(0)
     returns = returns + GAMMA**horizon * running * value
     return -(returns.mean() + ENT_COEF * bonus) / SCALE
 

@@ -115,7 +115,8 @@ def bandit():
 
 
 def test_the_policy_imitates_the_better_half_of_the_data():
-    model = from_dataset(bandit(), bc_coef=1000, seed=0, learning_rate=3e-3, sequence_length=1).learn_offline(150)
+    rates = {"learning_rate": 3e-3, "critic_learning_rate": 3e-4}
+    model = from_dataset(bandit(), bc_coef=1000, seed=0, sequence_length=1, **rates).learn_offline(150)
     policy, buffer = model.policy, model.replay_buffer
     latents = policy.world_model.encode(torch.as_tensor(buffer.observations[:300, 0]))
     # values of the data's behaviour lie between those of its two kinds of actions

@@ -201,5 +201,5 @@ def test_actor_and_all_critics_share_one_scale_of_latents(critic, tmp_path):
         latents, actions = torch.rand(5, policy.world_model.latent_dim), torch.rand(5, 1)
         inputs = [latents, actions] if critic == "q" else [latents]
         scaled = policy.latent_scale(torch.cat(inputs, -1))
-        assert_close(policy.critics(*inputs)[0], policy.critics.critics[0](scaled).squeeze(-1))
+        assert_close(policy.critics(*inputs)[0], 10 * policy.critics.critics[0](scaled).squeeze(-1))
         assert_close(policy.actor(latents)[0], policy.actor.net(policy.latent_scale(latents)).chunk(2, -1)[0])

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from sb3_pwm.layers import Mish
 from sb3_pwm.learner import MAX_GRAD_NORM
+from sb3_pwm.networks import VALUE_UNIT
 from sb3_pwm.pwm import PWM
 from sb3_pwm.type_aliases import Observations, SequenceSamples
 
@@ -181,7 +182,7 @@ class ReferenceLearner:
             chosen = rows[i * model.critic_batch_size : (i + 1) * model.critic_batch_size]
             seen, loss = policy.latent_scale(inputs[chosen]), torch.zeros(())
             for critic in policy.critics.critics:
-                error = F.mse_loss(critic(seen).squeeze(-1), targets[chosen], reduction="none")
+                error = F.mse_loss(VALUE_UNIT * critic(seen).squeeze(-1), targets[chosen], reduction="none")
                 loss = loss + (weights[chosen] * error).sum() / weights[chosen].sum()
             self._step("critic", loss)
             with torch.no_grad():
