@@ -3,8 +3,8 @@
     python examples/vec_envs.py                     # about a minute on a CPU
     python examples/vec_envs.py --subprocesses      # a process per environment, for environments that are slow
 
-``train_freq`` counts steps of *each* environment. Four environments and ``train_freq=1`` so have one update for four
-environment steps, as one environment has with the default of 4.
+``train_freq`` counts steps of *each* environment. Four environments with ``train_freq=1`` and ``gradient_steps=2`` so
+have two updates for four environment steps, as one environment has with the defaults of 2 and 1.
 """
 
 import argparse
@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
         "MlpPolicy",
         env,
         train_freq=1,
+        gradient_steps=2,
         learning_starts=warm_up,
         pretrain_steps=warm_up,
         seed=args.seed,

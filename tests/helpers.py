@@ -26,6 +26,7 @@ SMALL = {
     "buffer_size": 500,
     "learning_starts": 20,
     "pretrain_steps": 3,
+    "train_freq": 4,
     "batch_size": 8,
     "sequence_length": 3,
     "horizon": 2,

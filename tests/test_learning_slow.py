@@ -66,7 +66,8 @@ def test_pendulum_with_dict_observations():
 
 def test_pendulum_in_a_normalized_vector_of_environments():
     env = VecNormalize(make_vec_env("Pendulum-v1", n_envs=4, seed=0))
-    model = PWM("MlpPolicy", env, seed=0, device="cpu", train_freq=1, **PENDULUM).learn(PENDULUM_STEPS)
+    model = PWM("MlpPolicy", env, seed=0, device="cpu", train_freq=1, gradient_steps=2, **PENDULUM)
+    model.learn(PENDULUM_STEPS)
     env.training, env.norm_reward = False, False
     assert evaluate_policy(model, env, n_eval_episodes=20)[0] > PENDULUM_RETURN
 

@@ -60,6 +60,14 @@ def test_a_model_made_from_data_learns_its_world_model_longer():
     assert PWM.from_dataset(dataset(), batch_size=8, pretrain_steps=7).pretrain_steps == 7
 
 
+def test_a_model_made_from_data_has_larger_batches():
+    model = PWM.from_dataset(dataset(n_envs=3))
+    assert (model.batch_size, model.critic_batch_size) == (128, 256)
+    assert PWM.from_dataset(dataset(), batch_size=8).batch_size == 8
+    online = PWM("MlpPolicy", "Pendulum-v1")
+    assert (online.batch_size, online.critic_batch_size) == (64, 128)
+
+
 def test_default_numbers_of_networks():
     given = {"latent_dim": 16}
     model = PWM.from_dataset(dataset(), batch_size=8, policy_kwargs=given)
