@@ -148,7 +148,8 @@ def test_constructor_is_that_of_sb3():
 
 def test_small_settings_are_arguments():
     model = make()
-    assert all(getattr(model, name) == value for name, value in SMALL.items() if name != "device")
+    assert all(getattr(model, name) == value for name, value in SMALL.items() if name not in ("train_freq", "device"))
+    assert model.train_freq.frequency == SMALL["train_freq"]
     counts = count_updates(model)
     model.learn(40)
     assert counts == {"model": 9, "policy": 6}
