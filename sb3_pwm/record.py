@@ -1,11 +1,16 @@
 """Record a saved model: a video of its episodes, or of what its world model imagines beside them."""
 
 import argparse
+import ast
+import functools
 import os
 import pathlib
 import pickle
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
+import gymnasium as gym
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -16,12 +21,21 @@ from sb3_pwm.video import record_imagination, record_video, use_headless_renderi
 from sb3_pwm.video.frames import check_video_path
 from sb3_pwm.video.rendering import make_env
 
+MakeEnv: TypeAlias = Callable[[], gym.Env[Any, Any]]
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to a parser."""
     names = ", ".join(ALGORITHMS)
     parser.add_argument("model", type=pathlib.Path, metavar="MODEL.zip", help="file that model.save() wrote")
     parser.add_argument("--env", required=True, metavar="ID", help="id of a Gymnasium environment, or mymodule:ID")
+    parser.add_argument(
+        "--env-kwargs",
+        nargs="+",
+        default=(),
+        metavar="NAME:VALUE",
+        help="arguments of the environment, such as width:320 or camera_name:side",
+    )
     parser.add_argument("--out", type=pathlib.Path, required=True, metavar="FILE", help="ends in .mp4 or .gif")
     parser.add_argument("--algo", default="pwm", help=f"{names}, or package:Class (default: pwm)")
     parser.add_argument("--episodes", type=int, default=1, metavar="N", help="number of episodes (default: 1)")
@@ -54,24 +68,41 @@ def run(args: argparse.Namespace) -> int:
                 check_integer(f"--{name.replace('_', '-')}", getattr(args, name), low)
         check_video_path(args.out)
         use_headless_rendering()
-        _record(load_model(args.model, args.algo, args.env, args.vec_normalize), args)
+        env = functools.partial(make_env, args.env, **env_arguments(args.env_kwargs))
+        _record(load_model(args.model, args.algo, env, args.vec_normalize), env, args)
     except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _record(model: BaseAlgorithm, args: argparse.Namespace) -> None:
+def env_arguments(given: Sequence[str]) -> dict[str, Any]:
+    """Read ``--env-kwargs``.
+
+    :param given: of the form ``NAME:VALUE``; a value that is no Python literal is text.
+    :raises ValueError: if one has another form.
+    """
+    arguments: dict[str, Any] = {}
+    for text in given:
+        name, colon, value = text.partition(":")
+        if not (colon and name.isidentifier()):
+            raise ValueError(f"--env-kwargs {text}: allowed: NAME:VALUE, such as width:320")
+        try:
+            arguments[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[name] = value
+    return arguments
+
+
+def _record(model: BaseAlgorithm, env: MakeEnv, args: argparse.Namespace) -> None:
     options = {"n_episodes": args.episodes, "seed": args.seed, "max_steps": args.max_steps}
     if args.imagined is None:
-        for number, episode_return in enumerate(record_video(model, args.env, args.out, **options), 1):
+        for number, episode_return in enumerate(record_video(model, env, args.out, **options), 1):
             print(f"episode {number}: return {episode_return:.1f}")
     else:
         if not isinstance(model, PWM):
             raise ValueError(f"--imagined needs a PWM, which has a world model; --algo {args.algo} has none")
-        for number, episode in enumerate(
-            record_imagination(model, args.env, args.out, horizon=args.imagined, **options), 1
-        ):
+        for number, episode in enumerate(record_imagination(model, env, args.out, horizon=args.imagined, **options), 1):
             print(
                 f"episode {number}: return {episode.episode_return:.1f}, imagined {episode.imagined_return:.1f}, "
                 f"model error {episode.errors.mean():.2f} standard deviations on average"
@@ -79,12 +110,12 @@ def _record(model: BaseAlgorithm, args: argparse.Namespace) -> None:
     print(args.out)
 
 
-def load_model(path: pathlib.Path, algo: str, env_id: str, vec_normalize: pathlib.Path | None = None) -> BaseAlgorithm:
+def load_model(path: pathlib.Path, algo: str, env: MakeEnv, vec_normalize: pathlib.Path | None = None) -> BaseAlgorithm:
     """Load a saved model.
 
     :param path: file that ``model.save()`` wrote.
     :param algo: see :func:`sb3_pwm.benchmark.plan.find_algorithm`.
-    :param env_id: id of the environment, for its statistics.
+    :param env: makes the environment, for its statistics.
     :param vec_normalize: file that ``VecNormalize.save()`` wrote.
     :return: the model, with these statistics.
     :raises FileNotFoundError: if a file is missing.
@@ -94,14 +125,15 @@ def load_model(path: pathlib.Path, algo: str, env_id: str, vec_normalize: pathli
     for file in (path, vec_normalize):
         if file is not None and not file.is_file():
             raise FileNotFoundError(f"there is no file {file}")
-    env = None
+    normalizer = None
     if vec_normalize is not None:
+        venv = DummyVecEnv([env])
         try:
-            env = VecNormalize.load(str(vec_normalize), DummyVecEnv([lambda: make_env(env_id)]))
+            normalizer = VecNormalize.load(str(vec_normalize), venv)
         except (pickle.UnpicklingError, EOFError, AttributeError, AssertionError) as error:
-            raise ValueError(f"{vec_normalize} holds no VecNormalize for {env_id}: {error}") from error
-        env.training = False
+            raise ValueError(f"{vec_normalize} holds no VecNormalize for this environment: {error}") from error
+        normalizer.training = False
     try:
-        return kind.load(path, env=env)
+        return kind.load(path, env=normalizer)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be loaded as a {kind.__name__}; --algo says what it is: {error}") from error

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pwm import PWM
 from sb3_pwm.benchmark.plan import ALGORITHMS, find_algorithm
-from sb3_pwm.record import add_arguments, load_model, run
+from sb3_pwm.record import add_arguments, env_arguments, load_model, run
 from sb3_pwm.video import record_imagination
 from sb3_pwm.video.frames import read_video
 
@@ -56,7 +56,7 @@ def test_statistics_of_vec_normalize(tmp_path: Path) -> None:
     model = PPO("MlpPolicy", normalizer, n_steps=16, batch_size=16, device="cpu", seed=0).learn(16)
     model.save(tmp_path / "ppo.zip")
     normalizer.save(str(tmp_path / "stats.pkl"))
-    loaded = load_model(tmp_path / "ppo.zip", "ppo", "Picture-v0", tmp_path / "stats.pkl")
+    loaded = load_model(tmp_path / "ppo.zip", "ppo", PictureEnv, tmp_path / "stats.pkl")
     statistics = loaded.get_vec_normalize_env()
     np.testing.assert_array_equal(statistics.obs_rms.mean, normalizer.obs_rms.mean)
     assert not statistics.training
@@ -76,6 +76,23 @@ def test_imagined(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert len(frames) == 3
     assert frames[0].shape[1] == 2 * 480 + 2
     assert "episode 1: return 2.0, imagined" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("mujoco_renderer")
+def test_arguments_of_the_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(gym.make("InvertedPendulum-v5")).save(tmp_path / "model.zip")
+    out = tmp_path / "v.mp4"
+    options = (tmp_path / "model.zip", "--env", "InvertedPendulum-v5", "--max-steps", 2, "--out", out, "--env-kwargs")
+    assert record(*options, "width:64", "height:48", "render_mode:rgb_array") == 2
+    assert "multiple values for keyword argument 'render_mode'" in capsys.readouterr().err
+    assert record(*options, "width:64", "height:48", "reset_noise_scale:0.5", "--seed", 0) == 0
+    assert next(read_video(out)[1]).shape == (48, 64, 3)
+
+
+def test_values_of_arguments_are_literals_or_text() -> None:
+    given = ["width:64", "healthy_z_range:(0.2, 1.0)", "camera_name:side", "name:'7'", "xml_file:/a:b.xml", "none:"]
+    expected = {"width": 64, "healthy_z_range": (0.2, 1.0), "camera_name": "side"}
+    assert env_arguments(given) == expected | {"name": "7", "xml_file": "/a:b.xml", "none": ""}
 
 
 def test_modules_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +151,9 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             (model, "--env", "Unimportable-v0"),
             "env='Unimportable-v0' cannot be made: ImportError: no name 'x'",
         ),
+        ((model, "--env-kwargs", "width"), "--env-kwargs width: allowed: NAME:VALUE"),
+        ((model, "--env-kwargs", "a b:1"), "--env-kwargs a b:1: allowed: NAME:VALUE"),
+        ((model, "--env-kwargs", "nonsense:1"), "unexpected keyword argument 'nonsense'"),
         ((model, "--seed", -1), "--seed=-1 is out of range; allowed: 0 or more"),
         ((model, "--env", "MountainCarContinuous-v0"), "the observations of MountainCarContinuous-v0 are"),
     ):

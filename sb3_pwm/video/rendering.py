@@ -57,16 +57,18 @@ def rendered_env(env: EnvFactory | gym.Env[Any, Any]) -> Iterator[gym.Env[Any, A
         made.close()
 
 
-def make_env(env: EnvFactory) -> gym.Env[Any, Any]:
+def make_env(env: EnvFactory, **kwargs: Any) -> gym.Env[Any, Any]:
     """Make an environment of an id, for ``"rgb_array"``, or with a function.
 
+    :param env: id or function.
+    :param kwargs: further arguments of the environment of an id.
     :raises TypeError: if it is neither, or the function makes no Gymnasium environment.
     :raises ValueError: if the id is unknown, or the environment cannot be made.
     :raises RuntimeError: if MuJoCo finds no renderer on this machine; says what was tried and what to install.
     """
     if isinstance(env, str):
         try:
-            return gym.make(env, render_mode="rgb_array")
+            return gym.make(env, render_mode="rgb_array", **kwargs)
         except gym.error.UnregisteredEnv as error:
             raise ValueError(f"env={env!r} is unknown to Gymnasium: {error}") from error
         except Exception as error:  # whatever a foreign environment answers with
