@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from sb3_pwm.benchmark import report
-from sb3_pwm.benchmark.comparison import Comparison
+from sb3_pwm.benchmark.comparison import Comparison, cut
 from sb3_pwm.benchmark.plan import RunSpec
 from sb3_pwm.benchmark.report import estimate, number
 from sb3_pwm.benchmark.results import FAILED, FINISHED, FORMAT, RUNNING, CurveRow, Run, write_curve, write_json
@@ -21,6 +21,10 @@ FINALS = {
     "A-v0": {"pwm": [200, 260, 320], "sac": [90, 100, 110], "td3": [120, 130, 140]},
     "B-v0": {"pwm": [40, 50, 60], "sac": [50, 50, 50], "td3": [5, 10, 15]},
 }
+
+# what becomes of runs of 400 steps, of which the unfinished ones have got to 200
+CUTS = {(FINISHED, 200): FINISHED, (FINISHED, 401): RUNNING, (RUNNING, 200): FINISHED, (RUNNING, 201): RUNNING}
+CUTS |= {(FAILED, 200): FINISHED, (FAILED, 201): FAILED}
 
 
 def make_run(env, algo, seed, final, state=FINISHED, **changes):
@@ -149,11 +153,34 @@ def test_what_cannot_be_scored_is_left_out_with_a_reason():
             [make_run("A-v0", "sac", 0, 1), make_run("A-v0", "sac", 1, 1, hyperparameters={"gamma": 1})],
             "different hyperparameters",
         ),
+        ([make_run("A-v0", "sac", 0, 1), make_run("A-v0", "sac", 1, 1, eval_every=50)], "different eval_every"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(runs, match):
     with pytest.raises(ValueError, match=match):
         Comparison(runs, "sac", "sac")
+
+
+def test_a_run_cut_at_fewer_steps():
+    run = make_run("A-v0", "sac", 0, 100)
+    assert [row.env_steps for row in cut(run, 200).rows] == [100, 200]
+    assert [row.env_steps for row in cut(run, 201).rows] == [100, 200, 300]  # of an on-policy algorithm, say
+    assert cut(run, 200).spec.steps == 200
+    assert cut(run, 400) == run
+    states = {(state, steps): cut(make_run("A-v0", "sac", 0, 1, state), steps).state for state, steps in CUTS}
+    assert states == CUTS
+
+
+def test_a_comparison_at_fewer_steps():
+    seldom = [make_run("A-v0", "td3", seed, 100, eval_every=200) for seed in range(3)]
+    seldom = [replace(run, rows=run.rows[1::2]) for run in seldom]
+    runs = [run for run in all_runs() if run.spec.env == "A-v0" and run.spec.algo != "td3"]
+    runs += [make_run("A-v0", "sac", 9, 120, RUNNING), *seldom]
+    comparison = Comparison([cut(run, 200) for run in runs], "pwm", "sac")
+    assert list(comparison.finals("A-v0", "sac")) == [45, 50, 55, 60]
+    assert comparison.cell("A-v0", "pwm").final.value == 130
+    assert list(comparison.curve("A-v0", "td3").env_steps) == [200]
+    assert not comparison.others
 
 
 def test_unknown_algorithms_are_refused():
@@ -224,9 +251,26 @@ def test_the_page(results, tmp_path, capsys):
         '"gamma": 0.99',
     ):
         assert expected in text
+    assert "Some runs were longer" not in text
     comparison = Comparison(all_runs(), "pwm", "sac")
     assert estimate(comparison.iqm("pwm")) in text
     assert "1.70 [" in text
+
+
+def test_a_page_at_fewer_steps(results, tmp_path, capsys):
+    arguments = ["report", str(results), "--out", str(tmp_path / "out"), "--steps"]
+    with pytest.raises(SystemExit):
+        run_command_line({"report": report}, [*arguments, "0"])
+    assert "--steps=0 is out of range; allowed: 1 or more" in capsys.readouterr().err
+    assert run_command_line({"report": report}, [*arguments, "200"]) == 0
+    text = " ".join(Page((tmp_path / "out" / "index.html").read_text()).text.split())
+    for expected in (
+        "3 algorithms in 2 environments, 3 to 4 seeds each; 20 finished runs",  # also the killed and the failed run
+        "Some runs were longer, or were to be",
+        "200 environment steps; target 65.0 (td3)",
+    ):
+        assert expected in text
+    assert "Not everything finished" not in text
 
 
 def test_a_page_without_scores(tmp_path):

@@ -2,13 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from sb3_pwm.benchmark.plan import unknown_name
-from sb3_pwm.benchmark.results import FINISHED, CurveRow, Run
+from sb3_pwm.benchmark.results import FAILED, FINISHED, RUNNING, CurveRow, Run
 from sb3_pwm.benchmark.statistics import (
     bootstrap_interval,
     first_reaching,
@@ -18,7 +18,7 @@ from sb3_pwm.benchmark.statistics import (
     probability_of_improvement,
 )
 
-COMMON = ("steps", "eval_every", "eval_episodes")  # what the runs of an environment must share
+COMMON = ("steps", "eval_episodes")  # what the runs of an environment must share
 
 
 class Estimate(NamedTuple):
@@ -68,6 +68,19 @@ class Curve:
     half_width: np.ndarray
 
 
+def cut(run: Run, steps: int) -> Run:
+    """Return a run as if it had been one of fewer steps: until its first evaluation at or behind them.
+
+    :param run: a run, finished or not; one that has not got so far becomes an unfinished one.
+    :param steps: environment steps.
+    """
+    index = first_reaching([row.env_steps for row in run.rows], steps)
+    spec = replace(run.spec, steps=steps)
+    if index is None:
+        return replace(run, spec=spec, state=FAILED if run.state == FAILED else RUNNING)
+    return replace(run, spec=spec, state=FINISHED, rows=run.rows[: index + 1])
+
+
 class Comparison:
     """Runs of several algorithms in several environments; an algorithm goes by its label, if it has one.
 
@@ -76,7 +89,7 @@ class Comparison:
     :param baseline: the algorithm whose mean final return is a score of 1.
     :param random_zero: whether a random policy's return is a score of 0; otherwise a return of 0 is.
     :raises ValueError: if no run has finished, an algorithm is unknown, a run is there twice, or the runs of an
-        environment differ in steps or evaluations.
+        environment differ in their steps or in the episodes of an evaluation, or those of an algorithm in more.
     """
 
     def __init__(self, runs: Sequence[Run], method: str, baseline: str, random_zero: bool = False) -> None:
@@ -109,8 +122,9 @@ class Comparison:
                 kinds = sorted({run.spec.algo for run in of_algo})
                 if len(kinds) > 1:
                     raise ValueError(f"{algo} in {env} is {kinds[0]} in some runs and {kinds[1]} in others")
-                if any(run.spec.hyperparameters != of_algo[0].spec.hyperparameters for run in of_algo):
-                    raise ValueError(f"{algo} in {env}: the seeds have different hyperparameters")
+                for name in ("hyperparameters", "eval_every"):
+                    if any(getattr(run.spec, name) != getattr(of_algo[0].spec, name) for run in of_algo):
+                        raise ValueError(f"{algo} in {env}: the seeds have different {name}")
 
     def finals(self, env: str, algo: str) -> np.ndarray:
         """Return the (n_seeds,) returns of the last evaluations."""

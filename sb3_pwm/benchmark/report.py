@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sb3_pwm.benchmark import figures
-from sb3_pwm.benchmark.comparison import Comparison, Estimate
+from sb3_pwm.benchmark.comparison import Comparison, Estimate, cut
 from sb3_pwm.benchmark.plan import as_file_name
 from sb3_pwm.benchmark.results import FAILED, Run, read_runs, write_text
+from sb3_pwm.checks import check_integer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["0", "random"],
         default="0",
         help="what is a normalised return of 0: a return of 0, or a random policy's",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="compare after this many environment steps; runs that went on are cut there, finished or not",
     )
 
 
@@ -41,6 +47,9 @@ def run(options: argparse.Namespace) -> int:
         if not found:
             raise ValueError(f"{folder} holds no runs of sb3-pwm benchmark")
         runs += found
+    if options.steps is not None:
+        check_integer("--steps", options.steps, 1)
+        runs = [cut(run, options.steps) for run in runs]
     comparison = Comparison(runs, options.method, options.baseline, random_zero=options.zero == "random")
     write_report(comparison, options.out, shlex.join(["sb3-pwm", "report", *options.arguments]))
     print(options.out / "index.html")
@@ -102,6 +111,7 @@ def render(comparison: Comparison, images: dict[str, bytes], command: str) -> st
         iqm={algo: comparison.iqm(algo) for algo in comparison.algos} if envs else {},
         improvement={algo: comparison.improvement(algo) for algo in others} if envs else {},
         seeds=seeds_of(comparison),
+        longer=any(run.record["specification"]["steps"] != run.spec.steps for run in comparison.finished),
         specs=settings_of(comparison.finished),
         failed=[run for run in comparison.others if run.state == FAILED],
         unfinished=[run for run in comparison.others if run.state != FAILED],
