@@ -23,8 +23,8 @@ FINALS = {
 }
 
 # what becomes of runs of 400 steps, of which the unfinished ones have got to 200
-CUTS = {(FINISHED, 200): FINISHED, (FINISHED, 401): RUNNING, (RUNNING, 200): FINISHED, (RUNNING, 201): RUNNING}
-CUTS |= {(FAILED, 200): FINISHED, (FAILED, 201): FAILED}
+CUTS = {(FINISHED, 200): FINISHED, (FINISHED, 500): RUNNING, (RUNNING, 200): FINISHED, (RUNNING, 300): RUNNING}
+CUTS |= {(FAILED, 200): FINISHED, (FAILED, 300): FAILED}
 
 
 def make_run(env, algo, seed, final, state=FINISHED, **changes):
@@ -164,7 +164,10 @@ def test_runs_that_cannot_be_compared_are_refused(runs, match):
 def test_a_run_cut_at_fewer_steps():
     run = make_run("A-v0", "sac", 0, 100)
     assert [row.env_steps for row in cut(run, 200).rows] == [100, 200]
-    assert [row.env_steps for row in cut(run, 201).rows] == [100, 200, 300]  # of an on-policy algorithm, say
+    rollouts = replace(run, rows=[replace(row, env_steps=row.env_steps + 28) for row in run.rows])
+    assert [row.env_steps for row in cut(rollouts, 200).rows] == [128, 228]
+    with pytest.raises(ValueError, match="--steps=250: sac in A-v0 is evaluated every 100 steps; choose a multiple"):
+        cut(run, 250)
     assert cut(run, 200).spec.steps == 200
     assert cut(run, 400) == run
     states = {(state, steps): cut(make_run("A-v0", "sac", 0, 1, state), steps).state for state, steps in CUTS}

@@ -69,11 +69,17 @@ class Curve:
 
 
 def cut(run: Run, steps: int) -> Run:
-    """Return a run as if it had been one of fewer steps: until its first evaluation at or behind them.
+    """Return a run as if it had been one of fewer steps: until its first evaluation at or (in a rollout) behind them.
 
     :param run: a run, finished or not; one that has not got so far becomes an unfinished one.
     :param steps: environment steps.
+    :raises ValueError: if it was not evaluated there.
     """
+    if steps % run.spec.eval_every and steps != run.spec.steps:
+        raise ValueError(
+            f"--steps={steps}: {run.spec.name} in {run.spec.env} is evaluated every {run.spec.eval_every} steps; "
+            "choose a multiple"
+        )
     index = first_reaching([row.env_steps for row in run.rows], steps)
     spec = replace(run.spec, steps=steps)
     if index is None:
