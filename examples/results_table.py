@@ -1,6 +1,6 @@
 """Print the tables of docs/results.md and docs/offline.md from CSV files: of the scripts here, or of a benchmark.
 
-    python examples/results_table.py docs/results/benchmark
+    python examples/results_table.py docs/results/benchmark docs/results/benchmark-100k --until 50000
     python examples/results_table.py docs/results/online
     python examples/results_table.py docs/results/offline
     python examples/results_table.py docs/results/many-tasks/dmcontrol --final return_mean --at 2000
@@ -8,7 +8,8 @@
 Each cell is the mean over the seeds of the evaluations' mean return, with the lowest and the highest seed. "lowest" is
 the worst evaluation in the second half of a run, a mean over the seeds; "average actor" says what the same evaluations
 gave with the average of the last 100 actors, where that was measured. ``--final`` prints one table with the last
-evaluations of all environments instead, or with those after ``--at`` updates or steps.
+evaluations of all environments instead, or with those after ``--at`` updates or steps. ``--until`` leaves out what came
+after so many.
 """
 
 import argparse
@@ -24,7 +25,7 @@ COLUMNS += (20_000, 25_000, 30_000, 40_000, 50_000, 60_000, 80_000, 100_000)
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """Read all rows, and say of each to which table and to how many steps it belongs."""
+    """Read all rows of a folder, and say of each to which table and to how many steps it belongs."""
     rows: list[Row] = []
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="") as file:
@@ -121,13 +122,15 @@ def print_final(rows: list[Row], column: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/results/online"))
+    parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--final", choices=["return_mean", "success_rate", "success_once_rate"], metavar="COLUMN")
     parser.add_argument("--at", type=int, metavar="STEPS", help="with --final: not the last evaluations, but these")
+    parser.add_argument("--until", type=int, metavar="STEPS", help="leave out what came after so many steps or updates")
     args = parser.parse_args()
     if args.at is not None and not args.final:
         parser.error("--at says which evaluations --final prints; give both")
-    rows = read_rows(args.folder)
+    rows = [row for folder in args.folders for row in read_rows(folder)]
+    rows = [row for row in rows if args.until is None or int(row["step"]) <= args.until]
     if args.final:
         rows = [row for row in rows if args.at is None or int(row["step"]) == args.at]
         print_final(rows, args.final)

@@ -88,12 +88,21 @@ def test_figures_have_texts_for_those_who_do_not_see_them() -> None:
         assert re.search(r"<desc .*?>.+</desc>", text, re.S)
 
 
-@pytest.mark.parametrize(("folder", "count"), [("benchmark", 3), ("online", 4)])
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    [
+        (["docs/results/benchmark", "docs/results/benchmark-100k", "--until", "50000"], 3),
+        (["docs/results/benchmark-100k", "docs/results/baselines-100k", "docs/results/crossq"], 3),
+        (["docs/results/online"], 4),
+    ],
+)
 def test_the_tables_of_results_are_those_that_the_script_prints(
-    folder: str, count: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], count: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = ROOT / "examples" / "results_table.py"
-    monkeypatch.setattr(sys, "argv", [script.name, str(DOCS / "results" / folder)])
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [script.name, *arguments])
+    assert f"    python examples/results_table.py {' '.join(arguments)}\n" in (DOCS / "results.md").read_text()
     runpy.run_path(str(script), run_name="__main__")
     tables = [table.strip() for table in re.split(r"^### .+$", capsys.readouterr().out, flags=re.M)[1:]]
     assert len(tables) == count
