@@ -8,7 +8,6 @@ Python launches one by one; a CUDA graph launches them at once. What is computed
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -41,41 +40,40 @@ class GraphedCrossQ(CrossQ):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["capturable"] = self.device.type == "cuda"
-        for layer in self._layers(self.policy):
+        # Kept, because walking through the modules at every update costs more than the update's small operations.
+        self._layers = {
+            name: [layer for layer in network.modules() if isinstance(layer, BatchRenorm)]
+            for name, network in (("actor", self.actor), ("critic", self.critic))
+        }
+        for layer in (*self._layers["actor"], *self._layers["critic"]):
             layer.steps = layer.steps.cpu()  # which decides on the host whether the warm-up is over
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_captured"]
-
-    @staticmethod
-    def _layers(module: torch.nn.Module) -> list[BatchRenorm]:
-        return [layer for layer in module.modules() if isinstance(layer, BatchRenorm)]
+        return [*super()._excluded_save_params(), "_captured", "_layers"]
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Update the networks, each time with a batch from the replay buffer."""
         for _ in range(gradient_steps):
             self._n_updates += 1
-            if self._n_updates > min(layer.warmup_steps for layer in self._layers(self.critic)):
+            if self._n_updates > min(layer.warmup_steps for layer in self._layers["critic"]):
                 raise RuntimeError("BatchRenorm's warm-up is over, what was captured holds no longer")
             *batch, discounts = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             if discounts is not None:
                 raise ValueError("n_steps must be 1")
             with_actor = self._n_updates % self.policy_delay == 0
             self._call(("update", with_actor), partial(self._update, with_actor), *batch)
-            for module, updates in ((self.critic, self._n_updates), (self.actor, self._n_updates // self.policy_delay)):
-                for layer in self._layers(module):
+            for name, updates in (("critic", self._n_updates), ("actor", self._n_updates // self.policy_delay)):
+                for layer in self._layers[name]:
                     layer.steps.fill_(updates)
 
     def _update(self, with_actor: bool, *batch: torch.Tensor) -> None:
         """Do sb3-contrib's update with a given batch, without reading numbers from the GPU."""
-        with ExitStack() as patches:
-            for replaced in (
-                mock.patch.object(self.replay_buffer, "sample", return_value=ReplayBufferSamples(*batch)),
-                mock.patch.object(self, "_logger", Logger(None, [])),
-                mock.patch.object(self, "_n_updates", self.policy_delay - 1 if with_actor else 0),
-                mock.patch.object(torch.Tensor, "item", lambda tensor: 0.0 if tensor.is_cuda else read_number(tensor)),
-            ):
-                patches.enter_context(replaced)
+        with (
+            mock.patch.object(self.replay_buffer, "sample", return_value=ReplayBufferSamples(*batch)),
+            mock.patch.object(self, "_logger", Logger(None, [])),
+            mock.patch.object(self, "_n_updates", self.policy_delay - 1 if with_actor else 0),
+            mock.patch.object(torch.Tensor, "item", lambda tensor: 0.0 if tensor.is_cuda else read_number(tensor)),
+        ):
             super().train(1, len(batch[0]))
 
     def predict(

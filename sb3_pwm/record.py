@@ -7,10 +7,9 @@ import os
 import pathlib
 import pickle
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
-import gymnasium as gym
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -19,9 +18,7 @@ from sb3_pwm.checks import check_integer
 from sb3_pwm.pwm import PWM
 from sb3_pwm.video import record_imagination, record_video, use_headless_rendering
 from sb3_pwm.video.frames import check_video_path
-from sb3_pwm.video.rendering import make_env
-
-MakeEnv: TypeAlias = Callable[[], gym.Env[Any, Any]]
+from sb3_pwm.video.rendering import EnvFactory, make_env, name_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +91,7 @@ def env_arguments(given: Sequence[str]) -> dict[str, Any]:
     return arguments
 
 
-def _record(model: BaseAlgorithm, env: MakeEnv, args: argparse.Namespace) -> None:
+def _record(model: BaseAlgorithm, env: EnvFactory, args: argparse.Namespace) -> None:
     options = {"n_episodes": args.episodes, "seed": args.seed, "max_steps": args.max_steps}
     if args.imagined is None:
         for number, episode_return in enumerate(record_video(model, env, args.out, **options), 1):
@@ -110,12 +107,14 @@ def _record(model: BaseAlgorithm, env: MakeEnv, args: argparse.Namespace) -> Non
     print(args.out)
 
 
-def load_model(path: pathlib.Path, algo: str, env: MakeEnv, vec_normalize: pathlib.Path | None = None) -> BaseAlgorithm:
+def load_model(
+    path: pathlib.Path, algo: str, env: EnvFactory, vec_normalize: pathlib.Path | None = None
+) -> BaseAlgorithm:
     """Load a saved model.
 
     :param path: file that ``model.save()`` wrote.
     :param algo: see :func:`sb3_pwm.benchmark.plan.find_algorithm`.
-    :param env: makes the environment, for its statistics.
+    :param env: id, or function that makes the environment, for its statistics.
     :param vec_normalize: file that ``VecNormalize.save()`` wrote.
     :return: the model, with these statistics.
     :raises FileNotFoundError: if a file is missing.
@@ -127,11 +126,11 @@ def load_model(path: pathlib.Path, algo: str, env: MakeEnv, vec_normalize: pathl
             raise FileNotFoundError(f"there is no file {file}")
     normalizer = None
     if vec_normalize is not None:
-        venv = DummyVecEnv([env])
+        venv = DummyVecEnv([functools.partial(make_env, env)])
         try:
             normalizer = VecNormalize.load(str(vec_normalize), venv)
         except (pickle.UnpicklingError, EOFError, AttributeError, AssertionError) as error:
-            raise ValueError(f"{vec_normalize} holds no VecNormalize for this environment: {error}") from error
+            raise ValueError(f"{vec_normalize} holds no VecNormalize for {name_of(venv.envs[0])}: {error}") from error
         normalizer.training = False
     try:
         return kind.load(path, env=normalizer)

@@ -56,7 +56,7 @@ def test_statistics_of_vec_normalize(tmp_path: Path) -> None:
     model = PPO("MlpPolicy", normalizer, n_steps=16, batch_size=16, device="cpu", seed=0).learn(16)
     model.save(tmp_path / "ppo.zip")
     normalizer.save(str(tmp_path / "stats.pkl"))
-    loaded = load_model(tmp_path / "ppo.zip", "ppo", PictureEnv, tmp_path / "stats.pkl")
+    loaded = load_model(tmp_path / "ppo.zip", "ppo", "Picture-v0", tmp_path / "stats.pkl")
     statistics = loaded.get_vec_normalize_env()
     np.testing.assert_array_equal(statistics.obs_rms.mean, normalizer.obs_rms.mean)
     assert not statistics.training
@@ -133,8 +133,8 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ((model, "--algo", "sac"), f"{model} cannot be loaded as a SAC"),
         ((sac,), "policy must be a PWMPolicy class"),
         ((noise,), f"{noise} wasn't a zip-file"),
-        ((model, "--vec-normalize", statistics), f"{statistics} holds no VecNormalize"),
-        ((model, "--vec-normalize", list_file), f"{list_file} holds no VecNormalize"),
+        ((model, "--vec-normalize", statistics), f"{statistics} holds no VecNormalize for Picture-v0"),
+        ((model, "--vec-normalize", list_file), f"{list_file} holds no VecNormalize for Picture-v0"),
         ((model, "--vec-normalize", tmp_path / "missing.pkl"), "there is no file"),
         ((model, "--episodes", 0), "--episodes=0 is out of range; allowed: 1 or more"),
         ((model, "--max-steps", 0), "--max-steps=0 is out of range"),
