@@ -28,7 +28,7 @@ from sb3_pwm.updates import set_learning_rate
 
 SelfPWM = TypeVar("SelfPWM", bound="PWM")
 
-# High at the start, because there is one update for four environment steps; falling linearly, as the paper's rates do.
+# High at the start, because there is one update for two environment steps; falling linearly, as the paper's rates do.
 DEFAULT_LEARNING_RATE = LinearSchedule(1e-3, 1e-4, end_fraction=1.0)
 ENTROPY_RATE = 4.0  # times the actor's: the coefficient must follow a policy that changes within hundreds of updates
 CALIBRATION_EPISODES = 10
