@@ -77,6 +77,8 @@ def follow_episodes(
 ) -> None:
     """Give one step of a vector of environments to a tracker.
 
+    A time-out without its last observation, which SB3 lets environments leave out, does not count.
+
     :param tracker: the tracker.
     :param value: estimates the value of one observation.
     :param observations: (n_envs, *obs_shape) observations before the step, or one such array per key.
@@ -90,8 +92,11 @@ def follow_episodes(
     tracker.add(rewards)
     for index in map(int, np.flatnonzero(dones)):
         info = infos[index]
-        timed_out = info.get("TimeLimit.truncated", False)
-        end_value = value(info["terminal_observation"]) if timed_out else 0.0
+        timed_out, last = info.get("TimeLimit.truncated", False), info.get("terminal_observation")
+        if timed_out and last is None:
+            tracker.starts[index] = None
+            continue
+        end_value = value(last) if timed_out else 0.0
         tracker.finish(index, value(tracker.starts[index]), end_value)
 
 

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 
 from sb3_pwm.precision import PRECISIONS
 
@@ -107,6 +108,15 @@ def check_train_freq(value: Any, n_envs: int) -> None:
         raise ValueError(f"train_freq={value!r} does not work with {n_envs} environments; {allowed}")
 
 
+def check_action_space(action_space: spaces.Space[Any]) -> None:
+    """Check that actions are floats: others would be stored as what was not taken.
+
+    :raises ValueError: if they are not.
+    """
+    if not np.issubdtype(action_space.dtype, np.floating):
+        raise ValueError(f"action_space has the type {action_space.dtype}; allowed: float, such as float32")
+
+
 def check_learning_rate(name: str, value: Any) -> None:
     """Check a learning rate or its schedule at the start of training; ``None`` passes."""
     if value is None:
@@ -125,19 +135,23 @@ def check_finite(what: str, values: Any, step: int, first_env: int = 0) -> None:
     :param values: (n_envs, ...) array, or one per key.
     :param step: number of environment steps so far, for the message.
     :param first_env: index of the environment to which the first row belongs.
-    :raises ValueError: if a value is not finite; names the environment and the step.
+    :raises ValueError: if a value is not finite in float32; names the environment and the step.
     """
     if isinstance(values, list):  # of one observation
         first = values[0]
         values = {key: np.asarray(part)[None] for key, part in first.items()} if isinstance(first, dict) else values
     for key, array in values.items() if isinstance(values, dict) else [("", values)]:
         array = np.asarray(array)
-        if not np.issubdtype(array.dtype, np.floating) or np.isfinite(array).all():
+        if not np.issubdtype(array.dtype, np.floating):
             continue
-        bad = ~np.isfinite(array.reshape(len(array), -1))
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(array.astype(np.float32, copy=False))  # what networks compute with
+        if finite.all():
+            continue
+        bad = ~finite.reshape(len(array), -1)
         index = int(np.flatnonzero(bad.any(1))[0])
         value = array.reshape(len(array), -1)[index][bad[index]][0]
         raise ValueError(
             f"the {what}{f' {key!r}' if key else ''} of environment {first_env + index} at step {step} is {value}, "
-            "not a finite number; it was not stored"
+            "not a finite float32 number; it was not stored"
         )

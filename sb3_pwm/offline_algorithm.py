@@ -20,6 +20,7 @@ from sb3_pwm.checkpoints import Checkpoint, is_published, load_checkpoint, parse
 from sb3_pwm.checks import check_integer
 from sb3_pwm.evaluation import SelfEvaluatingAlgorithm
 from sb3_pwm.policies import PWMPolicy
+from sb3_pwm.sequence_algorithm import close_progress_bars
 
 SelfOffline = TypeVar("SelfOffline", bound="OfflineAlgorithm")
 
@@ -167,17 +168,21 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
         callback = self._setup_offline(total_updates, callback, tb_log_name)
         self._update_current_progress_remaining(0, max(1, total_timesteps))
         callback.on_training_start(locals(), globals())
-        self.pretrain(pretrain_steps, progress_bar=progress_bar)
-        # SB3's own bar would count a step of every environment at each update.
-        for _ in tqdm(range(total_timesteps), "policy", disable=not progress_bar):
-            self._train_offline()
-            self.num_timesteps += 1
-            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-            callback.update_locals(locals())
-            if not callback.on_step():
-                break
-            if log_interval is not None and self.num_timesteps % log_interval == 0:
-                self.dump_logs()
+        try:
+            self.pretrain(pretrain_steps, progress_bar=progress_bar)
+            # SB3's own bar would count a step of every environment at each update.
+            for _ in tqdm(range(total_timesteps), "policy", disable=not progress_bar):
+                self._train_offline()
+                self.num_timesteps += 1
+                self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+                callback.update_locals(locals())
+                if not callback.on_step():
+                    break
+                if log_interval is not None and self.num_timesteps % log_interval == 0:
+                    self.dump_logs()
+        except BaseException:
+            close_progress_bars(callback)
+            raise
         callback.on_training_end()
         return self
 

@@ -14,7 +14,13 @@ from tqdm.auto import tqdm
 
 from sb3_pwm.buffers import ALL, SequenceReplayBuffer, check_replay_buffer, sequence_buffer_class
 from sb3_pwm.calibration import StartValues, follow_episodes
-from sb3_pwm.checks import check_arguments, check_precision, check_torch_compile, check_train_freq
+from sb3_pwm.checks import (
+    check_action_space,
+    check_arguments,
+    check_precision,
+    check_torch_compile,
+    check_train_freq,
+)
 from sb3_pwm.compilation import TorchCompile
 from sb3_pwm.learner import Learner
 from sb3_pwm.multitask_algorithm import MultiTaskAlgorithm, storable
@@ -48,7 +54,7 @@ class PWM(MultiTaskAlgorithm):
     :param model_learning_rate: of the world model; None for the actor's.
     :param buffer_size: capacity of the replay buffer, over all environments.
     :param learning_starts: environment steps with random actions before the first update; steps already in the replay
-        buffer count, those that a ``VecNormalize`` that still learns has not seen do not.
+        buffer count, and a full one is enough; those that a learning ``VecNormalize`` has not seen do not count.
     :param pretrain_steps: updates of the world model alone before the first update of the policy.
     :param batch_size: number B of windows per update, and of imagined rollouts.
     :param sequence_length: number T of steps in a window over which the model predicts open-loop.
@@ -197,6 +203,7 @@ class PWM(MultiTaskAlgorithm):
         check_precision(self.precision)
         check_torch_compile(self.torch_compile)
         check_train_freq(self.train_freq, self.n_envs)
+        check_action_space(self.action_space)
         if "critic" in self.policy_kwargs:
             raise ValueError("critic is an argument of PWM itself; leave it out of policy_kwargs")
         if self.replay_buffer_class is None:
@@ -225,16 +232,8 @@ class PWM(MultiTaskAlgorithm):
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
-        actor = self.lr_schedule
-        self._schedules = {
-            name: actor if rate is None else FloatSchedule(rate)
-            for name, rate in (
-                ("actor", None),
-                ("critic", self.critic_learning_rate),
-                ("model", self.model_learning_rate),
-                ("entropy", lambda progress: ENTROPY_RATE * actor(progress)),
-            )
-        }
+        own = {"actor": None, "critic": self.critic_learning_rate, "model": self.model_learning_rate, "entropy": None}
+        self._schedules = {name: None if rate is None else FloatSchedule(rate) for name, rate in own.items()}
 
     def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
         """Set each optimizer's own rate; the argument is SB3's and names no rates, so it is not used."""
@@ -243,7 +242,8 @@ class PWM(MultiTaskAlgorithm):
             self.logger.record("train/learning_rate" if name == "actor" else f"train/{name}_learning_rate", rate)
 
     def _set_learning_rate(self, name: str, progress_remaining: float) -> float:
-        rate = self._schedules[name](progress_remaining)
+        schedule = self._schedules[name] or self.lr_schedule  # which callbacks may replace
+        rate = schedule(progress_remaining) * (ENTROPY_RATE if name == "entropy" else 1.0)
         set_learning_rate(self.policy.optimizers[name], rate, on_device=self.device.type == "cuda")
         return rate
 
@@ -297,7 +297,8 @@ class PWM(MultiTaskAlgorithm):
         :param progress_bar: show progress with tqdm and rich.
         :return: the model.
         """
-        warm_up = max(0, self.learning_starts - self._n_known_transitions)
+        known, capacity = self._n_known_transitions, self.sequences.buffer_size * self.n_envs
+        warm_up = max(0, self.learning_starts - known) if known < capacity else 0
         self._check_first_update(warm_up, total_timesteps)
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar

@@ -81,6 +81,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps or self._last_obs is None:
             self._on_env_reset()
+            self._last_obs = None  # if a reset fails, the next one is due
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         try:
             self._check_observations(self._last_obs)

@@ -77,6 +77,8 @@ def apply_gradients(
     :return: () whether loss and gradients were finite; if not, nothing was changed.
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    if not parameters:
+        return torch.isfinite(loss.detach())
     for parameter in parameters:
         parameter.grad = None
     loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]

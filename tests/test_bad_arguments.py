@@ -122,6 +122,11 @@ def test_infinite_action_bounds_are_refused():
         make(space_envs(action_space=spaces.Box(-np.inf, np.inf, (2,), np.float32)))
 
 
+def test_integer_actions_are_refused():
+    with pytest.raises(ValueError, match="action_space has the type int32; allowed: float"):
+        make(space_envs(action_space=spaces.Box(-3, 3, (2,), np.int32)))
+
+
 def test_dict_observations_need_multi_input_policy():
     with pytest.raises(ValueError, match="MultiInputPolicy"):
         make(space_envs(observation_space=DICT))

@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pwm import PWM
 from sb3_pwm import learner as learner_module
+from sb3_pwm.checks import check_finite
 
 DICT = spaces.Dict({"a": BOX, "b": spaces.Discrete(3)})
 
@@ -79,6 +80,21 @@ def test_environment_gives_what_is_not_finite(tmp_path, where, message, value, s
     assert model.replay_buffer.n_transitions == steps - 3
     assert is_finite(model.replay_buffer)
     check_usable(model, space_envs(3), tmp_path)
+
+
+@pytest.mark.parametrize("where", ["observation", "terminal", "reset"])
+def test_environment_gives_what_networks_cannot_hold(tmp_path, where):
+    doubles = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    model = make(bad_envs(where, 1e39, 30, doubles))
+    with pytest.raises(ValueError, match=r"observation of environment 1 at step .* is 1e\+39, not a finite float32"):
+        model.learn(200)
+    assert np.abs(model.replay_buffer.observations).max() < 1e39
+    check_usable(model, space_envs(3, doubles), tmp_path)
+
+
+def test_rewards_that_networks_cannot_hold():
+    with pytest.raises(ValueError, match=r"the reward of environment 1 at step 3 is 1e\+39"):
+        check_finite("reward", np.array([0.0, 1e39]), 3)
 
 
 @pytest.mark.parametrize(("where", "message"), [("observation", "observation 'a'"), ("terminal", "terminal .* 'a'")])

@@ -64,6 +64,20 @@ def interrupt_env_and_continue(model):
     return interrupt_and_continue(model)
 
 
+def fail_in_reset_and_continue(model):
+    env = model.learn(43).env.envs[-1].unwrapped
+    reset = env.reset
+
+    def failing(**kwargs):
+        env.reset = reset
+        raise ConnectionError
+
+    env.reset = failing
+    with pytest.raises(ConnectionError):
+        model.learn(40)
+    return model.learn(41, reset_num_timesteps=False)
+
+
 def interrupt_callback_and_continue(model):
     steps = iter(range(1000))
 
@@ -98,6 +112,7 @@ SCENARIOS = {
     "stopped": stop_and_continue,
     "interrupted in env": interrupt_env_and_continue,
     "interrupted in callback": interrupt_callback_and_continue,
+    "failed in reset": fail_in_reset_and_continue,
     "changed env": change_env,
     "evaluated between": evaluate_between,
 }

@@ -51,6 +51,16 @@ def test_environments_are_followed_apart():
     assert tracker.returns[1] == 20 + 0.5 * 40
 
 
+@pytest.mark.parametrize("last", [{}, {"terminal_observation": None}])
+def test_a_time_out_without_its_last_observation_does_not_count(last):
+    tracker = StartValues(0.5, 1, 10)
+    infos = [{"TimeLimit.truncated": True} | last]
+    follow_episodes(tracker, float, np.array([6.0]), np.array([1.0]), np.array([True]), infos)
+    assert not tracker.finished
+    follow(tracker, [(7.0, 2, ""), (8.0, 4, "true")])
+    assert list(tracker.finished) == [(7.0, 4.0)]
+
+
 def test_only_the_last_episodes_count():
     tracker = StartValues(1.0, 1, 2)
     follow(tracker, [(5.0, 1, "true"), (6.0, 2, "true"), (7.0, 3, "true")])

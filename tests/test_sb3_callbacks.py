@@ -131,8 +131,9 @@ def test_progress_bars(capfd, as_argument):
     assert model.n_model_updates == 30 + 6  # every fourth step from 20 to 40
 
 
+@pytest.mark.parametrize("offline", [True, False])
 @pytest.mark.parametrize("nested", [True, False])
-def test_nothing_draws_after_ctrl_c(nested):
+def test_nothing_draws_after_ctrl_c(nested, offline):
     """A thread that draws a bar while the interpreter ends can hold it up for ever."""
 
     def interrupt(local, _):
@@ -140,10 +141,12 @@ def test_nothing_draws_after_ctrl_c(nested):
             raise KeyboardInterrupt
         return True
 
+    model = make().learn(40) if offline else make()
     bar = ProgressBarCallback()
     before = set(threading.enumerate())
+    learn = model.learn_offline if offline else model.learn
     with pytest.raises(KeyboardInterrupt):
-        make().learn(40, callback=[CallbackList([bar]) if nested else bar, ConvertCallback(interrupt)])
+        learn(40, callback=[CallbackList([bar]) if nested else bar, ConvertCallback(interrupt)])
     # tqdm's monitor draws nothing that it would need a lock for, and lives as long as the interpreter
     assert [t for t in set(threading.enumerate()) - before if not isinstance(t, TMonitor)] == []
     assert bar.pbar.n > 0

@@ -1,5 +1,6 @@
 import copy
 import csv
+import pickle
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 from helpers import SMALL, SpaceEnv, count_updates, make, same, space_envs
 from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.utils import ConstantSchedule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_pwm import PWM
@@ -153,3 +155,28 @@ def test_small_settings_are_arguments():
     counts = count_updates(model)
     model.learn(40)
     assert counts == {"model": 9, "policy": 6}
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_a_model_can_be_pickled(learnt):
+    model = make()
+    if learnt:
+        model.learn(40)
+    copied = pickle.loads(pickle.dumps(model))
+    for each in (model, copied):
+        each.set_random_seed(1)
+        each.learn(48)
+    assert same(model.policy.state_dict(), copied.policy.state_dict())
+
+
+def test_a_callback_can_replace_the_learning_rate():
+    """As with SB3's algorithms; rates that were given on their own stay."""
+
+    def lower(local, _):
+        if local["self"].num_timesteps == 30:
+            local["self"].lr_schedule = ConstantSchedule(1e-6)
+        return True
+
+    policy = make(critic_learning_rate=1e-5).learn(40, callback=lower).policy
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in policy.optimizers.items()}
+    assert rates == {"actor": 1e-6, "critic": 1e-5, "model": 1e-6, "entropy": pytest.approx(4e-6)}

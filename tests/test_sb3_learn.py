@@ -260,3 +260,11 @@ def test_learning_rate_falls_while_pretraining(monkeypatch):
     model.learn_offline(2, pretrain_steps=2)
     assert rates == pytest.approx([1e-3, 5.5e-4])
     assert model.policy.actor_optimizer.param_groups[0]["lr"] == pytest.approx(5.5e-4)
+
+
+def test_a_buffer_smaller_than_learning_starts():
+    """What it can hold is enough; learning in pieces starts too."""
+    model = make(buffer_size=30, learning_starts=60)
+    updates = [model.learn(20, reset_num_timesteps=False)._n_updates for _ in range(4)]
+    assert updates == [0, 0, 5, 10]  # full after 40 steps; then every fourth of 20
+    assert make(buffer_size=30, learning_starts=60).learn(80)._n_updates == 6

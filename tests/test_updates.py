@@ -108,6 +108,16 @@ def test_frozen_parameters_stay_frozen():
     assert (layer.bias != before["bias"]).all()
 
 
+def test_a_frozen_network_stays_as_it_is():
+    layer = nn.Linear(2, 2).requires_grad_(False)
+    before = copy.deepcopy(layer.state_dict())
+    optimizer = torch.optim.Adam(layer.parameters())
+    x = torch.ones(1, 2, requires_grad=True)
+    assert apply_gradients(optimizer, layer(x).sum(), layer.parameters(), 1.0)
+    assert not apply_gradients(optimizer, layer(x).sum() * math.nan, layer.parameters(), 1.0)
+    assert all((layer.state_dict()[name] == before[name]).all() for name in before)
+
+
 @pytest.mark.parametrize(
     "bad_loss",
     [

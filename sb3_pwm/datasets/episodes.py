@@ -228,7 +228,7 @@ def blocks(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def check_finite(name: str, values: np.ndarray) -> None:
-    """Check that all values are numbers, and finite.
+    """Check that all values are numbers, and finite in float32.
 
     :raises ValueError: if they are not.
     """
@@ -237,7 +237,8 @@ def check_finite(name: str, values: np.ndarray) -> None:
     if values.dtype.kind in "iub":
         return
     for start, block in blocks(values):
-        finite = np.isfinite(block)
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(block.astype(np.float32, copy=False))
         if not finite.all():
             row = start + int(np.argwhere(~finite)[0][0])
             raise ValueError(f"{name} are not finite in row {row}: {values[row]}")
