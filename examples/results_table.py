@@ -111,13 +111,15 @@ def print_final(rows: list[Row], column: str) -> None:
     last: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for row in rows:  # of a run: in the order of its steps
         last[row["environment"], row["algorithm"]][row["seed"]] = float(row[column])
-    table = [[mean(last[env, algorithm].values()) for algorithm in algorithms] for env in environments]
+    table = [[list(last[env, algorithm].values()) for algorithm in algorithms] for env in environments]
+    averages = [[mean(cell) if cell else None for cell in line] for line in table]
+    means = [mean(value for value in column if value is not None) for column in zip(*averages, strict=True)]
     names = [*(env.rpartition("/")[2] for env in environments), "mean"]
     digits = 2 if column.startswith("success") else 0
     print("| task | " + " | ".join(algorithms) + " |")
     print("|" + "---|" * (len(algorithms) + 1))
-    for name, values in zip(names, [*table, [mean(own) for own in zip(*table, strict=True)]], strict=True):
-        print(f"| {name} | " + " | ".join(f"{value:,.{digits}f}" for value in values) + " |")
+    for name, values in zip(names, [*averages, means], strict=True):
+        print(f"| {name} | " + " | ".join("" if value is None else f"{value:,.{digits}f}" for value in values) + " |")
 
 
 def main() -> None:

@@ -133,6 +133,12 @@ def load_model(
             raise ValueError(f"{vec_normalize} holds no VecNormalize for {name_of(venv.envs[0])}: {error}") from error
         normalizer.training = False
     try:
-        return kind.load(path, env=normalizer)
-    except (KeyError, TypeError, AttributeError) as error:
+        try:
+            return kind.load(path, env=normalizer)
+        except AssertionError:
+            if normalizer is not None:
+                raise
+            # Algorithms with a HerReplayBuffer are loaded with an environment only.
+            return kind.load(path, env=DummyVecEnv([functools.partial(make_env, env)]))
+    except (KeyError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"{path} cannot be loaded as a {kind.__name__}; --algo says what it is: {error}") from error

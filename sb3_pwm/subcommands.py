@@ -17,7 +17,7 @@ class Command(Protocol):
         """Carry out the command; ``options.arguments`` are the arguments as they were given.
 
         :return: exit code.
-        :raises ValueError, TypeError, ImportError: if what was asked for is not possible.
+        :raises ValueError, TypeError, ImportError, OSError: if what was asked for is not possible.
         """
         ...
 
@@ -46,6 +46,6 @@ def run_command_line(commands: Mapping[str, Command], arguments: Sequence[str] |
     options.arguments = arguments[1:]
     try:
         return int(options.command.run(options))
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         options.subparser.exit(2, f"{options.subparser.prog}: error: {error}\n")
         raise

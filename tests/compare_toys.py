@@ -45,10 +45,20 @@ class Global(PendulumEnv):
         return self._get_obs(), {}
 
 
+class Sized(gym.Env):
+    """An environment that must be told the number of its observations."""
+
+    action_space = gym.spaces.Box(-1, 1)
+
+    def __init__(self, size):
+        self.observation_space = gym.spaces.Box(-1, 1, (size,))
+
+
 class MySAC(SAC):
     """An algorithm of one's own."""
 
 
-for kind in (Killed, Failing, Global):
+for kind in (Killed, Failing, Global, Sized):
     gym.register(f"{kind.__name__}-v0", kind, max_episode_steps=60)
-gym.register("toys/Global-v0", Global, max_episode_steps=60)
+for env_id in ("toys/Global-v0", "toys-Global-v0"):
+    gym.register(env_id, Global, max_episode_steps=60)

@@ -1,17 +1,19 @@
 import re
+import shutil
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
-from sb3_pwm.benchmark import report
+from sb3_pwm.benchmark import figures, report
 from sb3_pwm.benchmark.comparison import Comparison, cut
-from sb3_pwm.benchmark.plan import RunSpec
+from sb3_pwm.benchmark.plan import ALGORITHMS, RunSpec
 from sb3_pwm.benchmark.report import estimate, number
 from sb3_pwm.benchmark.results import FAILED, FINISHED, FORMAT, RUNNING, CurveRow, Run, write_curve, write_json
 from sb3_pwm.subcommands import run_command_line
@@ -131,6 +133,41 @@ def test_curves(comparison):
     assert list(curve.mean) == [2.5, 5, 7.5, 10]
 
 
+def test_curves_of_seeds_with_different_numbers_of_evaluations(comparison):
+    """Algorithms that ask their callbacks once per episode may be evaluated less often."""
+    first, second = make_run("A-v0", "pwm", 0, 100), make_run("A-v0", "pwm", 1, 300)
+    second = replace(second, rows=[second.rows[0], second.rows[3]])
+    curve = Comparison([first, second], "pwm", "pwm").curve("A-v0", "pwm")
+    assert list(curve.env_steps) == [100, 400]
+    assert list(curve.mean) == [(25 + 75) / 2, (100 + 300) / 2]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("algo", ["a2c", "sac"])
+def test_returns_that_are_not_finite(bad, algo, results, tmp_path):
+    runs = [*all_runs(), make_run("A-v0", "a2c", 0, 1), make_run("B-v0", "a2c", 0, 1)]
+    run = next(run for run in runs if run.spec.algo == algo)
+    run.rows[-1] = replace(run.rows[-1], return_mean=bad)
+    comparison = Comparison(runs, "pwm", "sac")
+    assert comparison.scored_envs() == (["B-v0"], {"A-v0": f"a final return of {algo} is not finite"})
+    assert comparison.target("A-v0") == ("td3", 130)
+    assert np.isfinite(comparison.iqm("pwm").value)
+    assert figures.learning_curves(comparison, "A-v0", "env_steps")
+
+
+def test_the_shipped_algorithms_look_different():
+    runs = [make_run("A-v0", algo, 0, 1) for algo in ALGORITHMS]
+    comparison = Comparison(runs, "pwm", "sac")
+    assert len({tuple(figures.style_of(comparison, algo).values()) for algo in ALGORITHMS}) == len(ALGORITHMS)
+
+
+def test_a_run_out_of_its_place_is_refused(results):
+    shutil.move(results / "A-v0" / "td3", results / "A-v0" / "td3_old")
+    with pytest.raises(ValueError, match=r"td3_old.* holds the run that belongs into .*A-v0/td3/0; move it out of"):
+        report.read_runs(results)
+
+
 def test_what_cannot_be_scored_is_left_out_with_a_reason():
     runs = [run for run in all_runs() if (run.spec.env, run.spec.algo) != ("B-v0", "td3")]
     negative = [make_run("C-v0", algo, 0, -100) for algo in ("pwm", "sac", "td3")]
@@ -146,7 +183,7 @@ def test_what_cannot_be_scored_is_left_out_with_a_reason():
     ("runs", "match"),
     [
         ([], "none of the 0 runs has finished"),
-        ([make_run("A-v0", "sac", 0, 1, RUNNING)], "none of the 1 runs has finished"),
+        ([make_run("A-v0", "sac", 0, 1, RUNNING)], "none of the 1 runs has finished 400 steps"),
         ([make_run("A-v0", "sac", 0, 1), make_run("A-v0", "sac", 0, 1)], "a seed is there more than once"),
         ([make_run("A-v0", "sac", 0, 1), make_run("A-v0", "sac", 1, 1, steps=7)], r"differ in steps: \[7, 400\]"),
         (
@@ -306,3 +343,10 @@ def test_damaged_curves_are_refused(results):
     path.write_text(path.read_text().replace("return_mean", "mean_return"))
     with pytest.raises(ValueError, match="holds no evaluations of a run"):
         report.read_runs(results)
+
+
+def test_a_file_in_the_place_of_the_report(results, tmp_path, capsys):
+    (tmp_path / "page").write_text("mine")
+    with pytest.raises(SystemExit, match="2"):
+        run_command_line({"report": report}, ["report", str(results), "--out", str(tmp_path / "page")])
+    assert "error: [Errno 17] File exists" in capsys.readouterr().err

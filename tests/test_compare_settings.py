@@ -1,5 +1,8 @@
+import functools
+import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +13,9 @@ from torch import nn
 
 from sb3_pwm import PWM
 from sb3_pwm.benchmark.command import own_files
-from sb3_pwm.benchmark.engines import RayEngine
-from sb3_pwm.benchmark.plan import ALGORITHMS, RunSpec, check_env, find_algorithm, make_plan
+from sb3_pwm.benchmark.engines import RayEngine, import_paths
+from sb3_pwm.benchmark.plan import ALGORITHMS, RunSpec, check_env, find_algorithm, make_plan, registered_id
+from sb3_pwm.benchmark.segments import check_models, make_model
 from sb3_pwm.benchmark.settings import find_hyperparameters, interpret, parse_expression, parse_schedule, read_entry
 
 pytest.importorskip("yaml")
@@ -156,6 +160,9 @@ def test_the_newest_version_of_an_environment_serves_another():
     assert read_entry(text, "Hopper-v3") == ("Hopper-v3", {"gamma": 3})
     assert read_entry(text, "Hopper-v5") == ("Hopper-v10", {"gamma": 10})
     assert read_entry(text, "Ant-v5") == ("default", {"gamma": 0})
+    assert read_entry(text, "mine:Hopper-v3", "Hopper-v3") == ("Hopper-v3", {"gamma": 3})
+    assert read_entry(text, "Hopper", "Hopper-v5") == ("Hopper-v10", {"gamma": 10})
+    assert read_entry(text, "hop", "hop") == ("default", {"gamma": 0})
     assert read_entry("Hopper-v3: {gamma: 3}", "Ant-v5") is None
     with pytest.raises(ValueError, match="must map"):
         read_entry("- 3", "Ant-v5")
@@ -211,6 +218,60 @@ def test_unknown_environments_get_the_nearest_names():
         check_env("compare_toys:toys/Globa-v0")
 
 
+@pytest.mark.parametrize(
+    ("env_id", "expected"),
+    [("Pendulum-v1", "Pendulum-v1"), ("Pendulum", "Pendulum-v1"), ("gymnasium:HalfCheetah", "HalfCheetah-v5")],
+)
+def test_ids_without_a_version_or_with_a_module(env_id, expected):
+    assert registered_id(env_id) == expected
+
+
+@pytest.mark.parametrize("env_id", ["HalfCheetah", "gymnasium:HalfCheetah-v5", "HalfCheetah-v5"])
+def test_an_environment_has_its_settings_whatever_it_is_called(env_id):
+    (spec,) = make_plan([env_id], ["td3"], [0], **PLAN)
+    assert spec.source == "RL Baselines3 Zoo, td3.yml: HalfCheetah-v4"
+    assert spec.hyperparameters["learning_starts"] == 10_000
+
+
+def test_required_arguments_of_an_environment(tmp_path):
+    file = tmp_path / "mine.yml"
+    file.write_text("compare_toys:Sized-v0: {env_kwargs: {size: 3}}\nPendulum-v1: {}")
+    plan = functools.partial(make_plan, ["compare_toys:Sized-v0"], seeds=[0])
+    (spec,) = plan(["sac"], **PLAN | {"hyperparameters": {"sac": file}})
+    assert make_model(spec).observation_space.shape == (3,)
+    with pytest.raises(ValueError, match=r"pwm in .*: cannot make environment 'compare_toys:Sized-v0'.*'size'"):
+        plan(["pwm"], **PLAN)
+
+
+def test_environments_of_one_folder_are_refused():
+    with pytest.raises(ValueError, match="would have the same folder"):
+        make_plan(["compare_toys:toys/Global-v0", "compare_toys:toys-Global-v0"], ["sac"], [0], **PLAN)
+
+
+@pytest.mark.parametrize(("entry", "gamma"), [({}, 0.995), ({"gamma": 0.9}, 0.9)])
+def test_normalisation_has_the_algorithms_discount(entry, gamma):
+    assert interpret({"normalize": True} | entry, PWM).normalize == {"gamma": gamma}
+    assert interpret({"normalize": "{'gamma': 0.5}"} | entry, PWM).normalize == {"gamma": 0.5}
+
+
+@pytest.mark.parametrize(("steps", "batch_size", "size"), [(50, 64, 64), (200, 64, 200), (20_000, 10_240, 20_000)])
+def test_the_replay_buffer_holds_the_run_and_a_batch(steps, batch_size, size):
+    plan = PLAN | {"steps": steps, "hyperparameters": {}}
+    (spec,) = make_plan(["Pendulum-v1"], ["pwm"], [0], **plan)
+    spec = replace(spec, hyperparameters={"batch_size": batch_size})
+    check_models([spec])
+    assert make_model(spec).buffer_size == size
+
+
+def test_workers_find_what_this_process_finds(tmp_path, monkeypatch):
+    inside = os.path.join(sys.prefix, "src")  # of a virtual environment that lies in the project's root
+    monkeypatch.setattr(os.path, "exists", lambda path, exists=os.path.exists: path == inside or exists(path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), inside, str(tmp_path / "none"), *sys.path])
+    paths = import_paths()
+    assert paths[:2] == [str(tmp_path), inside]
+    assert not [path for path in paths if path == os.path.dirname(os.__file__) or "site-packages" in path]
+
+
 def test_a_plan_is_every_combination():
     plan = make_plan(["Pendulum-v1"], ["pwm", "sac"], [0, 2, 0], **PLAN)
     assert [(spec.algo, spec.seed) for spec in plan] == [("pwm", 0), ("sac", 0), ("pwm", 2), ("sac", 2)]
@@ -250,6 +311,7 @@ def test_settings_of_one_algorithm_have_labels(tmp_path):
         (["..=pwm"], "'..' is no label"),
         (["=pwm"], "'' is no label"),
         (["a b=pwm"], "'a b' is no label"),
+        (["_a=pwm"], "'_a' is no label"),
         (["a=b=pwm"], "'a=b' is no label"),
         (["wide=pmw"], "unknown algorithm 'pmw'; did you mean pwm"),
         (["sac=pwm"], "'sac' is an algorithm's name and cannot be a label of pwm"),
@@ -291,10 +353,10 @@ def test_own_hyperparameters(tmp_path):
     with pytest.raises(ValueError, match="there is no file"):
         own_files(["sac=nowhere.yml"], ["sac"])
     with pytest.raises(ValueError, match="has no entry for Hopper-v5"):
-        find_hyperparameters("sac", "Hopper-v5", file)
+        find_hyperparameters("sac", "Hopper-v5", file=file)
     file.write_text("a: [")
     with pytest.raises(ValueError, match=r"mine\.yml: is no YAML"):
-        find_hyperparameters("sac", "Hopper-v5", file)
+        find_hyperparameters("sac", "Hopper-v5", file=file)
 
 
 def test_what_is_not_installed_is_named(monkeypatch):

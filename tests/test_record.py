@@ -9,8 +9,9 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 from helpers import PictureEnv, make
-from stable_baselines3 import PPO, SAC
+from stable_baselines3 import PPO, SAC, HerReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pwm import PWM
@@ -106,6 +107,41 @@ def test_modules_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(list(read_video(tmp_path / "v.gif")[1])) == 5
 
 
+class GoalEnv(PictureEnv):
+    """Reach the upright state, as hindsight replay wants it."""
+
+    def __init__(self, render_mode: str = "rgb_array", length: int = 4) -> None:
+        super().__init__(render_mode, length)
+        box = self.observation_space
+        self.observation_space = spaces.Dict(dict.fromkeys(("observation", "achieved_goal", "desired_goal"), box))
+
+    def goals(self, observation: np.ndarray) -> dict[str, np.ndarray]:
+        goal = np.array([1, 0, 0], np.float32)
+        return {"observation": observation, "achieved_goal": observation, "desired_goal": goal}
+
+    def reset(self, **kwargs):
+        observation, info = super().reset(**kwargs)
+        return self.goals(observation), info
+
+    def step(self, action):
+        observation, *rest = super().step(action)
+        return self.goals(observation), *rest
+
+    def compute_reward(self, achieved: np.ndarray, desired: np.ndarray, info: object) -> np.ndarray:
+        return -np.linalg.norm(achieved - desired, axis=-1)
+
+
+gym.register("Goal-v0", GoalEnv, max_episode_steps=4)
+
+
+def test_a_model_that_must_have_an_environment(tmp_path: Path) -> None:
+    buffer = {"replay_buffer_class": HerReplayBuffer, "buffer_size": 10, "device": "cpu"}
+    SAC("MultiInputPolicy", gym.make("Goal-v0"), **buffer).save(tmp_path / "her.zip")
+    arguments = (tmp_path / "her.zip", "--algo", "sac", "--env", "Goal-v0", "--out", tmp_path / "v.mp4")
+    assert record(*arguments) == 0
+    assert len(list(read_video(tmp_path / "v.mp4")[1])) == 5
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_algorithms_by_name(name: str) -> None:
     if ALGORITHMS[name].startswith("sb3_contrib"):
@@ -119,6 +155,8 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(PictureEnv()).save(model)
     SAC("MlpPolicy", PictureEnv(), buffer_size=10, device="cpu").save(sac)
     noise.write_bytes(b"noise")
+    arrays = tmp_path / "arrays.npz"
+    np.savez(arrays, a=np.zeros(2))
     statistics.write_bytes(b"noise")
     list_file.write_bytes(pickle.dumps([1]))
     before = sorted(tmp_path.iterdir())
@@ -133,6 +171,7 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ((model, "--algo", "sac"), f"{model} cannot be loaded as a SAC"),
         ((sac,), "policy must be a PWMPolicy class"),
         ((noise,), f"{noise} wasn't a zip-file"),
+        ((arrays,), f"{arrays} cannot be loaded as a PWM"),
         ((model, "--vec-normalize", statistics), f"{statistics} holds no VecNormalize for Picture-v0"),
         ((model, "--vec-normalize", list_file), f"{list_file} holds no VecNormalize for Picture-v0"),
         ((model, "--vec-normalize", tmp_path / "missing.pkl"), "there is no file"),

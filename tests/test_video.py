@@ -6,6 +6,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 from helpers import PictureEnv, make
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -60,6 +61,24 @@ def test_other_algorithms(algorithm, tmp_path: Path) -> None:
     record_video(model, PictureEnv, tmp_path / "v.mp4", max_steps=2, deterministic=False)
     assert len(frames_of(tmp_path / "v.mp4")) == 3
     assert model.policy.training
+
+
+class CountedEnv(PictureEnv):
+    """Actions are numbers, which an array is not."""
+
+    def __init__(self, render_mode: str = "rgb_array") -> None:
+        super().__init__(render_mode)
+        self.action_space = spaces.Discrete(2)
+        self.metadata = self.metadata | {"render_fps": None}
+
+    def step(self, action):
+        return super().step(np.full(2, {0: 0.0, 1: 1.0}[action]))
+
+
+def test_discrete_actions_are_numbers(tmp_path: Path) -> None:
+    model = PPO("MlpPolicy", CountedEnv(), n_steps=4, batch_size=4, device="cpu")
+    record_video(model, CountedEnv, tmp_path / "v.mp4", max_steps=2)
+    assert len(frames_of(tmp_path / "v.mp4")) == 3
 
 
 def test_text_says_return_and_step(sac: SAC, tmp_path: Path) -> None:

@@ -63,6 +63,23 @@ def test_tiles_are_read_like_a_page(n_frames: int, columns: int) -> None:
     assert values == [*range(100, 100 + n_frames), *[BACKGROUND[0]] * (rows * columns - n_frames)]
 
 
+def test_a_gif_that_stands_still_keeps_its_time(tmp_path: Path) -> None:
+    """Equal frames in a row are written as one frame of a longer duration."""
+    greys = [40] * 5 + [80, 120, 120, 160]
+    still, film = write(tmp_path / "still.gif", greys, 20), write(tmp_path / "still.mp4", greys, 20)
+    for video in (still, film):
+        fps, frames = read_video(video)
+        np.testing.assert_allclose([frame[0, 0, 0] for frame in frames], greys, atol=3)
+        assert fps == 20
+    grid_video([still, film], tmp_path / "grid.mp4")
+    assert len(list(read_video(tmp_path / "grid.mp4")[1])) == len(greys)
+
+
+def test_a_gif_that_never_moves(tmp_path: Path) -> None:
+    fps, frames = read_video(write(tmp_path / "still.gif", [40] * 20, 20))
+    assert len(list(frames)) / fps == pytest.approx(1)
+
+
 def test_grid_names_videos_and_holds_the_last_frame(tmp_path: Path) -> None:
     long = write(tmp_path / "long.mp4", [40, 80, 120, 160])
     short = write(tmp_path / "short.gif", [200, 240])

@@ -102,7 +102,8 @@ class Comparison:
         self.finished = [run for run in runs if run.state == FINISHED and run.rows]
         self.others = [run for run in runs if run not in self.finished]
         if not self.finished:
-            raise ValueError(f"none of the {len(runs)} runs has finished")
+            steps = f" {max(run.spec.steps for run in runs)} steps" if runs else ""
+            raise ValueError(f"none of the {len(runs)} runs has finished{steps}")
         self.runs: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
         for run in self.finished:
             self.runs[run.spec.env][run.spec.name].append(run)
@@ -138,9 +139,10 @@ class Comparison:
 
     def target(self, env: str) -> tuple[str, float]:
         """Return the best of the other algorithms and its mean final return; with no others, the method's own."""
-        algos = [algo for algo in self.algos if algo != self.method and len(self.finals(env, algo))] or [self.method]
-        best = max(algos, key=lambda algo: self.finals(env, algo).mean())
-        return best, float(self.finals(env, best).mean())
+        means = {algo: float(finals.mean()) for algo in self.algos if len(finals := self.finals(env, algo))}
+        others = {algo: mean for algo, mean in means.items() if algo != self.method and np.isfinite(mean)}
+        best = max(others, key=lambda algo: others[algo], default=self.method)
+        return best, means.get(best, np.nan)
 
     def cell(self, env: str, algo: str) -> Cell | None:
         """Return an algorithm's figures in an environment; None if no run has finished there."""
@@ -170,17 +172,21 @@ class Comparison:
         )
 
     def curve(self, env: str, algo: str) -> Curve | None:
-        """Return the mean learning curve; None if no run has finished."""
+        """Return the mean learning curve, at the steps of the run with the fewest evaluations; None without runs."""
         runs = self.runs[env].get(algo)
         if not runs:
             return None
 
+        def column(run: Run, name: str) -> np.ndarray:
+            return np.array([getattr(row, name) for row in run.rows], float)
+
+        steps = column(min(runs, key=lambda run: len(run.rows)), "env_steps")
+
         def values(name: str) -> np.ndarray:
-            return np.array([[getattr(row, name) for row in run.rows] for run in runs], float)
+            return np.array([np.interp(steps, column(run, "env_steps"), column(run, name)) for run in runs])
 
         mean, half_width = mean_interval(values("return_mean"))
-        times = [values(name).mean(0) for name in ("env_steps", "cpu_seconds", "wall_seconds")]
-        return Curve(times[0], times[1], times[2], mean, half_width)
+        return Curve(steps, values("cpu_seconds").mean(0), values("wall_seconds").mean(0), mean, half_width)
 
     def zero(self, env: str) -> float:
         """Return the return that is a score of 0."""
@@ -193,8 +199,11 @@ class Comparison:
         excluded = {}
         for env in self.envs:
             missing = [algo for algo in self.algos if not len(self.finals(env, algo))]
+            unusable = [algo for algo in self.algos if not np.isfinite(self.finals(env, algo)).all()]
             if missing:
                 excluded[env] = f"no finished run of {', '.join(missing)}"
+            elif unusable:
+                excluded[env] = f"a final return of {', '.join(unusable)} is not finite"
             elif self.finals(env, self.baseline).mean() <= self.zero(env):
                 zero = f"a random policy's {self.zero(env):,.1f}" if self.random_zero else "0"
                 excluded[env] = f"{self.baseline}'s mean final return is not above {zero}"

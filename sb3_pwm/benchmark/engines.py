@@ -2,8 +2,10 @@
 
 import json
 import os
+import site
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,9 +28,14 @@ def make_job(spec: RunSpec, results: Path, command: str) -> Job:
 
 def import_paths() -> list[str]:
     """Return where this process finds modules besides the standard places, such as algorithms by import path."""
-    standard = {sys.prefix, sys.base_prefix}
+    installed = sysconfig.get_paths()
+    standard = {*(installed[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")), *site.getsitepackages()}
     paths = [os.path.abspath(path) for path in sys.path]
-    return [path for path in paths if not any(Path(path).is_relative_to(prefix) for prefix in standard)]
+    return [
+        path
+        for path in paths
+        if os.path.exists(path) and not any(Path(path).is_relative_to(folder) for folder in standard)
+    ]
 
 
 def start_worker(job: Job) -> "subprocess.Popen[str]":

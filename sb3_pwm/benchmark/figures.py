@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette: told apart also by those who see colours differently; the markers say it once more.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX*<"  # as many more than colours as keep any 72 algorithms apart
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -148,7 +148,8 @@ def _name_rows(axes: "Axes", names: Sequence[str]) -> None:
 
 def _range_of_returns(comparison: Comparison, env: str) -> tuple[float, float]:
     """Return the range of the runs' returns: an interval over few seeds may be much wider."""
-    returns = [row.return_mean for of_algo in comparison.runs[env].values() for run in of_algo for row in run.rows]
+    rows = [row for of_algo in comparison.runs[env].values() for run in of_algo for row in run.rows]
+    returns = [row.return_mean for row in rows if math.isfinite(row.return_mean)] or [0.0]
     margin = 0.05 * (max(returns) - min(returns)) or 1.0
     return min(returns) - margin, max(returns) + margin
 

@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_pwm.benchmark.settings import Hyperparameters, find_hyperparameters, interpret
+from sb3_pwm.benchmark.settings import Hyperparameters, find_hyperparameters, interpret, newest_version
 from sb3_pwm.checks import check_integer
 
 ALGORITHMS = {
@@ -102,8 +102,9 @@ def named_algorithms(given: Iterable[str]) -> dict[str, str]:
     named: dict[str, str] = {}
     for text in given:
         label, equals, algo = text.rpartition("=")
-        if equals and not re.fullmatch(r"\w[\w.-]*", label):
-            allowed = "letters, digits, '_', '-' and '.', the first neither '-' nor '.'"
+        if equals and not re.fullmatch(r"[^\W_][\w.-]*", label):
+            # Legends leave out what begins with an underscore.
+            allowed = "letters, digits, '_', '-' and '.', the first a letter or a digit"
             raise ValueError(f"algorithm {text!r}: {label!r} is no label; allowed: {allowed}")
         if label in ALGORITHMS and label != algo:
             raise ValueError(f"{label!r} is an algorithm's name and cannot be a label of {algo}")
@@ -113,6 +114,24 @@ def named_algorithms(given: Iterable[str]) -> dict[str, str]:
     if len({as_file_name(name) for name in named}) < len(named):
         raise ValueError(f"two of the algorithms {list(named)} would have the same folder; give one another label")
     return named
+
+
+def registered_id(env_id: str) -> str:
+    """Return the id under which Gymnasium knows an environment: with its version, without its module.
+
+    :param env_id: Gymnasium id, ``"module:id"`` for one that importing ``module`` registers, or an id without its
+        version for the newest one.
+    :raises ValueError: if there is none of this id.
+    """
+    module, colon, name = env_id.rpartition(":")
+    try:
+        if colon:
+            importlib.import_module(module)
+        return gym.spec(newest_version(name, gym.registry) or name).id
+    except gym.error.NameNotFound:
+        raise unknown_name("environment", env_id, (f"{module}{colon}{name}" for name in gym.registry)) from None
+    except Exception as error:  # whatever a foreign module answers with
+        raise ValueError(f"cannot make environment {env_id!r}: {error}") from error
 
 
 def find_algorithm(name: str) -> type[BaseAlgorithm]:
@@ -139,17 +158,16 @@ def find_algorithm(name: str) -> type[BaseAlgorithm]:
     return found
 
 
-def check_env(env_id: str) -> None:
+def check_env(env_id: str, **kwargs: Any) -> None:
     """Check that an environment can be made.
 
-    :param env_id: Gymnasium id, or ``"module:id"`` for one that importing ``module`` registers.
+    :param env_id: see :func:`registered_id`.
+    :param kwargs: its arguments.
     :raises ValueError: if there is none of this id, or it cannot be made.
     """
+    registered_id(env_id)
     try:
-        gym.make(env_id).close()
-    except gym.error.NameNotFound:
-        module, colon, _ = env_id.rpartition(":")
-        raise unknown_name("environment", env_id, (f"{module}{colon}{name}" for name in gym.registry)) from None
+        gym.make(env_id, **kwargs).close()
     except Exception as error:  # whatever a foreign environment answers with
         raise ValueError(f"cannot make environment {env_id!r}: {error}") from error
 
@@ -190,17 +208,18 @@ def make_plan(
     stray = sorted(set(hyperparameters) - set(named) - set(named.values()))
     if stray:
         raise ValueError(f"hyperparameters are given for {stray}, which do not run; algorithms: {list(algos)}")
-    for env in envs:
-        check_env(env)
+    ids = {env: registered_id(env) for env in envs}
+    if len({as_file_name(env) for env in ids}) < len(ids):
+        raise ValueError(f"two of the environments {list(ids)} would have the same folder")
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for name, algo in named.items():
         algorithm = find_algorithm(algo)
         label = None if name == algo else name
-        for env in envs:
+        for env, registered in ids.items():
             file = hyperparameters.get(name, hyperparameters.get(algo))
-            source, values = find_hyperparameters(algo, env, file)
+            source, values = find_hyperparameters(algo, env, registered, file=file)
             try:
-                interpret(values, algorithm)
+                check_env(env, **interpret(values, algorithm).env_kwargs)
             except ValueError as error:
                 raise ValueError(f"{name} in {env}: {error}") from error
             found[env, name] = {"algo": algo, "label": label, "hyperparameters": values, "source": source}

@@ -154,9 +154,15 @@ def read_run(folder: Path) -> Run:
 def read_runs(results: Path) -> list[Run]:
     """Read all runs in a results folder, in the order of their folders.
 
-    :raises ValueError: if one is of another format version, or damaged.
+    :raises ValueError: if one is of another format version, damaged, or not in its own folder.
     """
-    return [read_run(path.parent) for path in sorted(results.glob("*/*/*/run.json"))]
+    runs = []
+    for path in sorted(results.glob("*/*/*/run.json")):
+        run = read_run(path.parent)
+        if (own := run.spec.folder(results)) != path.parent:
+            raise ValueError(f"{path.parent} holds the run that belongs into {own}; move it out of {results}")
+        runs.append(run)
+    return runs
 
 
 def is_finished(spec: RunSpec, run: Run | None, folder: Path) -> bool:

@@ -71,10 +71,13 @@ def make_model(spec: RunSpec) -> BaseAlgorithm:
     arguments: dict[str, Any] = dict(settings.arguments)
     if settings.noise is not None:
         arguments["action_noise"] = settings.action_noise(env.action_space)
-    default_size = constructor_parameters(algorithm).get("buffer_size")
+    parameters = constructor_parameters(algorithm)
+    default_size = parameters.get("buffer_size")
     if default_size is not None:
         # No more is ever stored, and every checkpoint holds the whole buffer.
-        arguments["buffer_size"] = min(arguments.get("buffer_size", default_size.default), spec.steps)
+        batch = arguments.get("batch_size", parameters["batch_size"].default if "batch_size" in parameters else 0)
+        room = max(spec.steps, batch)
+        arguments["buffer_size"] = min(arguments.get("buffer_size", default_size.default), room)
     return algorithm(settings.policy, env, seed=spec.seed, device=spec.device, **arguments)
 
 

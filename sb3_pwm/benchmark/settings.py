@@ -4,7 +4,9 @@ Strings such as ``dict(net_arch=[64, 64], activation_fn=nn.ReLU)`` are read, nev
 """
 
 import ast
+import inspect
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -144,10 +146,16 @@ def interpret(hyperparameters: Hyperparameters, algorithm: type[BaseAlgorithm]) 
         policy=values.get("policy", "MlpPolicy"),
         n_envs=_n_envs(values.get("n_envs", 1)),
         env_kwargs=values.get("env_kwargs") or {},
-        normalize=_normalize(values.get("normalize"), values.get("gamma")),
+        normalize=_normalize(values.get("normalize"), values.get("gamma", _default(parameters, "gamma"))),
         noise=_noise(values),
         arguments={name: value for name, value in values.items() if name not in RUN_KEYS},
     )
+
+
+def _default(parameters: Mapping[str, inspect.Parameter], name: str) -> Any:
+    """Return the default of a parameter; None if it has none."""
+    default = parameters[name].default if name in parameters else None
+    return None if default is inspect.Parameter.empty else default
 
 
 def _check_type(algorithm: type[BaseAlgorithm], name: str, value: Any, annotation: Any) -> None:
@@ -183,12 +191,12 @@ def _noise(values: Hyperparameters) -> tuple[str, float] | None:
     return kind, float(values.get("noise_std", 0.1))
 
 
-def read_entry(text: str, env_id: str) -> tuple[str, Hyperparameters] | None:
+def read_entry(text: str, *env_ids: str) -> tuple[str, Hyperparameters] | None:
     """Find an environment's entry in a file of the Zoo's layout.
 
     :param text: YAML, a mapping from environment ids to hyperparameters.
-    :param env_id: the entry of this id; else the newest entry of the same environment in another version; else the
-        entry ``default``.
+    :param env_ids: the entry of the first of these ids that has one; else the newest entry of the last one in another
+        version; else the entry ``default``.
     :return: the entry's name and its hyperparameters; None if there is no such entry.
     :raises ImportError: if PyYAML is not installed.
     :raises ValueError: if it is no such mapping.
@@ -203,22 +211,22 @@ def read_entry(text: str, env_id: str) -> tuple[str, Hyperparameters] | None:
         raise ValueError(f"is no YAML: {error}") from error
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise ValueError("must map environment ids to hyperparameters")
-    name = next((name for name in (env_id, _other_version(env_id, list(entries)), "default") if name in entries), None)
+    names = (*env_ids, newest_version(env_ids[-1].rpartition("-v")[0], entries), "default")
+    name = next((name for name in names if name in entries), None)
     return None if name is None else (name, entries[name])
 
 
-def _other_version(env_id: str, names: list[str]) -> str | None:
-    """Return the newest of the names that differ from ``env_id`` in the version only."""
-    stem = env_id.rpartition("-v")[0]
+def newest_version(stem: str, names: Iterable[str]) -> str | None:
+    """Return the newest of the names that are ``stem`` and a version; None if none is."""
     versions = [int(name[len(stem) + 2 :]) for name in names if stem and re.fullmatch(re.escape(stem) + r"-v\d+", name)]
     return f"{stem}-v{max(versions)}" if versions else None
 
 
-def find_hyperparameters(algo: str, env_id: str, file: Path | None = None) -> tuple[str, Hyperparameters]:
+def find_hyperparameters(algo: str, *env_ids: str, file: Path | None = None) -> tuple[str, Hyperparameters]:
     """Return where hyperparameters come from, and the hyperparameters themselves.
 
     :param algo: name of the algorithm; the baselines have settings of the RL Baselines3 Zoo.
-    :param env_id: Gymnasium id.
+    :param env_ids: names of the environment, see :func:`read_entry`.
     :param file: own file in the Zoo's layout; None for what is shipped, or else the constructor's defaults.
     :raises ImportError: if a file is to be read and PyYAML is not installed.
     :raises ValueError: if the own file has no entry for the environment.
@@ -227,10 +235,12 @@ def find_hyperparameters(algo: str, env_id: str, file: Path | None = None) -> tu
     if file is None and (":" in algo or not shipped.is_file()):
         return "constructor's defaults", {}
     try:
-        entry = read_entry((file or shipped).read_text(encoding="utf-8"), env_id)
+        entry = read_entry((file or shipped).read_text(encoding="utf-8"), *env_ids)
     except ValueError as error:
         raise ValueError(f"{file or algo}: {error}") from error
     if entry is None:
-        raise ValueError(f"{file or algo} has no entry for {env_id}, none for another version of it, and no 'default'")
+        raise ValueError(
+            f"{file or algo} has no entry for {env_ids[0]}, none for another version of it, and no 'default'"
+        )
     name, hyperparameters = entry
     return f"{file.name if file else f'RL Baselines3 Zoo, {algo}.yml'}: {name}", hyperparameters

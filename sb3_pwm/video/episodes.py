@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_pwm.checks import check_integer
@@ -90,6 +91,8 @@ def play(
         seen = observation if normalizer is None else normalizer.normalize_obs(observation)
         starts = np.array([count == 0])
         action, state = model.predict(seen, state=state, episode_start=starts, deterministic=deterministic)
+        if isinstance(env.action_space, spaces.Discrete):
+            action = action[()]  # a number, as SB3 gives it to environments; an array cannot be a key
         observation, reward, terminated, truncated, _ = env.step(action)
         yield Step(action, float(reward), observation)
         if terminated or truncated:

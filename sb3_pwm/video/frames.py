@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import imageio.v2 as imageio
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
 from sb3_pwm.checks import check_integer
 
@@ -129,9 +129,10 @@ def read_video(path: Path) -> tuple[float, Iterator[np.ndarray]]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no video {path}")
     try:
+        if path.suffix == ".gif":
+            return _read_gif(path)
         with imageio.get_reader(path) as reader:
-            meta = reader.get_meta_data()  # type: ignore[attr-defined]
-        fps = float(meta["fps"]) if "fps" in meta else 1_000 / max(meta["duration"], 10)
+            fps = float(reader.get_meta_data()["fps"])  # type: ignore[attr-defined]
     except Exception as error:  # each format has its own
         raise ValueError(f"{path} cannot be read as a video ({type(error).__name__}: {error})") from error
     return fps, _frames(path)
@@ -141,6 +142,20 @@ def _frames(path: pathlib.Path) -> Iterator[np.ndarray]:
     with imageio.get_reader(path) as reader:
         for frame in reader:  # type: ignore[attr-defined]
             yield np.asarray(frame)[..., :3]
+
+
+def _read_gif(path: pathlib.Path) -> tuple[float, Iterator[np.ndarray]]:
+    """Open a gif, whose frames have durations: equal frames in a row are written as one that lasts longer."""
+    with Image.open(path) as image:
+        milliseconds = [max(10, int(frame.info.get("duration", 0))) for frame in ImageSequence.Iterator(image)]
+    shortest = math.gcd(*milliseconds)
+
+    def frames() -> Iterator[np.ndarray]:
+        with Image.open(path) as image:
+            for frame, duration in zip(ImageSequence.Iterator(image), milliseconds, strict=True):
+                yield from [np.asarray(frame.convert("RGB"))] * (duration // shortest)
+
+    return 1_000 / shortest, frames()
 
 
 def frame_strip(

@@ -132,7 +132,7 @@ def name_of(env: gym.Env[Any, Any]) -> str:
 
 def fps_of(env: gym.Env[Any, Any]) -> float:
     """Return the number of frames in a second of the environment's time."""
-    return float(env.metadata.get("render_fps", DEFAULT_FPS))
+    return float(env.metadata.get("render_fps") or DEFAULT_FPS)
 
 
 def render(env: gym.Env[Any, Any]) -> np.ndarray:
