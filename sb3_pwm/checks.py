@@ -108,7 +108,7 @@ def check_train_freq(value: Any, n_envs: int) -> None:
         raise ValueError(f"train_freq={value!r} does not work with {n_envs} environments; {allowed}")
 
 
-def check_action_space(action_space: spaces.Space[Any]) -> None:
+def check_float_actions(action_space: spaces.Space[Any]) -> None:
     """Check that actions are floats: others would be stored as what was not taken.
 
     :raises ValueError: if they are not.

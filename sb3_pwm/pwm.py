@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from sb3_pwm.buffers import ALL, SequenceReplayBuffer, check_replay_buffer, sequence_buffer_class
 from sb3_pwm.calibration import StartValues, follow_episodes
 from sb3_pwm.checks import (
-    check_action_space,
     check_arguments,
+    check_float_actions,
     check_precision,
     check_torch_compile,
     check_train_freq,
@@ -203,7 +203,7 @@ class PWM(MultiTaskAlgorithm):
         check_precision(self.precision)
         check_torch_compile(self.torch_compile)
         check_train_freq(self.train_freq, self.n_envs)
-        check_action_space(self.action_space)
+        check_float_actions(self.action_space)
         if "critic" in self.policy_kwargs:
             raise ValueError("critic is an argument of PWM itself; leave it out of policy_kwargs")
         if self.replay_buffer_class is None:

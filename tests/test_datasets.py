@@ -115,6 +115,8 @@ def test_bad_arrays(damage, message):
     ("arguments", "error", "message"),
     [
         ({"buffer_size": 7}, ValueError, "buffer_size=7 is less than the 8 steps"),
+        ({"buffer_size": 1e6}, TypeError, "buffer_size must be an integer"),
+        ({"action_space": spaces.Box(0, 9, (2,), np.int64)}, ValueError, "the type int64; allowed: float"),
         ({"action_space": spaces.Discrete(2)}, TypeError, "must be a Box, not Discrete"),
         ({"action_space": spaces.Box(-np.inf, 1, (2,))}, ValueError, "finite bounds"),
         ({"action_space": spaces.Box(-2, 2, (3,))}, ValueError, r"actions have the shape \(4, 2\), expected \(4, 3\)"),

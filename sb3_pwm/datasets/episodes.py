@@ -10,6 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_obs_shape
 
 from sb3_pwm.buffers import SequenceReplayBuffer, sequence_buffer_class
+from sb3_pwm.checks import check_float_actions, check_integer
 
 ACTION_TOLERANCE = 1e-4  # of the range of an action; rounding in a file may go so far beyond the bounds
 BLOCK_VALUES = 2**22  # checked at a time: data may be larger than memory
@@ -95,11 +96,14 @@ def new_buffer(
 
     The arguments are those of :func:`build_buffer`. If the caller fails, the buffer's files are removed.
 
+    :raises TypeError: if ``buffer_size`` is no integer.
     :raises ValueError: if there are no steps, or ``buffer_size`` is less.
     :raises FileExistsError: if ``directory`` holds one of the files already.
     """
     if n_steps < 1:
         raise ValueError(f"{source} holds no steps")
+    if buffer_size is not None:
+        check_integer("buffer_size", buffer_size, 1)
     capacity = n_steps if buffer_size is None else buffer_size
     if capacity < n_steps:
         raise ValueError(f"buffer_size={capacity} is less than the {n_steps} steps of {source}")
@@ -168,10 +172,11 @@ def check_action_space(action_space: spaces.Space[Any]) -> spaces.Box:
     """Return the action space, now known to be a Box from whose bounds actions can be rescaled.
 
     :raises TypeError: if it is no Box.
-    :raises ValueError: if it is not bounded, or holds but one value in a dimension.
+    :raises ValueError: if it is not of floats, not bounded, or holds but one value in a dimension.
     """
     if not isinstance(action_space, spaces.Box):
         raise TypeError(f"the action space must be a Box, not {action_space}")
+    check_float_actions(action_space)
     if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
         raise ValueError(f"the action space must have finite bounds, not {action_space}")
     empty = np.argwhere(action_space.low >= action_space.high)
