@@ -241,9 +241,12 @@ class PWM(MultiTaskAlgorithm):
             rate = self._set_learning_rate(name, self._current_progress_remaining)
             self.logger.record("train/learning_rate" if name == "actor" else f"train/{name}_learning_rate", rate)
 
-    def _set_learning_rate(self, name: str, progress_remaining: float) -> float:
+    def _rate(self, name: str, progress_remaining: float) -> float:
         schedule = self._schedules[name] or self.lr_schedule  # which callbacks may replace
-        rate = schedule(progress_remaining) * (ENTROPY_RATE if name == "entropy" else 1.0)
+        return schedule(progress_remaining) * (ENTROPY_RATE if name == "entropy" else 1.0)
+
+    def _set_learning_rate(self, name: str, progress_remaining: float) -> float:
+        rate = self._rate(name, progress_remaining)
         set_learning_rate(self.policy.optimizers[name], rate, on_device=self.device.type == "cuda")
         return rate
 

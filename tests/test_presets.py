@@ -59,10 +59,9 @@ def test_paper_preset_builds_the_papers_networks() -> None:
 @pytest.mark.parametrize(("name", "start"), [("actor", 5e-4), ("critic", 5e-4), ("model", 3e-4)])
 def test_paper_preset_rates_fall_linearly(name: str, start: float) -> None:
     model = PWM("MlpPolicy", "Pendulum-v1", device="cpu", **small_preset())
-    schedule = model._schedules[name]
-    assert schedule(1.0) == pytest.approx(start)
-    assert schedule(0.5) == pytest.approx((start + 1e-5) / 2)
-    assert schedule(0.0) == pytest.approx(1e-5)
+    assert model._rate(name, 1.0) == pytest.approx(start)
+    assert model._rate(name, 0.5) == pytest.approx((start + 1e-5) / 2)
+    assert model._rate(name, 0.0) == pytest.approx(1e-5)
 
 
 def test_shrunken_paper_preset_learns_saves_and_loads(tmp_path: Path) -> None:
@@ -86,5 +85,5 @@ def test_shrunken_paper_preset_learns_saves_and_loads(tmp_path: Path) -> None:
         model.predict(observation, deterministic=True)[0], loaded.predict(observation, deterministic=True)[0]
     )
     assert loaded.critic == "v"
-    assert loaded._schedules["model"](1.0) == pytest.approx(3e-4)
+    assert loaded._rate("model", 1.0) == pytest.approx(3e-4)
     loaded.learn(40)

@@ -165,9 +165,9 @@ def test_loading_a_subclass_changes_inherited_arguments(tmp_path):
 def test_custom_objects_and_schedules(tmp_path):
     model = trained(learning_rate=lambda progress: 1e-3 * progress, critic_learning_rate=lambda progress: 1e-2)
     model.save(tmp_path / "model")
-    assert PWM.load(tmp_path / "model")._schedules["critic"](0.5) == 1e-2
+    assert PWM.load(tmp_path / "model")._rate("critic", 0.5) == 1e-2
     loaded = PWM.load(tmp_path / "model", custom_objects={"learning_rate": 0.125, "lr_schedule": lambda _: 0.125})
-    assert loaded._schedules["actor"](0.5) == loaded._schedules["model"](0.5) == 0.125
+    assert loaded._rate("actor", 0.5) == loaded._rate("model", 0.5) == 0.125
 
 
 def test_exclude_and_include(model, tmp_path):

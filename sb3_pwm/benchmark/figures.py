@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette: told apart also by those who see colours differently; the markers say it once more.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
-MARKERS = "osD^vPX*<"  # as many more than colours as keep any 72 algorithms apart
+MARKERS = "osD^vPX*<"  # one more than colours: 72 different pairs
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
