@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_pwm.benchmark.plan import RunSpec, find_algorithm
 from sb3_pwm.benchmark.results import CurveRow, write_json
-from sb3_pwm.benchmark.settings import Settings, interpret
+from sb3_pwm.benchmark.settings import Settings, default_of, interpret
 from sb3_pwm.sequence_algorithm import constructor_parameters
 
 CHECK_STEPS = 10_000  # a model that is only made to see whether it can be has a buffer for as many
@@ -72,12 +72,11 @@ def make_model(spec: RunSpec) -> BaseAlgorithm:
     if settings.noise is not None:
         arguments["action_noise"] = settings.action_noise(env.action_space)
     parameters = constructor_parameters(algorithm)
-    default_size = parameters.get("buffer_size")
-    if default_size is not None:
+    size = arguments.get("buffer_size", default_of(parameters, "buffer_size"))
+    if size is not None:
         # No more is ever stored, and every checkpoint holds the whole buffer.
-        batch = arguments.get("batch_size", parameters["batch_size"].default if "batch_size" in parameters else 0)
-        room = max(spec.steps, batch)
-        arguments["buffer_size"] = min(arguments.get("buffer_size", default_size.default), room)
+        batch_size = arguments.get("batch_size", default_of(parameters, "batch_size")) or 0
+        arguments["buffer_size"] = min(size, max(spec.steps, batch_size))
     return algorithm(settings.policy, env, seed=spec.seed, device=spec.device, **arguments)
 
 

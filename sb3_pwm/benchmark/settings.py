@@ -146,13 +146,13 @@ def interpret(hyperparameters: Hyperparameters, algorithm: type[BaseAlgorithm]) 
         policy=values.get("policy", "MlpPolicy"),
         n_envs=_n_envs(values.get("n_envs", 1)),
         env_kwargs=values.get("env_kwargs") or {},
-        normalize=_normalize(values.get("normalize"), values.get("gamma", _default(parameters, "gamma"))),
+        normalize=_normalize(values.get("normalize"), values.get("gamma", default_of(parameters, "gamma"))),
         noise=_noise(values),
         arguments={name: value for name, value in values.items() if name not in RUN_KEYS},
     )
 
 
-def _default(parameters: Mapping[str, inspect.Parameter], name: str) -> Any:
+def default_of(parameters: Mapping[str, inspect.Parameter], name: str) -> Any:
     """Return the default of a parameter; None if it has none."""
     default = parameters[name].default if name in parameters else None
     return None if default is inspect.Parameter.empty else default
