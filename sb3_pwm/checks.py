@@ -128,6 +128,12 @@ def check_learning_rate(name: str, value: Any) -> None:
         raise ValueError(f"{name}={rate!r} is out of range; allowed: [0, inf)")
 
 
+def is_finite_float32(array: np.ndarray) -> np.ndarray:
+    """Return where an array is finite as what networks compute with, which is float32."""
+    with np.errstate(over="ignore"):
+        return np.isfinite(array.astype(np.float32, copy=False))
+
+
 def check_finite(what: str, values: Any, step: int, first_env: int = 0) -> None:
     """Check what an environment gave or got.
 
@@ -144,8 +150,7 @@ def check_finite(what: str, values: Any, step: int, first_env: int = 0) -> None:
         array = np.asarray(array)
         if not np.issubdtype(array.dtype, np.floating):
             continue
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(array.astype(np.float32, copy=False))  # what networks compute with
+        finite = is_finite_float32(array)
         if finite.all():
             continue
         bad = ~finite.reshape(len(array), -1)

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_obs_shape
 
 from sb3_pwm.buffers import SequenceReplayBuffer, sequence_buffer_class
-from sb3_pwm.checks import check_float_actions, check_integer
+from sb3_pwm.checks import check_float_actions, check_integer, is_finite_float32
 
 ACTION_TOLERANCE = 1e-4  # of the range of an action; rounding in a file may go so far beyond the bounds
 BLOCK_VALUES = 2**22  # checked at a time: data may be larger than memory
@@ -242,8 +242,7 @@ def check_finite(name: str, values: np.ndarray) -> None:
     if values.dtype.kind in "iub":
         return
     for start, block in blocks(values):
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(block.astype(np.float32, copy=False))
+        finite = is_finite_float32(block)
         if not finite.all():
             row = start + int(np.argwhere(~finite)[0][0])
             raise ValueError(f"{name} are not finite in row {row}: {values[row]}")

@@ -148,14 +148,14 @@ def _read_gif(path: pathlib.Path) -> tuple[float, Iterator[np.ndarray]]:
     """Open a gif, whose frames have durations: equal frames in a row are written as one that lasts longer."""
     with Image.open(path) as image:
         milliseconds = [max(10, int(frame.info.get("duration", 0))) for frame in ImageSequence.Iterator(image)]
-    shortest = math.gcd(*milliseconds)
+    unit = math.gcd(*milliseconds)
 
     def frames() -> Iterator[np.ndarray]:
         with Image.open(path) as image:
             for frame, duration in zip(ImageSequence.Iterator(image), milliseconds, strict=True):
-                yield from [np.asarray(frame.convert("RGB"))] * (duration // shortest)
+                yield from [np.asarray(frame.convert("RGB"))] * (duration // unit)
 
-    return 1_000 / shortest, frames()
+    return 1_000 / unit, frames()
 
 
 def frame_strip(
