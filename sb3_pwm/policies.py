@@ -33,6 +33,8 @@ DEFAULT_NET_ARCH = {
     "qf": [192, 192],
 }
 
+MANY_FEATURES = 64  # from here on 96 latents hold too little of them: Ant-v5 has 105, Humanoid-v5 348
+
 
 class ObservationFeatures(nn.Module):
     """Observations to features: SB3's preprocessing, standardisation of what is neither image nor category, extractor.
@@ -107,7 +109,8 @@ class PWMPolicy(BasePolicy):
     :param net_arch: hidden sizes, one list for every network, or a dict with any of the keys ``encoder``,
         ``dynamics``, ``reward``, ``termination``, ``pi`` (actor) and ``qf`` (critics).
     :param activation_fn: class of the activation.
-    :param latent_dim: size of a latent state, a multiple of ``simnorm_dim``.
+    :param latent_dim: size of a latent state, a multiple of ``simnorm_dim``. None: 96, or 256 where the encoder sees
+        more than 64 features; without a features extractor these are the numbers of an observation.
     :param simnorm_dim: number of features that share a softmax.
     :param reward_bins: 0 predicts rewards by squared error; K >= 2 as symlog two-hot over K bins.
     :param residual_dynamics: the dynamics predict the change of the latents, not the next ones from nothing.
@@ -137,7 +140,7 @@ class PWMPolicy(BasePolicy):
         lr_schedule: Schedule,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.SiLU,
-        latent_dim: int = 96,
+        latent_dim: int | None = None,
         simnorm_dim: int = 8,
         reward_bins: int = 0,
         residual_dynamics: bool = True,
@@ -164,8 +167,6 @@ class PWMPolicy(BasePolicy):
             optimizer_kwargs=optimizer_kwargs,
             squash_output=True,
         )
-        if latent_dim < 1 or latent_dim % simnorm_dim:
-            raise ValueError(f"latent_dim={latent_dim} must be a positive multiple of simnorm_dim={simnorm_dim}")
         if reward_bins < 0 or reward_bins == 1:
             raise ValueError(f"reward_bins={reward_bins}: allowed are 0 (scalar head) and 2 or more")
         for name, number in (("n_critics", n_critics), ("n_dynamics", n_dynamics)):
@@ -193,6 +194,12 @@ class PWMPolicy(BasePolicy):
         arch = resolve_net_arch(self.net_arch)
         action_dim = get_action_dim(self.action_space)
         parts = self._make_parts()
+        if self.latent_dim is None:
+            self.latent_dim = 256 if parts.features_dim > MANY_FEATURES else 96
+        if self.latent_dim < 1 or self.latent_dim % self.simnorm_dim:
+            raise ValueError(
+                f"latent_dim={self.latent_dim} must be a positive multiple of simnorm_dim={self.simnorm_dim}"
+            )
         self.world_model = WorldModel(
             parts.features,
             parts.features_dim,

@@ -3,7 +3,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers import ACTIONS, make
+from gymnasium import spaces
+from helpers import ACTIONS, SpaceEnv, make
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from torch.testing import assert_close
@@ -178,6 +179,25 @@ def test_policy_arguments(policy_kwargs, critic):
     activation = policy_kwargs.get("activation_fn", torch.nn.SiLU)
     assert any(isinstance(module, activation) for module in policy.modules())
     assert "critic" not in model.policy_kwargs
+
+
+@pytest.mark.parametrize(
+    ("policy", "space", "latents"),
+    [
+        ("MlpPolicy", spaces.Box(-1, 1, (64,)), 96),
+        ("MlpPolicy", spaces.Box(-1, 1, (5, 13)), 256),
+        ("MultiInputPolicy", spaces.Dict({"a": spaces.Box(-1, 1, (40,)), "b": spaces.Discrete(25)}), 256),
+    ],
+    ids=["64", "65", "40+25"],
+)
+def test_the_default_number_of_latents_follows_the_observations(policy, space, latents, tmp_path):
+    model = make(SpaceEnv(space), policy=policy, policy_kwargs={"latent_dim": None})
+    assert model.policy.latent_dim == latents
+    assert model.predict(space.sample())[0].shape == ACTIONS.shape
+    model.save(tmp_path / "model")
+    loaded = PWM.load(tmp_path / "model").policy
+    assert loaded.world_model.encode(loaded.obs_to_tensor(space.sample())[0]).shape == (1, latents)
+    assert make(SpaceEnv(space), policy=policy, policy_kwargs={"latent_dim": 8}).policy.latent_dim == 8
 
 
 def test_training_mode_reaches_every_module():
