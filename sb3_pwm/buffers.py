@@ -96,6 +96,17 @@ class SequenceReplayBuffer(ReplayBuffer):
         if self._device_copy is not None:
             self._device_copy.n_stale = max(1, self._device_copy.n_stale)
 
+    def end_episodes(self, ends: np.ndarray) -> None:
+        """Mark steps as the (timed out) ends of their episodes, in arrays of this object's own.
+
+        :param ends: (N, n_envs) booleans for the N oldest steps, oldest first.
+        """
+        ages, columns = np.nonzero(ends)
+        rows = (self.oldest + ages) % self.buffer_size
+        self.dones, self.timeouts = self.dones.copy(), self.timeouts.copy()
+        self.dones[rows, columns] = self.timeouts[rows, columns] = 1
+        self.drop_device_copy()
+
     def check_size(self, batch_size: int, length: int, further_steps: int = 0) -> None:
         """Check that windows can be drawn, now or after ``further_steps`` more steps of every environment.
 

@@ -14,6 +14,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
+from sb3_pwm.buffer_checks import check_values, find_breaks
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.checks import check_finite
 
@@ -43,16 +44,20 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self.replay_buffer = sequences
 
     def _checked_buffer(self, buffer: ReplayBuffer, *names: str) -> SequenceReplayBuffer:
-        """Return a buffer as one that gives windows.
+        """Return a buffer as one that gives windows; what SB3's own holds is checked, and ends where it breaks off.
 
         :raises TypeError: if it is no replay buffer.
-        :raises ValueError: if it cannot give windows, or differs from the model in one of the named attributes.
+        :raises ValueError: if it cannot give windows, differs from the model in one of the named attributes, or holds
+            what :func:`sb3_pwm.buffer_checks.check_values` or :func:`sb3_pwm.buffer_checks.find_breaks` refuse.
         """
         sequences = SequenceReplayBuffer.from_replay_buffer(buffer)
         for name in names:
             found, expected = getattr(sequences, name), getattr(self, name)
             if found != expected:
                 raise ValueError(f"the replay buffer's {name} is {found}, the model's is {expected}")
+        if not isinstance(buffer, SequenceReplayBuffer):
+            check_values(sequences, "the replay buffer")
+            sequences.end_episodes(find_breaks(sequences, "the replay buffer"))
         return sequences
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:

@@ -8,7 +8,8 @@ from dataset_toys import ACTIONS, OBSERVATIONS, THREE, episode, flat
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 
-from sb3_pwm.datasets import episodes, from_arrays, from_npz, from_replay_buffer
+from sb3_pwm import buffer_checks
+from sb3_pwm.datasets import from_arrays, from_npz, from_replay_buffer
 from sb3_pwm.datasets.episodes import Episode, build_buffer
 
 
@@ -73,14 +74,14 @@ def test_observations_that_storing_would_change(space, values, message):
 
 
 def test_rows_count_from_the_start_also_in_later_blocks(monkeypatch):
-    monkeypatch.setattr(episodes, "BLOCK_VALUES", 4)
+    monkeypatch.setattr(buffer_checks, "BLOCK_VALUES", 4)
     values = np.zeros((9, 2))
     values[7, 1] = np.nan
     with pytest.raises(ValueError, match="x are not finite in row 7"):
-        episodes.check_finite("x", values)
+        buffer_checks.check_finite("x", values)
     values[7, 1] = 0.5
     with pytest.raises(ValueError, match=r"x hold 0\.5 in row 7"):
-        episodes.check_whole_numbers("x", values, spaces.MultiBinary(2))
+        buffer_checks.check_whole_numbers("x", values, spaces.MultiBinary(2))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])

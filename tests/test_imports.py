@@ -22,7 +22,7 @@ LEVELS = (
         "streams",
     },
     {"layers", "checks", "multitask", "device_copy"},
-    {"world_model", "networks", "normalization", "tasks"},
+    {"world_model", "networks", "normalization", "tasks", "buffer_checks"},
     {"imagination", "losses", "updates", "buffers", "task_envs", "decoder"},
     {"policies", "diagnostics"},
     {"learner", "sequence_algorithm", "multitask_policies", "checkpoints"},

@@ -9,11 +9,9 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_obs_shape
 
+from sb3_pwm.buffer_checks import ACTION_TOLERANCE, check_finite, check_whole_numbers
 from sb3_pwm.buffers import SequenceReplayBuffer, sequence_buffer_class
-from sb3_pwm.checks import check_float_actions, check_integer, is_finite_float32
-
-ACTION_TOLERANCE = 1e-4  # of the range of an action; rounding in a file may go so far beyond the bounds
-BLOCK_VALUES = 2**22  # checked at a time: data may be larger than memory
+from sb3_pwm.checks import check_float_actions, check_integer
 
 Arrays = np.ndarray | dict[str, np.ndarray]
 
@@ -223,58 +221,6 @@ def check_field(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
     if values.shape != shape:
         raise ValueError(f"{name} have the shape {values.shape}, expected {shape}")
     check_finite(name, values)
-
-
-def blocks(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield an array's rows in blocks of bounded size, each with the number of its first row."""
-    length = max(1, BLOCK_VALUES // max(1, int(np.prod(values.shape[1:]))))
-    for start in range(0, len(values), length):
-        yield start, values[start : start + length]
-
-
-def check_finite(name: str, values: np.ndarray) -> None:
-    """Check that all values are numbers, and finite in float32.
-
-    :raises ValueError: if they are not.
-    """
-    if not np.issubdtype(values.dtype, np.number) and values.dtype != bool:
-        raise ValueError(f"{name} are of type {values.dtype}, expected numbers")
-    if values.dtype.kind in "iub":
-        return
-    for start, block in blocks(values):
-        finite = is_finite_float32(block)
-        if not finite.all():
-            row = start + int(np.argwhere(~finite)[0][0])
-            raise ValueError(f"{name} are not finite in row {row}: {values[row]}")
-
-
-def check_whole_numbers(name: str, values: np.ndarray, space: spaces.Space[Any]) -> None:
-    """Check observations that are stored as whole numbers, such as images; (T, ...) in any type.
-
-    :raises ValueError: if storing would change them, or a discrete space does not hold them.
-    """
-    low: Any
-    high: Any
-    if isinstance(space, spaces.Discrete):
-        low, high = int(space.start), int(space.start + space.n - 1)
-    elif isinstance(space, spaces.MultiDiscrete):
-        low, high = space.start, space.start + space.nvec - 1
-    elif isinstance(space, spaces.MultiBinary):
-        low, high = 0, 1
-    elif space.dtype is not None and space.dtype.kind in "iu":
-        if np.can_cast(values.dtype, space.dtype):
-            return
-        low, high = np.iinfo(space.dtype).min, np.iinfo(space.dtype).max
-    else:
-        return
-    for start, block in blocks(values):
-        wrong = (block < low) | (block > high) | (np.mod(block, 1) != 0)
-        if wrong.any():
-            place = tuple(np.argwhere(wrong)[0])
-            raise ValueError(
-                f"{name} hold {block[place]} in row {start + place[0]}; allowed: whole numbers from {low} to {high} in "
-                f"{space}"
-            )
 
 
 def check_actions(name: str, actions: np.ndarray, action_space: spaces.Box) -> None:

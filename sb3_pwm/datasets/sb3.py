@@ -7,8 +7,9 @@ import numpy as np
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.save_util import load_from_pkl
 
+from sb3_pwm.buffer_checks import check_values, find_breaks
 from sb3_pwm.buffers import SequenceReplayBuffer
-from sb3_pwm.datasets.episodes import check_finite, check_whole_numbers, new_buffer
+from sb3_pwm.datasets.episodes import new_buffer
 
 
 def from_replay_buffer(
@@ -28,8 +29,9 @@ def from_replay_buffer(
         of its own.
     :return: the steps in the order in which they happened, one environment after the other.
     :raises TypeError: if the file holds no SB3 replay buffer.
-    :raises ValueError: if it cannot be read, is empty, lacks what windows need, or holds what is not finite or not in
-        the observation space.
+    :raises ValueError: if it cannot be read, is empty, lacks what windows need, holds what is not finite or not in its
+        spaces, or steps that do not follow each other. Where an episode breaks off now and then, as it does where SB3
+        resets at a second ``learn``, it ends there.
     :raises FileExistsError: if ``directory`` holds the files of an earlier import; nothing is written then.
     """
     name = "the replay buffer" if isinstance(source, ReplayBuffer) else str(source)
@@ -39,6 +41,7 @@ def from_replay_buffer(
     if size == 0:
         raise ValueError(f"{name} is empty")
     check_values(sequences, name)
+    breaks = find_breaks(sequences, name)
     order = (sequences.oldest + np.arange(size)) % sequences.buffer_size
     spaces = (buffer.observation_space, buffer.action_space)
     with new_buffer(sequences.n_transitions, *spaces, name, buffer_size, directory) as result:
@@ -46,9 +49,8 @@ def from_replay_buffer(
             rows = slice(env * size, (env + 1) * size)
             for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
                 copy_rows(getattr(result, name), getattr(buffer, name), rows, order, env)
-            last = rows.stop - 1
-            if not result.dones[last, 0]:  # the next row belongs to another environment
-                result.dones[last, 0] = result.timeouts[last, 0] = 1
+            ends = np.append(breaks[:, env], True) & (result.dones[rows, 0] == 0)  # what comes next is something else
+            result.dones[rows, 0][ends] = result.timeouts[rows, 0][ends] = 1
     return result
 
 
@@ -68,25 +70,6 @@ def load(path: str | pathlib.Path) -> ReplayBuffer:
     if not isinstance(buffer, ReplayBuffer):
         raise TypeError(f"{path} must hold a stable_baselines3 ReplayBuffer, not {type(buffer).__name__}")
     return buffer
-
-
-def check_values(buffer: ReplayBuffer, name: str) -> None:
-    """Check that what is stored is finite and in the observation space.
-
-    :raises ValueError: if it is not; the message names the field and the row of the buffer's arrays.
-    """
-    size = buffer.size()
-    check_finite(f"{name}: rewards", buffer.rewards[:size])
-    check_finite(f"{name}: actions", buffer.actions[:size])
-    for field in ("observations", "next_observations"):
-        stored: Any = getattr(buffer, field)
-        if isinstance(stored, dict):
-            parts = [(f"[{key!r}]", array, buffer.observation_space[key]) for key, array in stored.items()]  # type: ignore[index]
-        else:
-            parts = [("", stored, buffer.observation_space)]
-        for key, array, space in parts:
-            check_finite(f"{name}: {field}{key}", array[:size])
-            check_whole_numbers(f"{name}: {field}{key}", array[:size], space)
 
 
 def copy_rows(target: Any, source: Any, rows: slice, order: np.ndarray, env: int) -> None:

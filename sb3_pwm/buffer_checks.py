@@ -1,0 +1,134 @@
+"""What a replay buffer must hold so that windows can be learnt from; read in blocks, for data larger than memory."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+
+from sb3_pwm.checks import is_finite_float32
+
+ACTION_TOLERANCE = 1e-4  # of the range of an action; rounding in a file may go so far beyond the bounds
+BLOCK_VALUES = 2**22  # checked at a time
+MAX_BREAKS = 0.5  # of the steps; with more the order of the rows is not that in which they happened
+
+
+def check_values(buffer: ReplayBuffer, name: str) -> None:
+    """Check that what is stored is finite and in the observation space, and actions in [-1, 1].
+
+    :raises ValueError: if it is not; the message names the field and the row of the buffer's arrays.
+    """
+    size = buffer.size()
+    check_finite(f"{name}: rewards", buffer.rewards[:size])
+    check_finite(f"{name}: actions", buffer.actions[:size])
+    if isinstance(buffer.action_space, spaces.Box):
+        check_scaled(f"{name}: actions", buffer.actions[:size])
+    for field in ("observations", "next_observations"):
+        stored: Any = getattr(buffer, field)
+        if isinstance(stored, dict):
+            parts = [(f"[{key!r}]", array, buffer.observation_space[key]) for key, array in stored.items()]  # type: ignore[index]
+        else:
+            parts = [("", stored, buffer.observation_space)]
+        for key, array, space in parts:
+            check_finite(f"{name}: {field}{key}", array[:size])
+            check_whole_numbers(f"{name}: {field}{key}", array[:size], space)
+
+
+def blocks(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield an array's rows in blocks of bounded size, each with the number of its first row."""
+    length = max(1, BLOCK_VALUES // max(1, int(np.prod(values.shape[1:]))))
+    for start in range(0, len(values), length):
+        yield start, values[start : start + length]
+
+
+def check_finite(name: str, values: np.ndarray) -> None:
+    """Check that all values are numbers, and finite in float32.
+
+    :raises ValueError: if they are not.
+    """
+    if not np.issubdtype(values.dtype, np.number) and values.dtype != bool:
+        raise ValueError(f"{name} are of type {values.dtype}, expected numbers")
+    if values.dtype.kind in "iub":
+        return
+    for start, block in blocks(values):
+        finite = is_finite_float32(block)
+        if not finite.all():
+            row = start + int(np.argwhere(~finite)[0][0])
+            raise ValueError(f"{name} are not finite in row {row}: {values[row]}")
+
+
+def check_whole_numbers(name: str, values: np.ndarray, space: spaces.Space[Any]) -> None:
+    """Check observations that are stored as whole numbers, such as images; (T, ...) in any type.
+
+    :raises ValueError: if storing would change them, or a discrete space does not hold them.
+    """
+    low: Any
+    high: Any
+    if isinstance(space, spaces.Discrete):
+        low, high = int(space.start), int(space.start + space.n - 1)
+    elif isinstance(space, spaces.MultiDiscrete):
+        low, high = space.start, space.start + space.nvec - 1
+    elif isinstance(space, spaces.MultiBinary):
+        low, high = 0, 1
+    elif space.dtype is not None and space.dtype.kind in "iu":
+        if np.can_cast(values.dtype, space.dtype):
+            return
+        low, high = np.iinfo(space.dtype).min, np.iinfo(space.dtype).max
+    else:
+        return
+    for start, block in blocks(values):
+        wrong = (block < low) | (block > high) | (np.mod(block, 1) != 0)
+        if wrong.any():
+            place = tuple(np.argwhere(wrong)[0])
+            raise ValueError(
+                f"{name} hold {block[place]} in row {start + place[0]}; allowed: whole numbers from {low} to {high} in "
+                f"{space}"
+            )
+
+
+def check_scaled(name: str, actions: np.ndarray) -> None:
+    """Check that actions are in [-1, 1], as SB3 stores them.
+
+    :raises ValueError: if one is outside by more than rounding.
+    """
+    for start, block in blocks(actions):
+        outside = np.abs(block) > 1 + 2 * ACTION_TOLERANCE
+        if outside.any():
+            row = start + int(np.argwhere(outside)[0][0])
+            raise ValueError(
+                f"{name} are outside [-1, 1] in row {row}: {actions[row]}; a replay buffer holds them rescaled from "
+                "the bounds of the action space, as SB3's algorithms store them; from_arrays takes them as they were"
+            )
+
+
+def find_breaks(buffer: ReplayBuffer, name: str) -> np.ndarray:
+    """Find where the next step of an environment does not follow a step that ends no episode.
+
+    :param buffer: replay buffer of N stored steps of every environment.
+    :param name: what it is, for the message.
+    :return: (N - 1, n_envs) booleans for all steps but the newest, oldest first.
+    :raises ValueError: if this is so for most of the steps.
+    """
+    size = buffer.size()
+    order = ((buffer.pos if buffer.full else 0) + np.arange(size)) % buffer.buffer_size
+    running = buffer.dones[order[:-1]] == 0
+    broken = np.zeros(running.shape, dtype=bool)
+    first: Any = buffer.observations
+    following: Any = buffer.next_observations
+    pairs = [(first[key], following[key]) for key in first] if isinstance(first, dict) else [(first, following)]
+    for observations, next_observations in pairs:
+        length = max(1, BLOCK_VALUES // max(1, int(np.prod(observations.shape[1:]))))
+        for start in range(0, size - 1, length):
+            block = slice(start, min(start + length, size - 1))
+            differs = next_observations[order[block]] != observations[order[block.start + 1 : block.stop + 1]]
+            broken[block] |= differs.reshape(*running[block].shape, -1).any(-1)
+    broken &= running
+    if broken.sum() > MAX_BREAKS * running.sum():
+        row, column = np.argwhere(broken)[0]
+        raise ValueError(
+            f"{name}: next_observations in row {order[row]} are not the observations in row {order[row + 1]} "
+            f"(environment {column}), and so for {broken.sum():,} of {running.sum():,} steps; rows must be in the "
+            "order in which they happened"
+        )
+    return broken
