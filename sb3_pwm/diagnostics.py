@@ -39,8 +39,9 @@ def open_loop_errors(
     missed = total((predicted[1:] - latents[1:]).square().sum(-1))
     changed = total((latents[:1] - latents[1:]).square().sum(-1))
     reward = total((world_model.rewards(predicted[:-1], samples.actions) - rewards).square()) / count
+    variance = rewards[mask > 0].var(correction=0)
     return {
-        "latent": missed / changed,
-        "reward": reward / rewards[mask > 0].var(correction=0),
+        "latent": missed / changed.where(changed > 0, torch.nan),
+        "reward": reward / variance.where(variance > 0, torch.nan),
         "termination": total(world_model.termination_error(predicted[1:], samples.terminations)) / count,
     }

@@ -36,6 +36,8 @@ class SelfEvaluatingAlgorithm(ScalingAlgorithm):
         check_integer("horizon", horizon, 1)
         check_integer("n_windows", n_windows, 1)
         buffer = self._checked_buffer(dataset, "observation_space", "action_space")
+        if horizon > buffer.size():
+            raise ValueError(f"horizon={horizon} is more than the {buffer.size()} steps of the data set")
         buffer.device = self.device  # of an object of its own: the data set stays where it is
         samples = buffer.spread_sequences(n_windows, horizon, self._vec_normalize_env)
         samples = self.policy.without_padding(samples)
@@ -60,7 +62,7 @@ class SelfEvaluatingAlgorithm(ScalingAlgorithm):
         :param n_episodes: number of episodes, divided evenly among its environments.
         :param deterministic: act deterministically.
         :return: mean value over mean return; 1 is calibrated, above 1 the critics promise too much.
-        :raises ValueError: if only one of the two environments has a ``VecNormalize``.
+        :raises ValueError: if only one of the two environments has a ``VecNormalize``, or ``n_episodes`` is below 1.
         """
         return self._evaluated_start_values(env, n_episodes, deterministic).ratio
 
@@ -73,11 +75,12 @@ class SelfEvaluatingAlgorithm(ScalingAlgorithm):
         :param env: environment to evaluate in, see :meth:`value_calibration`.
         :param n_episodes: number of episodes, with the stochastic policy.
         :return: gap in [-1, 1]; 0 is right.
-        :raises ValueError: if only one of the two environments has a ``VecNormalize``.
+        :raises ValueError: if only one of the two environments has a ``VecNormalize``, or ``n_episodes`` is below 1.
         """
         return self._evaluated_start_values(env, n_episodes, deterministic=False).gap
 
     def _evaluated_start_values(self, env: GymEnv | VecEnv, n_episodes: int, deterministic: bool) -> StartValues:
+        check_integer("n_episodes", n_episodes, 1)
         vec_env = self._wrap_env(env, monitor_wrapper=False)
         tracker = StartValues(self.gamma, vec_env.num_envs, n_episodes)
         with normalized_as_in_training(vec_env, self._vec_normalize_env):

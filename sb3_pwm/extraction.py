@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import torch
 
 from sb3_pwm.benchmark.engines import Engine, Job, LocalEngine, RayEngine, import_paths
@@ -26,7 +27,7 @@ from sb3_pwm.pwm import PWM
 
 ALL = "all"
 POLL_SECONDS = 0.5
-ORIGIN = ("model_sha256", "data_sha256", "updates", "seed")  # what a policy follows from
+ORIGIN = ("model_sha256", "data_sha256", "updates", "seed", "env")  # what a policy follows from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL.zip", help='saved model with "MultiTaskPolicy"')
     parser.add_argument("--data", type=Path, required=True, help="what save_replay_buffer wrote of it")
     parser.add_argument("--tasks", nargs="+", default=[ALL], metavar="NAME", help=f"names of tasks, or {ALL!r}")
+    parser.add_argument(
+        "--env",
+        nargs="+",
+        default=[],
+        metavar="NAME=ID",
+        help="environments of tasks, whose spaces the policies get; without one actions are in [-1, 1]",
+    )
     parser.add_argument("--out", type=Path, default=Path("policies"), help="folder: <task>/model.zip")
     parser.add_argument("--updates", type=int, default=EXTRACTION_UPDATES, help="policy updates of each task")
     parser.add_argument("--seed", type=int, default=0)
@@ -57,6 +65,20 @@ def chosen_tasks(model: PWM, names: Sequence[str]) -> list[str]:
     for name in names:
         task_set.task_id(name)
     return [name for name in task_set.names if name in names]
+
+
+def env_ids(texts: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Return the ids of environments by task.
+
+    :param texts: ``NAME=ID`` each.
+    :param names: names of the tasks that are asked for.
+    :raises ValueError: if a text has no ``=``, or its task is not asked for.
+    """
+    pairs = [text.partition("=") for text in texts]
+    for text, (name, _, env) in zip(texts, pairs, strict=True):
+        if not env or name not in names:
+            raise ValueError(f"env: {text!r} is not NAME=ID with one of the tasks {', '.join(names)}")
+    return {name: env for name, _, env in pairs}
 
 
 def sha256(path: Path) -> str:
@@ -98,12 +120,13 @@ def run(options: argparse.Namespace) -> int:
     names = chosen_tasks(PWM.load(options.model, device="cpu"), options.tasks)
     settings = {name: getattr(options, name) for name in ("updates", "seed", "threads", "device")}
     settings |= {f"{name}_sha256": sha256(getattr(options, name)) for name in ("model", "data")}
-    waiting = [name for name in names if not is_extracted(options.out / name, settings)]
+    envs = env_ids(options.env, names)
+    waiting = [name for name in names if not is_extracted(options.out / name, settings | {"env": envs.get(name)})]
     print(f"{len(names)} tasks, {len(names) - len(waiting)} of them extracted before", flush=True)
     jobs = [
         {
             "module": "sb3_pwm.extraction",
-            "specification": settings | {"task": name},
+            "specification": settings | {"task": name, "env": envs.get(name)},
             "folder": str((options.out / name).resolve()),
             "paths": import_paths(),
             "model": str(options.model.resolve()),
@@ -143,7 +166,8 @@ def extract_task(job: dict[str, Any]) -> None:
     model = PWM.load(job["model"], device=settings["device"])
     model.load_replay_buffer(job["data"])
     cpu, wall = time.process_time(), time.perf_counter()
-    policy = model.extract(settings["task"], settings["updates"], seed=settings["seed"])
+    env = None if settings["env"] is None else gym.make(settings["env"])
+    policy = model.extract(settings["task"], settings["updates"], env=env, seed=settings["seed"])
     seconds = {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.perf_counter() - wall}
     write_json(folder / "extraction.json", settings | seconds)
     temporary = folder / "unfinished.zip"

@@ -7,7 +7,8 @@ from typing import Any, TypeVar, cast
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.checks import check_integer
@@ -56,6 +57,38 @@ WORLD_MODEL_NETWORKS = ("encoder", "dynamics", "reward", "termination")
 class MultiTaskAlgorithm(OfflineAlgorithm):
     """Algorithm whose world model may serve several tasks."""
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._check_tasks_of(self.env)
+
+    def set_env(self, env: GymEnv | VecEnv, force_reset: bool = True) -> None:
+        """Set the environment, see :meth:`stable_baselines3.common.base_class.BaseAlgorithm.set_env`.
+
+        :raises ValueError: if its tasks are not the model's; nothing is changed then.
+        """
+        self._check_tasks_of(env)
+        super().set_env(env, force_reset)
+
+    def _check_tasks_of(self, env: GymEnv | VecEnv | None) -> None:
+        """Check that environments of :class:`sb3_pwm.task_envs.PaddedTaskEnv` number the tasks as the model does.
+
+        :raises ValueError: if they do not; their spaces do not tell.
+        """
+        if not isinstance(self.policy, MultiTaskPolicy) or env is None:
+            return
+        if isinstance(env, VecEnv):
+            known = env.has_attr("name") and env.has_attr("task_id")
+            found = list(zip(env.get_attr("name"), env.get_attr("task_id"), strict=True)) if known else []
+        else:
+            known = env.has_wrapper_attr("name") and env.has_wrapper_attr("task_id")
+            found = [(env.get_wrapper_attr("name"), env.get_wrapper_attr("task_id"))] if known else []
+        names = self.policy.task_set.names
+        for name, number in found:
+            if names[number] != name:
+                raise ValueError(
+                    f"task {number} of the environment is {name!r}; task {number} of the model is {names[number]!r}"
+                )
+
     def extract(
         self: SelfMultiTask,
         task: str,
@@ -83,14 +116,16 @@ class MultiTaskAlgorithm(OfflineAlgorithm):
             [256]}}``; everything else is this model's.
         :param kwargs: constructor arguments that differ from this model's.
         :return: the new model.
-        :raises TypeError: if this model has one task only.
+        :raises TypeError: if this model has one task only, or ``env`` is no environment.
         :raises ValueError: if there is no such task, no data of it, ``env`` has other sizes, ``policy_kwargs`` change
-            the world model, or this model learns behind a ``VecNormalize``.
+            the world model, the world model has not been trained, or this model learns behind a ``VecNormalize``.
         """
         policy = self.policy
         if not isinstance(policy, MultiTaskPolicy):
             raise TypeError(f'extract() needs a model with "MultiTaskPolicy", not {type(policy).__name__}')
         check_integer("total_updates", total_updates, 0)
+        if env is not None and not isinstance(env, gym.Env):
+            raise TypeError(f"env must be a Gymnasium environment, such as gym.make(id), not {env!r}")
         if self._vec_normalize_env is not None:
             raise ValueError(
                 "extract() cannot give a task's environment the statistics of this model's VecNormalize; train without "
@@ -99,6 +134,11 @@ class MultiTaskAlgorithm(OfflineAlgorithm):
         own_kwargs = policy_kwargs_for_extraction(policy, self.policy_kwargs or {}, policy_kwargs or {})
         own_spaces = spaces_of_task(policy.task_set, task, env)
         dataset = of_task(self.sequences, policy.task_set, task, *own_spaces)
+        if total_updates and self.pretrain_steps and not self.n_model_updates:
+            raise ValueError(
+                "extract() learns in the world model as it is, and this one has not been trained; call pretrain() or "
+                "load_world_model() first"
+            )
         shared = {"task": task, "task_set": policy.task_set.to_dict(), "n_dynamics": policy.n_dynamics}
         inherited = {name: getattr(self, name) for name in INHERITED}
         inherited |= {"pretrain_steps": 0, "stats_window_size": self._stats_window_size}

@@ -60,6 +60,11 @@ class MultiTaskPolicy(PWMPolicy):
         """Number of tasks that the policy acts in."""
         return len(self.task_set)
 
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """As those of :class:`PWMPolicy`, with the tasks."""
+        return super().model_settings | {"task_set": self.task_set.to_dict()}
+
     def tasks_of(self, observations: Observations) -> torch.Tensor | None:
         """Return the (N,) tasks of (N, ...) observations."""
         return task_ids(observations, None)
@@ -114,6 +119,11 @@ class ExtractedPolicy(PWMPolicy):
         context = TaskContext(torch.as_tensor(tasks.action_masks), self.task_embedding_dim, number)
         features = TaskFeatures(len(tasks), tasks.observation_size, number, standardize=self.standardize)
         return Parts(features, tasks.observation_size, tasks.action_size, context)
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """As those of :class:`PWMPolicy`, with the task and its set."""
+        return super().model_settings | {"task": self.task, "task_set": self.task_set.to_dict()}
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {

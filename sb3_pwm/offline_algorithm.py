@@ -25,14 +25,6 @@ from sb3_pwm.sequence_algorithm import close_progress_bars
 SelfOffline = TypeVar("SelfOffline", bound="OfflineAlgorithm")
 
 OFFLINE_PRETRAIN_STEPS = 10_000  # for each task: nothing improves the world model afterwards
-WORLD_MODEL_SETTINGS = (  # arguments of the policy that change what a world model's tensors mean, but not their shapes
-    "simnorm_dim",
-    "residual_dynamics",
-    "activation_fn",
-    "features_extractor_class",
-    "normalize_images",
-    "standardize",
-)
 # No environment corrects a policy that exploits the errors of one network, or values that promise too much.
 OFFLINE_POLICY = {"n_dynamics": 3, "n_critics": 3}
 OFFLINE_BATCHES = {"batch_size": 128, "critic_batch_size": 256}
@@ -112,10 +104,13 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
             )
         kwargs = OFFLINE_BATCHES | kwargs
         kwargs["policy_kwargs"] = OFFLINE_POLICY | (kwargs.get("policy_kwargs") or {})
-        model = cls(policy, env, buffer_size=dataset.buffer_size * dataset.n_envs, **kwargs)
+        size = dataset.buffer_size * dataset.n_envs
+        model = cls(policy, env, buffer_size=size, **(kwargs | {"_init_setup_model": False}))
+        model.replay_buffer = dataset  # so that no other of its size is made
+        model._setup_model()
+        model._take_over_buffer(dataset)
         if "pretrain_steps" not in kwargs:
             model.pretrain_steps = OFFLINE_PRETRAIN_STEPS * model.policy.n_tasks
-        model._take_over_buffer(dataset)
         return model
 
     def _setup_offline(self, total_updates: int, callback: MaybeCallback, tb_log_name: str) -> BaseCallback:
@@ -155,7 +150,8 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
         :param tb_log_name: name of the run in TensorBoard.
         :param progress_bar: show progress.
         :return: the model.
-        :raises ValueError: if a number is out of range, or the replay buffer holds too little.
+        :raises ValueError: if a number is out of range, the replay buffer holds too little, or the environment's
+            ``VecNormalize`` has not seen what it holds.
         """
         check_integer("total_updates", total_updates, 0)
         if log_interval is not None:
@@ -164,6 +160,7 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
             pretrain_steps = max(0, self.pretrain_steps - self.n_model_updates)
         check_integer("pretrain_steps", pretrain_steps, 0)
         self.sequences.check_size(self.batch_size, self.sequence_length)
+        self._check_normalizer_known()
         total_timesteps = total_updates  # the name under which callbacks look for it
         callback = self._setup_offline(total_updates, callback, tb_log_name)
         self._update_current_progress_remaining(0, max(1, total_timesteps))
@@ -189,8 +186,9 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
     def save_world_model(self, path: str | pathlib.Path) -> None:
         """Save the world model and the scales of observations and rewards, without the policy.
 
-        :param path: file.
+        :param path: file; missing folders are made.
         """
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
         torch.save(self._world_model_content(), path)
 
     def load_world_model(self: SelfOffline, path: str | pathlib.Path) -> SelfOffline:
@@ -248,8 +246,7 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
         self.n_model_updates = content["n_model_updates"]
 
     def _world_model_content(self) -> dict[str, Any]:
-        policy = self.policy
-        settings = {name: getattr(policy, name) for name in WORLD_MODEL_SETTINGS}
+        policy, settings = self.policy, self.policy.model_settings
         return {
             "world_model": dict(policy.world_model.state_dict()),
             "reward_scale": dict(policy.reward_scale.state_dict()),

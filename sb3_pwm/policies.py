@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import get_action_dim, is_image_space, preprocess_obs
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -19,7 +19,8 @@ from torch import nn
 from sb3_pwm.losses import state_values
 from sb3_pwm.multitask import TaskContext
 from sb3_pwm.networks import Actor, CriticEnsemble, EntropyCoefficient
-from sb3_pwm.normalization import LatentScale, ReturnScale, RewardScale, Standardizer
+from sb3_pwm.normalization import LatentScale, ReturnScale, RewardScale
+from sb3_pwm.observation_features import ObservationFeatures
 from sb3_pwm.type_aliases import Observations, SequenceSamples
 from sb3_pwm.updates import first_step
 from sb3_pwm.world_model import WorldModel
@@ -33,58 +34,15 @@ DEFAULT_NET_ARCH = {
     "qf": [192, 192],
 }
 
+WORLD_MODEL_SETTINGS = (  # arguments that change what a world model's tensors mean, but not their shapes
+    "simnorm_dim",
+    "residual_dynamics",
+    "activation_fn",
+    "features_extractor_class",
+    "normalize_images",
+    "standardize",
+)
 MANY_FEATURES = 64  # from here on 96 latents hold too little of them: Ant-v5 has 105, Humanoid-v5 348
-
-
-class ObservationFeatures(nn.Module):
-    """Observations to features: SB3's preprocessing, standardisation of what is neither image nor category, extractor.
-
-    :param observation_space: space of the observations.
-    :param extractor: SB3 features extractor.
-    :param normalize_images: divide images by 255.
-    :param standardize: False leaves out the standardisation.
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        extractor: BaseFeaturesExtractor,
-        normalize_images: bool,
-        standardize: bool = True,
-    ) -> None:
-        super().__init__()
-        self.observation_space = observation_space
-        self.extractor = extractor
-        self.normalize_images = normalize_images
-        parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
-        # Keys are numbered, because a module's name may not hold every character that a key may.
-        self.keys = [
-            key
-            for key, space in parts.items()
-            if standardize
-            and isinstance(space, spaces.Box)
-            and not is_image_space(space, normalized_image=not normalize_images)
-        ]
-        self.standardizers = nn.ModuleList(Standardizer(parts[key].shape or ()) for key in self.keys)
-
-    def forward(self, observations: Observations) -> torch.Tensor:
-        """Return the (N, features_dim) features of (N, *obs_shape) observations."""
-        processed = preprocess_obs(observations, self.observation_space, normalize_images=self.normalize_images)
-        if isinstance(processed, dict):
-            processed = dict(processed)
-            for key, standardizer in zip(self.keys, self.standardizers, strict=True):
-                processed[key] = standardizer(processed[key])
-        elif self.standardizers:
-            processed = self.standardizers[0](processed)
-        features: torch.Tensor = self.extractor(processed)
-        return features
-
-    def set_statistics(self, observations: Observations) -> None:
-        """Take mean and standard deviation from (N, *obs_shape) observations."""
-        parts = observations if isinstance(observations, dict) else {"": observations}
-        for key, standardizer in zip(self.keys, self.standardizers, strict=True):
-            values = parts[key].double()
-            standardizer.set_statistics(values.mean(0), values.std(0, correction=0))  # type: ignore[operator]
 
 
 class Parts(NamedTuple):
@@ -307,6 +265,11 @@ class PWMPolicy(BasePolicy):
     def without_padding(self, samples: SequenceSamples) -> SequenceSamples:
         """Return windows whose padded action dimensions are 0; here there are none."""
         return samples
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """What else than the shapes of its tensors another world model must share with this one to take its place."""
+        return {name: getattr(self, name) for name in WORLD_MODEL_SETTINGS}
 
     @property
     def features(self) -> Any:

@@ -358,8 +358,10 @@ class PWM(MultiTaskAlgorithm):
         :param gradient_steps: number of updates.
         :param progress_bar: show progress.
         :return: the model.
-        :raises ValueError: if the replay buffer holds too little.
+        :raises ValueError: if the replay buffer holds too little, or the environment's ``VecNormalize`` has not seen
+            what it holds.
         """
+        self._check_normalizer_known()
         self._pretrain(gradient_steps, progress_bar, rate_falls=True)
         return self
 

@@ -67,3 +67,16 @@ class ScalingAlgorithm(SequenceOffPolicyAlgorithm):
         """Number of stored transitions; fewer if a ``VecNormalize`` that still learns has seen fewer."""
         env, stored = self._vec_normalize_env, self.sequences.n_transitions
         return stored if env is None or not env.training else min(stored, int(env.ret_rms.count))
+
+    def _check_normalizer_known(self) -> None:
+        """Check that a ``VecNormalize`` knows the units of what is stored; :meth:`learn` lets it see more first.
+
+        :raises ValueError: if it does not.
+        """
+        known, stored = self._n_known_transitions, self.sequences.n_transitions
+        if known < min(stored, max(1, self.learning_starts)):
+            raise ValueError(
+                f"the environment's VecNormalize has seen {known} steps, the replay buffer holds {stored}: it would "
+                "clip them in units of its own; leave it out (a model has its own scales), or load its statistics, "
+                "VecNormalize.load(path, venv)"
+            )

@@ -284,3 +284,10 @@ def test_values_are_in_units_of_the_environment(critic):
     torch.testing.assert_close(values, 3 * policy.critics(*inputs).mean(0))
     assert values.shape == (7,)
     assert not values.requires_grad
+
+
+@pytest.mark.parametrize(("number", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("3", TypeError)])
+def test_numbers_of_episodes(clock_model, number, error):
+    for measure in (clock_model.model_gap, clock_model.value_calibration):
+        with pytest.raises(error, match="n_episodes"):
+            measure(gym.make("Pendulum-v1"), number)

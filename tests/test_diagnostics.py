@@ -126,10 +126,20 @@ def test_windows_of_data_on_another_device_come_to_the_models():
         ((object(),), TypeError, "ReplayBuffer, not object"),
         ((dataset(space=spaces.Box(-2, 2, (2,))),), ValueError, "observation_space is Box"),
         ((dataset(), 0), ValueError, "horizon=0"),
-        ((dataset(), 121), ValueError, "windows of 121 steps"),
+        ((dataset(), 121), ValueError, "horizon=121 is more than the 120 steps of the data set"),
         ((dataset(), 4, 0), ValueError, "n_windows=0"),
     ],
 )
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         model_of(dataset()).model_errors(*arguments)
+
+
+def test_errors_of_what_does_not_vary_mean_nothing():
+    data = dataset()
+    data.rewards[:] = 1
+    data.observations[:] = data.next_observations[:] = 0.5
+    errors = model_of(data).model_errors(data, horizon=2)
+    assert np.isnan(errors["reward"]).all()
+    assert np.isnan(errors["latent"]).all()
+    assert np.isfinite(errors["termination"]).all()

@@ -1,6 +1,7 @@
 import hashlib
 import json
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from helpers import SMALL, SpaceEnv
@@ -43,6 +44,21 @@ def test_all_tasks_in_processes(files, tmp_path, capsys):
     assert extract(files, tmp_path, "--updates", "3") == 0  # all there
     assert "2 of them extracted before" in capsys.readouterr().out
     assert (tmp_path / "small" / "model.zip").stat().st_mtime_ns == before
+
+
+def test_a_policy_gets_its_environments_spaces(files, tmp_path, capsys):
+    env = "MountainCarContinuous-v0"  # two observations and one action, as the task
+    options = ["--tasks", "small", "--updates", "1"]
+    assert extract(files, tmp_path, *options, "--env", f"small={env}") == 0
+    policy = PWM.load(tmp_path / "small" / "model.zip", env=gym.make(env))
+    assert policy.observation_space == gym.make(env).observation_space
+    for own, message in (
+        ([], f"env is {env!r} there, None here"),
+        *((["--env", wrong], f"env: {wrong!r} is not NAME=ID") for wrong in ("small", "small=", f"large={env}")),
+    ):
+        with pytest.raises(SystemExit):
+            extract(files, tmp_path, *options, *own)
+        assert message in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

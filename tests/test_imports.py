@@ -23,7 +23,7 @@ LEVELS = (
     },
     {"layers", "checks", "multitask", "device_copy"},
     {"world_model", "networks", "normalization", "tasks", "buffer_checks"},
-    {"imagination", "losses", "updates", "buffers", "task_envs", "decoder"},
+    {"imagination", "losses", "updates", "buffers", "task_envs", "decoder", "observation_features"},
     {"policies", "diagnostics"},
     {"learner", "sequence_algorithm", "multitask_policies", "checkpoints"},
     {"scales"},

@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 from helpers import SMALL, SpaceEnv
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 from torch.testing import assert_close
 
 from sb3_pwm import PWM, scales
@@ -19,7 +19,7 @@ from sb3_pwm.multitask import TaskContext, TaskFeatures
 from sb3_pwm.multitask_policies import ExtractedPolicy
 from sb3_pwm.networks import Actor, EntropyCoefficient
 from sb3_pwm.normalization import LATENT_STD_FLOOR, ReturnScale, RewardScale
-from sb3_pwm.task_envs import task_vec_env
+from sb3_pwm.task_envs import single_task_env, task_vec_env
 from sb3_pwm.tasks import Task, TaskSet
 from sb3_pwm.updates import first_step
 
@@ -294,6 +294,43 @@ def test_arguments_that_are_the_models_own_can_be_given():
     assert model.extract("small", 0, policy_kwargs=own).policy.simnorm_dim == 8
 
 
+REVERSED = TaskSet(list(TASKS)[::-1])
+
+
+def test_a_world_model_of_other_tasks_is_refused(tmp_path):
+    model_of(steps=40).save_world_model(tmp_path / "new" / "world.pt")
+    other = PWM("MultiTaskPolicy", task_vec_env(REVERSED), policy_kwargs=TINY | {"task_set": REVERSED}, **SMALL)
+    before = copy.deepcopy(other.policy.state_dict())
+    with pytest.raises(ValueError, match=r"does not fit: its task_set is .*'small'.* this model's is .*'large'"):
+        other.load_world_model(tmp_path / "new" / "world.pt")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.policy.state_dict().items())
+    assert model_of().load_world_model(tmp_path / "new" / "world.pt").n_model_updates > 0
+
+
+@pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, SubprocVecEnv])
+def test_environments_that_number_the_tasks_otherwise_are_refused(tmp_path, vec_env_cls):
+    wrong = task_vec_env(REVERSED, vec_env_cls)
+    message = "task 0 of the environment is 'large'; task 0 of the model is 'small'"
+    with pytest.raises(ValueError, match=message):
+        PWM("MultiTaskPolicy", wrong, policy_kwargs=TINY, **SMALL)
+    model = model_of()
+    known = model.env
+    for env in (wrong, VecNormalize(wrong, norm_obs=False)):
+        with pytest.raises(ValueError, match=message):
+            model.set_env(env)
+    assert model.env is known
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=message):
+        PWM.load(tmp_path / "model", env=wrong)
+    right = task_vec_env(TASKS, vec_env_cls)
+    assert PWM.load(tmp_path / "model", env=right).learn(8).num_timesteps == 8
+    model.set_env(task_vec_env(TASKS))
+    with pytest.raises(ValueError, match=message):
+        model.set_env(single_task_env(REVERSED, "large"))
+    wrong.close()
+    right.close()
+
+
 def test_what_cannot_be_extracted():
     model = model_of()
     with pytest.raises(ValueError, match=r"unknown task 'smal'.*'small'"):
@@ -310,6 +347,8 @@ def test_what_cannot_be_extracted():
         model.extract("small", 1, env=wrapped)
     with pytest.raises(ValueError, match="total_updates=-1"):
         model.extract("small", -1)
+    with pytest.raises(TypeError, match=r"env must be a Gymnasium environment, such as gym\.make\(id\), not 'Pendulum"):
+        model.extract("small", 1, env="Pendulum-v1")
     for policy_kwargs, name in (
         ({"net_arch": [8]}, r"net_arch\['encoder'\]"),
         ({"net_arch": {"dynamics": [8]}}, r"net_arch\['dynamics'\]"),
@@ -380,12 +419,20 @@ def test_a_shared_world_model_learns_as_long_for_each_task():
     assert alone.pretrain_steps == 10_000
 
 
+def test_a_bad_size_of_merged_data():
+    with pytest.raises(TypeError, match=r"buffer_size must be an integer, not 1000\.0"):
+        from_tasks(TASKS, {task.name: data_of(task, 20, 0)[1] for task in TASKS}, buffer_size=1e3)
+
+
 def test_learning_from_merged_data():
     datasets = {task.name: data_of(task, 40, seed)[1] for seed, task in enumerate(TASKS)}
     options = {key: SMALL[key] for key in ("batch_size", "sequence_length", "horizon", "critic_batch_size", "seed")}
     model = PWM.from_dataset(
         from_tasks(TASKS, datasets, buffer_size=60), "MultiTaskPolicy", policy_kwargs=TINY, pretrain_steps=3, **options
     )
+    with pytest.raises(ValueError, match=r"this one has not been trained; call pretrain\(\)"):
+        model.extract("large", 2)
+    assert model.extract("large", 0).n_model_updates == 0
     model.learn_offline(3)
     own = model.extract("large", 2)
     assert len(own.policy.world_model.dynamics) == 3

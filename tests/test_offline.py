@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_pwm import PWM
+from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.datasets import from_arrays
 from sb3_pwm.policies import PWMPolicy
 
@@ -264,6 +265,52 @@ def test_vec_normalize_normalizes_the_data():
         {k: np.asarray(v).tolist() for k, v in env.obs_rms.__dict__.items()},
     )
     assert model.num_timesteps == 3
+
+
+def test_a_normalizer_that_does_not_know_the_data_is_refused(tmp_path):
+    make(make_vec_env(SpaceEnv, 2)).learn(64).save_replay_buffer(tmp_path / "buffer")
+    env = VecNormalize(make_vec_env(SpaceEnv, 2))
+    model = make(env)
+    model.load_replay_buffer(tmp_path / "buffer")
+    for learn in (model.learn_offline, model.pretrain):
+        with pytest.raises(ValueError, match=r"has seen 0 steps, the replay buffer holds 64: .*leave it out"):
+            learn(1)
+    assert model.n_model_updates == 0
+    model.learn(60)  # collects first
+    model.learn_offline(1)
+    fixed = make(VecNormalize(make_vec_env(SpaceEnv, 2), training=False))
+    fixed.load_replay_buffer(tmp_path / "buffer")
+    fixed.learn_offline(1)
+
+
+def test_no_second_buffer_is_made_beside_the_data(monkeypatch):
+    data = dataset()
+    made = []
+    monkeypatch.setattr(SequenceReplayBuffer, "__init__", lambda self, *_args, **_kwargs: made.append(self))
+    model = from_dataset(data)
+    assert made == []
+    assert model.replay_buffer.observations is data.observations
+    assert model.buffer_size == data.buffer_size
+
+
+DISCRETE = spaces.Discrete(4, start=2)
+MULTI = spaces.MultiDiscrete([3, 4], start=[-1, 2])
+
+
+@pytest.mark.parametrize(
+    ("space", "observation", "expected"),
+    [
+        (DISCRETE, 3, [0, 1, 0, 0]),
+        (MULTI, np.array([1, 2]), [0, 0, 1, 1, 0, 0, 0]),
+        (spaces.Dict(b=DISCRETE, c=MULTI), {"b": 5, "c": np.array([-1, 5])}, [0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1]),
+    ],
+    ids=["one", "several", "keys"],
+)
+def test_discrete_observations_that_do_not_start_at_zero(space, observation, expected):
+    policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+    model = make(SpaceEnv(observation_space=space), policy).learn(60)
+    assert model.n_skipped_updates == 0
+    assert model.policy.features(model.policy.obs_to_tensor(observation)[0])[0].tolist() == expected
 
 
 def test_the_same_seed_gives_the_same_policy():

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 
 from sb3_pwm.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer, check_replay_buffer
+from sb3_pwm.checks import check_integer
 from sb3_pwm.datasets.sb3 import from_replay_buffer
 from sb3_pwm.tasks import Task, TaskSet
 
@@ -24,10 +25,12 @@ def from_tasks(
     :param datasets: a replay buffer with the task's own spaces for every task, by name, see :mod:`sb3_pwm.datasets`.
     :param buffer_size: capacity in steps of each task; None for the length of the longest data set.
     :return: replay buffer with as many environments as there are tasks, in the order of the set.
-    :raises TypeError: if one is no replay buffer.
+    :raises TypeError: if one is no replay buffer, or ``buffer_size`` no integer.
     :raises ValueError: if a task has no data, there are data of an unknown task, spaces have other sizes, or
         ``buffer_size`` is too small.
     """
+    if buffer_size is not None:
+        check_integer("buffer_size", buffer_size, 1)
     for name in datasets:
         task_set.task_id(name)
     missing = [name for name in task_set.names if name not in datasets]

@@ -1,0 +1,82 @@
+"""What the world model's encoder sees of observations."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
+
+from sb3_pwm.normalization import Standardizer
+from sb3_pwm.type_aliases import Observations
+
+CATEGORIES = (spaces.Discrete, spaces.MultiDiscrete)
+
+
+class ObservationFeatures(nn.Module):
+    """Observations to features: SB3's preprocessing, standardisation of what is neither image nor category, extractor.
+
+    Discrete values count from their space's ``start``, which SB3's preprocessing does not know.
+
+    :param observation_space: space of the observations.
+    :param extractor: SB3 features extractor.
+    :param normalize_images: divide images by 255.
+    :param standardize: False leaves out the standardisation.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        extractor: BaseFeaturesExtractor,
+        normalize_images: bool,
+        standardize: bool = True,
+    ) -> None:
+        super().__init__()
+        self.observation_space = observation_space
+        self.extractor = extractor
+        self.normalize_images = normalize_images
+        parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
+        # Keys are numbered, because a module's name may not hold every character that a key may.
+        self.keys = [
+            key
+            for key, space in parts.items()
+            if standardize
+            and isinstance(space, spaces.Box)
+            and not is_image_space(space, normalized_image=not normalize_images)
+        ]
+        self.standardizers = nn.ModuleList(Standardizer(parts[key].shape or ()) for key in self.keys)
+        starts = {key: np.asarray(part.start) for key, part in parts.items() if isinstance(part, CATEGORIES)}
+        self.shifted = [key for key, start in starts.items() if start.any()]
+        for i, key in enumerate(self.shifted):
+            self.register_buffer(f"start_{i}", torch.as_tensor(starts[key]), persistent=False)
+
+    def forward(self, observations: Observations) -> torch.Tensor:
+        """Return the (N, features_dim) features of (N, *obs_shape) observations."""
+        observations = self._from_zero(observations)
+        processed = preprocess_obs(observations, self.observation_space, normalize_images=self.normalize_images)
+        if isinstance(processed, dict):
+            processed = dict(processed)
+            for key, standardizer in zip(self.keys, self.standardizers, strict=True):
+                processed[key] = standardizer(processed[key])
+        elif self.standardizers:
+            processed = self.standardizers[0](processed)
+        features: torch.Tensor = self.extractor(processed)
+        return features
+
+    def _from_zero(self, observations: Observations) -> Observations:
+        for i, key in enumerate(self.shifted):
+            start: torch.Tensor = getattr(self, f"start_{i}")
+            # Masked steps of windows may lie in rows that hold nothing yet, only zeros.
+            if not isinstance(observations, dict):
+                return (observations - start).clamp(min=0)
+            observations = {**observations, key: (observations[key] - start).clamp(min=0)}
+        return observations
+
+    def set_statistics(self, observations: Observations) -> None:
+        """Take mean and standard deviation from (N, *obs_shape) observations."""
+        parts = observations if isinstance(observations, dict) else {"": observations}
+        for key, standardizer in zip(self.keys, self.standardizers, strict=True):
+            values = parts[key].double()
+            standardizer.set_statistics(values.mean(0), values.std(0, correction=0))  # type: ignore[operator]
