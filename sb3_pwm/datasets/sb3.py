@@ -41,7 +41,8 @@ def from_replay_buffer(
     if size == 0:
         raise ValueError(f"{name} is empty")
     check_values(sequences, name)
-    breaks = find_breaks(sequences, name)
+    trusted = isinstance(buffer, SequenceReplayBuffer)  # models and importers say where episodes end
+    breaks = np.zeros((size - 1, buffer.n_envs), bool) if trusted else find_breaks(sequences, name)
     order = (sequences.oldest + np.arange(size)) % sequences.buffer_size
     spaces = (buffer.observation_space, buffer.action_space)
     with new_buffer(sequences.n_transitions, *spaces, name, buffer_size, directory) as result:
