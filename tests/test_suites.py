@@ -132,7 +132,8 @@ def test_the_documented_example_runs(tmp_path, monkeypatch):
     example = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text(), re.M | re.S)[0]
     names = {}
     short = example.replace("2_000", "300").replace('extract("swing", env', 'extract("swing", 3, env')
-    assert short.count('swing", 3') == 1
+    short = short.replace('{"task_set": tasks})', '{"task_set": tasks}, learning_starts=290, pretrain_steps=2)')
+    assert (short.count('swing", 3'), short.count("learning_starts=290")) == (1, 1)
     exec(short, names)
     assert names["model"].num_timesteps >= 300
     assert names["swing"].num_timesteps == 3
