@@ -62,7 +62,7 @@ class ObservationFeatures(nn.Module):
                 processed[key] = standardizer(processed[key])
         elif self.standardizers:
             processed = self.standardizers[0](processed)
-        features: torch.Tensor = self.extractor(processed)
+        features: torch.Tensor = self.extractor(flattenable(processed))
         return features
 
     def _from_zero(self, observations: Observations) -> Observations:
@@ -80,3 +80,10 @@ class ObservationFeatures(nn.Module):
         for key, standardizer in zip(self.keys, self.standardizers, strict=True):
             values = parts[key].double()
             standardizer.set_statistics(values.mean(0), values.std(0, correction=0))  # type: ignore[operator]
+
+
+def flattenable(observations: Observations) -> Observations:
+    """Return observations with at least one axis behind the batch's, which SB3's extractors want to flatten."""
+    if isinstance(observations, dict):
+        return {key: flattenable(values) for key, values in observations.items()}  # type: ignore[misc]
+    return observations.unsqueeze(-1) if observations.ndim == 1 else observations

@@ -313,6 +313,15 @@ def test_discrete_observations_that_do_not_start_at_zero(space, observation, exp
     assert model.policy.features(model.policy.obs_to_tensor(observation)[0])[0].tolist() == expected
 
 
+@pytest.mark.parametrize(
+    "space", [spaces.Box(-1, 1, ()), spaces.Dict(a=spaces.Box(-1, 1, ()), b=BOX)], ids=["one", "key"]
+)
+def test_observations_without_axes(space):
+    model = make(SpaceEnv(space), "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy").learn(60)
+    assert model.n_skipped_updates == 0
+    assert model.predict(space.sample())[0].shape == (2,)
+
+
 def test_the_same_seed_gives_the_same_policy():
     first, second = (networks(from_dataset(dataset()).learn_offline(5)) for _ in range(2))
     assert same(first, second)
