@@ -42,7 +42,7 @@ WORLD_MODEL_SETTINGS = (  # arguments that change what a world model's tensors m
     "normalize_images",
     "standardize",
 )
-MANY_FEATURES = 64  # from here on 96 latents hold too little of them: Ant-v5 has 105, Humanoid-v5 348
+MANY_FEATURES = 64  # of more, 96 latents hold too little: Ant-v5 has 105, Humanoid-v5 348
 
 
 class Parts(NamedTuple):
