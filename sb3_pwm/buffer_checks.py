@@ -23,7 +23,7 @@ def check_values(buffer: ReplayBuffer, name: str) -> None:
     check_finite(f"{name}: rewards", buffer.rewards[:size])
     check_finite(f"{name}: actions", buffer.actions[:size])
     if isinstance(buffer.action_space, spaces.Box):
-        check_scaled(f"{name}: actions", buffer.actions[:size])
+        check_bounds(f"{name}: actions, which SB3 stores rescaled to [-1, 1],", buffer.actions[:size], -1, 1)
     for field in ("observations", "next_observations"):
         stored: Any = getattr(buffer, field)
         if isinstance(stored, dict):
@@ -37,9 +37,14 @@ def check_values(buffer: ReplayBuffer, name: str) -> None:
 
 def blocks(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Yield an array's rows in blocks of bounded size, each with the number of its first row."""
-    length = max(1, BLOCK_VALUES // max(1, int(np.prod(values.shape[1:]))))
+    length = rows_at_once(values)
     for start in range(0, len(values), length):
         yield start, values[start : start + length]
+
+
+def rows_at_once(values: np.ndarray) -> int:
+    """Return how many of an array's rows are a block of bounded size, at least one."""
+    return max(1, BLOCK_VALUES // max(1, int(np.prod(values.shape[1:]))))
 
 
 def check_finite(name: str, values: np.ndarray) -> None:
@@ -87,19 +92,17 @@ def check_whole_numbers(name: str, values: np.ndarray, space: spaces.Space[Any])
             )
 
 
-def check_scaled(name: str, actions: np.ndarray) -> None:
-    """Check that actions are in [-1, 1], as SB3 stores them.
+def check_bounds(name: str, actions: np.ndarray, low: Any, high: Any) -> None:
+    """Check (T, ...) actions against their bounds.
 
     :raises ValueError: if one is outside by more than rounding.
     """
+    margin = ACTION_TOLERANCE * (high - low)
     for start, block in blocks(actions):
-        outside = np.abs(block) > 1 + 2 * ACTION_TOLERANCE
+        outside = (block < low - margin) | (block > high + margin)
         if outside.any():
             row = start + int(np.argwhere(outside)[0][0])
-            raise ValueError(
-                f"{name} are outside [-1, 1] in row {row}: {actions[row]}; a replay buffer holds them rescaled from "
-                "the bounds of the action space, as SB3's algorithms store them; from_arrays takes them as they were"
-            )
+            raise ValueError(f"{name} are outside the bounds in row {row}: {actions[row]}; allowed: {low} to {high}")
 
 
 def find_breaks(buffer: ReplayBuffer, name: str) -> np.ndarray:
@@ -118,7 +121,7 @@ def find_breaks(buffer: ReplayBuffer, name: str) -> np.ndarray:
     following: Any = buffer.next_observations
     pairs = [(first[key], following[key]) for key in first] if isinstance(first, dict) else [(first, following)]
     for observations, next_observations in pairs:
-        length = max(1, BLOCK_VALUES // max(1, int(np.prod(observations.shape[1:]))))
+        length = rows_at_once(observations)
         for start in range(0, size - 1, length):
             block = slice(start, min(start + length, size - 1))
             differs = next_observations[order[block]] != observations[order[block.start + 1 : block.stop + 1]]

@@ -102,7 +102,7 @@ def test_actions_in_the_environments_units_are_refused():
     PWM.from_dataset(buffer, **SMALL)
     buffer.actions[5] = -1.5
     for use in (from_replay_buffer, lambda x: PWM.from_dataset(x, **SMALL)):
-        with pytest.raises(ValueError, match=r"actions are outside \[-1, 1\] in row 5: .*-1\.5.* rescaled"):
+        with pytest.raises(ValueError, match=r"rescaled to \[-1, 1\], are outside the bounds in row 5: .*-1\.5"):
             use(buffer)
 
 

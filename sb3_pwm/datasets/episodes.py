@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_obs_shape
 
-from sb3_pwm.buffer_checks import ACTION_TOLERANCE, check_finite, check_whole_numbers
+from sb3_pwm.buffer_checks import check_bounds, check_finite, check_whole_numbers
 from sb3_pwm.buffers import SequenceReplayBuffer, sequence_buffer_class
 from sb3_pwm.checks import check_float_actions, check_integer
 
@@ -194,7 +194,7 @@ def check_episode(episode: Episode, observation_space: spaces.Space[Any], action
         raise ValueError(f"{where} has no steps")
     check_field(f"{where}: rewards", episode.rewards, (length,))
     check_field(f"{where}: actions", episode.actions, (length, *action_space.shape))
-    check_actions(f"{where}: actions", episode.actions, action_space)
+    check_bounds(f"{where}: actions", episode.actions, action_space.low, action_space.high)
     shapes = get_obs_shape(observation_space)
     if isinstance(shapes, dict):
         if not isinstance(episode.observations, dict) or set(shapes) - set(episode.observations):
@@ -221,18 +221,3 @@ def check_field(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
     if values.shape != shape:
         raise ValueError(f"{name} have the shape {values.shape}, expected {shape}")
     check_finite(name, values)
-
-
-def check_actions(name: str, actions: np.ndarray, action_space: spaces.Box) -> None:
-    """Check (T, *act_shape) actions against the bounds.
-
-    :raises ValueError: if one is outside by more than rounding.
-    """
-    margin = ACTION_TOLERANCE * (action_space.high - action_space.low)
-    outside = (actions < action_space.low - margin) | (actions > action_space.high + margin)
-    if outside.any():
-        row = int(np.argwhere(outside)[0][0])
-        raise ValueError(
-            f"{name} are outside the bounds in row {row}: {actions[row]}; allowed: {action_space.low} to "
-            f"{action_space.high}"
-        )
