@@ -121,12 +121,13 @@ def run(options: argparse.Namespace) -> int:
     settings = {name: getattr(options, name) for name in ("updates", "seed", "threads", "device")}
     settings |= {f"{name}_sha256": sha256(getattr(options, name)) for name in ("model", "data")}
     envs = env_ids(options.env, names)
-    waiting = [name for name in names if not is_extracted(options.out / name, settings | {"env": envs.get(name)})]
+    specifications = {name: settings | {"task": name, "env": envs.get(name)} for name in names}
+    waiting = [name for name in names if not is_extracted(options.out / name, specifications[name])]
     print(f"{len(names)} tasks, {len(names) - len(waiting)} of them extracted before", flush=True)
     jobs = [
         {
             "module": "sb3_pwm.extraction",
-            "specification": settings | {"task": name, "env": envs.get(name)},
+            "specification": specifications[name],
             "folder": str((options.out / name).resolve()),
             "paths": import_paths(),
             "model": str(options.model.resolve()),

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.checks import check_integer
@@ -76,18 +76,14 @@ class MultiTaskAlgorithm(OfflineAlgorithm):
         """
         if not isinstance(self.policy, MultiTaskPolicy) or env is None:
             return
-        if isinstance(env, VecEnv):
-            known = env.has_attr("name") and env.has_attr("task_id")
-            found = list(zip(env.get_attr("name"), env.get_attr("task_id"), strict=True)) if known else []
-        else:
-            known = env.has_wrapper_attr("name") and env.has_wrapper_attr("task_id")
-            found = [(env.get_wrapper_attr("name"), env.get_wrapper_attr("task_id"))] if known else []
-        names = self.policy.task_set.names
-        for name, number in found:
-            if names[number] != name:
-                raise ValueError(
-                    f"task {number} of the environment is {name!r}; task {number} of the model is {names[number]!r}"
-                )
+        vec_env = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
+        if not (vec_env.has_attr("name") and vec_env.has_attr("task_id")):
+            return
+        names = dict(enumerate(self.policy.task_set.names))
+        for name, number in zip(vec_env.get_attr("name"), vec_env.get_attr("task_id"), strict=True):
+            own = names.get(number)
+            if own != name:
+                raise ValueError(f"task {number} of the environment is {name!r}; task {number} of the model is {own!r}")
 
     def extract(
         self: SelfMultiTask,

@@ -68,7 +68,7 @@ def test_blocks_do_not_change_where_breaks_are(monkeypatch):
         np.testing.assert_array_equal(buffer_checks.find_breaks(buffer, "it"), whole)
 
 
-def test_rows_in_another_order_are_refused(tmp_path):
+def test_rows_in_another_order_are_refused():
     buffer = counting(1, 20, 20)
     order = np.random.default_rng(0).permutation(20)
     buffer.observations, buffer.next_observations = buffer.observations[order], buffer.next_observations[order]
@@ -79,7 +79,7 @@ def test_rows_in_another_order_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("field", ["observations", "next_observations", "rewards", "actions"])
-def test_what_is_not_finite_never_reaches_a_model(tmp_path, field):
+def test_what_is_not_finite_never_reaches_a_model(field):
     model = PWM.from_dataset(counting(1, 20, 20), **SMALL)
     known = model.replay_buffer
     buffer = counting(1, 20, 20)

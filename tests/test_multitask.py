@@ -331,6 +331,12 @@ def test_environments_that_number_the_tasks_otherwise_are_refused(tmp_path, vec_
     right.close()
 
 
+def test_an_environment_of_a_larger_set_is_refused():
+    larger = TaskSet([*TASKS, Task("third", partial(space_env, 2, 1), 2, 1)])
+    with pytest.raises(ValueError, match="task 2 of the environment is 'third'; task 2 of the model is None"):
+        model_of().set_env(task_vec_env(larger))
+
+
 def test_what_cannot_be_extracted():
     model = model_of()
     with pytest.raises(ValueError, match=r"unknown task 'smal'.*'small'"):

@@ -41,17 +41,18 @@ def from_replay_buffer(
     if size == 0:
         raise ValueError(f"{name} is empty")
     check_values(sequences, name)
-    trusted = isinstance(buffer, SequenceReplayBuffer)  # models and importers say where episodes end
-    breaks = np.zeros((size - 1, buffer.n_envs), bool) if trusted else find_breaks(sequences, name)
+    if not isinstance(buffer, SequenceReplayBuffer):  # models and importers say where episodes end
+        sequences.end_episodes(find_breaks(sequences, name))
     order = (sequences.oldest + np.arange(size)) % sequences.buffer_size
     spaces = (buffer.observation_space, buffer.action_space)
     with new_buffer(sequences.n_transitions, *spaces, name, buffer_size, directory) as result:
         for env in range(buffer.n_envs):
             rows = slice(env * size, (env + 1) * size)
             for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
-                copy_rows(getattr(result, name), getattr(buffer, name), rows, order, env)
-            ends = np.append(breaks[:, env], True) & (result.dones[rows, 0] == 0)  # what comes next is something else
-            result.dones[rows, 0][ends] = result.timeouts[rows, 0][ends] = 1
+                copy_rows(getattr(result, name), getattr(sequences, name), rows, order, env)
+            last = rows.stop - 1
+            if not result.dones[last, 0]:  # the next row belongs to another environment
+                result.dones[last, 0] = result.timeouts[last, 0] = 1
     return result
 
 
