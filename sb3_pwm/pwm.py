@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFrequencyUnit
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, configure_logger
+from stable_baselines3.common.utils import LinearSchedule, configure_logger
 from tqdm.auto import tqdm
 
 from sb3_pwm.buffers import ALL, SequenceReplayBuffer, check_replay_buffer, sequence_buffer_class
@@ -30,13 +30,11 @@ from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.precision import Precision
 from sb3_pwm.sequence_algorithm import close_progress_bars
 from sb3_pwm.type_aliases import SequenceSamples
-from sb3_pwm.updates import set_learning_rate
 
 SelfPWM = TypeVar("SelfPWM", bound="PWM")
 
 # High at the start, because there is one update for two environment steps; falling linearly, as the paper's rates do.
 DEFAULT_LEARNING_RATE = LinearSchedule(1e-3, 1e-4, end_fraction=1.0)
-ENTROPY_RATE = 4.0  # times the actor's: the coefficient must follow a policy that changes within hundreds of updates
 CALIBRATION_EPISODES = 10
 
 
@@ -229,29 +227,6 @@ class PWM(MultiTaskAlgorithm):
         check_replay_buffer(self.replay_buffer)
         self._learner = Learner(self)
         self._start_values = StartValues(self.gamma, self.n_envs, CALIBRATION_EPISODES)
-
-    def _setup_lr_schedule(self) -> None:
-        super()._setup_lr_schedule()
-        own = {"actor": None, "critic": self.critic_learning_rate, "model": self.model_learning_rate, "entropy": None}
-        self._schedules = {name: None if rate is None else FloatSchedule(rate) for name, rate in own.items()}
-
-    def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
-        """Set each optimizer's own rate; the argument is SB3's and names no rates, so it is not used."""
-        for name in self._schedules:
-            rate = self._set_learning_rate(name, self._current_progress_remaining)
-            self.logger.record("train/learning_rate" if name == "actor" else f"train/{name}_learning_rate", rate)
-
-    def _rate(self, name: str, progress_remaining: float) -> float:
-        schedule = self._schedules[name] or self.lr_schedule  # which callbacks may replace
-        return schedule(progress_remaining) * (ENTROPY_RATE if name == "entropy" else 1.0)
-
-    def _set_learning_rate(self, name: str, progress_remaining: float) -> float:
-        rate = self._rate(name, progress_remaining)
-        set_learning_rate(self.policy.optimizers[name], rate, on_device=self.device.type == "cuda")
-        return rate
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", *(f"policy.{name}_optimizer" for name in self._schedules)], []
 
     def _excluded_save_params(self) -> list[str]:
         derived = ["_learner", "_schedules", "_start_values", "_steps_since_statistics"]

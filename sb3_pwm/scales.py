@@ -7,13 +7,12 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pwm.policies import PWMPolicy
-from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm
+from sb3_pwm.learning_rates import ScheduledAlgorithm
 
 STATISTICS_INTERVAL = 1_000  # environment steps between refreshes of the observation and reward statistics
 
 
-class ScalingAlgorithm(SequenceOffPolicyAlgorithm):
+class ScalingAlgorithm(ScheduledAlgorithm):
     """Algorithm whose policy has scales of observations and rewards, taken from the replay buffer as it grows.
 
     Networks know only scaled observations, so that a sudden change of the scales is a change of the environment. A
@@ -21,7 +20,6 @@ class ScalingAlgorithm(SequenceOffPolicyAlgorithm):
     until it is full.
     """
 
-    policy: PWMPolicy
     _steps_since_statistics: int
 
     def _setup_model(self) -> None:

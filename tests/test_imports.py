@@ -26,6 +26,7 @@ LEVELS = (
     {"imagination", "losses", "updates", "buffers", "task_envs", "decoder", "observation_features"},
     {"policies", "diagnostics"},
     {"learner", "sequence_algorithm", "multitask_policies", "checkpoints"},
+    {"learning_rates"},
     {"scales"},
     {"evaluation"},
     {"offline_algorithm"},
