@@ -5,6 +5,7 @@ from collections import defaultdict, deque
 from statistics import fmean
 from typing import cast
 
+import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
@@ -30,8 +31,9 @@ class ModelGapCallback(BaseCallback):
         each environment).
     :param n_eval_episodes: episodes per evaluation.
     :param verbose: 1 prints every gap.
-    :raises ValueError: if a number is not positive; when learning starts, if only one of the two environments has a
-        ``VecNormalize``.
+    :raises ValueError: if a number is not positive; when learning starts, if the shapes of the environment's spaces
+        are not the model's, or only one of the two environments has a ``VecNormalize``.
+    :raises TypeError: when learning starts, if ``eval_env`` is no environment.
     """
 
     def __init__(
@@ -47,7 +49,14 @@ class ModelGapCallback(BaseCallback):
     def _init_callback(self) -> None:
         if not isinstance(self.model, PWM):
             raise TypeError(f"ModelGapCallback is for PWM, not {type(self.model).__name__}")
+        if not isinstance(self.eval_env, gym.Env | VecEnv):
+            raise TypeError(f"eval_env must be an environment, not {type(self.eval_env).__name__}")
         check_normalizer(self.eval_env, self.model.get_vec_normalize_env())
+        vec_env = self.model._wrap_env(self.eval_env, monitor_wrapper=False)
+        for name in ("observation_space", "action_space"):
+            given, allowed = getattr(vec_env, name), getattr(self.model, name)
+            if given.shape != allowed.shape:
+                raise ValueError(f"eval_env has {name}={given}; the model's is {allowed}")
 
     def _on_step(self) -> bool:
         if self.n_calls % self.eval_freq:

@@ -84,7 +84,7 @@ def fit_decoder(
     held_out = (torch.arange(len(latents)) * N_BLOCKS // len(latents)) % HELD_OUT == HELD_OUT - 1
     held_out = held_out.to(latents.device)
     inputs, targets = latents[~held_out], observations[~held_out]
-    mean, std = targets.mean(0), targets.std(0, correction=0)
+    mean, std = targets.mean(0), targets.std(0, correction=0) * changes(targets)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         decoder = LatentDecoder(latents.shape[1], mean.cpu(), std.cpu(), hidden).to(latents.device)
@@ -104,6 +104,11 @@ def fit_decoder(
     return FittedDecoder(decoder, r_squared(decoder(latents[held_out]), observations[held_out]))
 
 
+def changes(values: torch.Tensor) -> torch.Tensor:
+    """Return for each of the D columns of (N, D) values whether it changes; its variance is rounded, and above 0."""
+    return (values != values[:1]).any(0)
+
+
 def r_squared(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     r"""Return :math:`1 - \sum (\hat x - x)^2 / \sum (x - \bar x)^2` of each of D columns, NaN where it never changes.
 
@@ -113,4 +118,4 @@ def r_squared(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """
     missed = (predicted - truth).square().sum(0)
     varied = (truth - truth.mean(0)).square().sum(0)
-    return torch.where(varied > 0, 1 - missed / varied, torch.nan)
+    return torch.where(changes(truth), 1 - missed / varied, torch.nan)

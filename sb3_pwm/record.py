@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         use_headless_rendering()
         env = functools.partial(make_env, args.env, **env_arguments(args.env_kwargs))
         _record(load_model(args.model, args.algo, env, args.vec_normalize), env, args)
-    except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
+    except (ValueError, TypeError, ImportError, RuntimeError, OSError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -196,6 +196,12 @@ def test_bad_model_gap_callbacks():
         ModelGapCallback(Clock("true"), n_eval_episodes=0)
     with pytest.raises(TypeError, match="SAC"):
         SAC("MlpPolicy", Clock("true"), buffer_size=10).learn(1, callback=ModelGapCallback(Clock("true")))
+    model = make(Clock("true"))
+    with pytest.raises(TypeError, match="eval_env must be an environment, not str"):
+        model.learn(1, callback=ModelGapCallback("Pendulum-v1"))
+    with pytest.raises(ValueError, match=r"eval_env has observation_space=.*; the model's is Box"):
+        model.learn(1, callback=ModelGapCallback(gym.make("Pendulum-v1")))
+    assert model.num_timesteps == 0
 
 
 def normalized_clocks(**kwargs):

@@ -26,6 +26,13 @@ def test_r_squared_by_hand() -> None:
     assert r2[1].isnan()
 
 
+def test_what_never_changes_has_no_share_decoded_though_its_mean_is_rounded() -> None:
+    truth = torch.full((5_000, 1), 0.1)
+    assert (truth - truth.mean(0)).square().sum() > 0
+    assert r_squared(truth * 1.01, truth).isnan().all()
+    assert fit_decoder(torch.rand(5_000, 4), truth, updates=1).decoder.std.tolist() == [0]
+
+
 def test_learns_a_linear_map_with_its_units() -> None:
     latents = torch.rand(1_000, 8)
     observations = torch.stack([1_000 * latents[:, 0], latents[:, 1] - latents[:, 2], torch.full((1_000,), 7.0)], 1)

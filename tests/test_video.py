@@ -11,7 +11,7 @@ from helpers import PictureEnv, make
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_pwm.video import record_video, use_headless_rendering
+from sb3_pwm.video import frame_strip, record_video, use_headless_rendering
 from sb3_pwm.video.frames import VideoWriter, read_video
 from sb3_pwm.video.rendering import _enlarge_floor, _follow_body, rendered_env
 
@@ -105,6 +105,28 @@ def test_an_environment_stays_open(sac: SAC, tmp_path: Path) -> None:
     assert [env.closed for env in made] == [True]
 
 
+@pytest.mark.parametrize("wrapped", [lambda env: env, lambda env: VecNormalize(DummyVecEnv([lambda: env]))])
+def test_training_does_not_go_on_in_an_episode_that_a_video_has_ended(tmp_path: Path, wrapped) -> None:
+    env = PictureEnv(length=10)
+    model = make(wrapped(env)).learn(4)
+    record_video(model, lambda: PictureEnv(length=10), tmp_path / "v.mp4", max_steps=2)
+    assert model._last_obs is not None
+    record_video(model, env, tmp_path / "v.mp4", max_steps=2)
+    assert env.steps == 2
+    model.learn(4, reset_num_timesteps=False)
+    assert env.steps == 4
+    assert model.num_timesteps == 8
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_a_tilde_is_the_users_home(sac: SAC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    record_video(sac, PictureEnv, f"~/new/v{suffix}", max_steps=2)
+    frame_strip(f"~/new/v{suffix}", "~/strip.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "strip.png"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [f"v{suffix}"]
+
+
 def test_statistics_of_vec_normalize_are_applied_and_not_changed(tmp_path: Path) -> None:
     normalizer = VecNormalize(DummyVecEnv([PictureEnv]))
     model = SAC("MlpPolicy", normalizer, learning_starts=100, device="cpu", seed=0).learn(20)
@@ -152,19 +174,29 @@ def test_other_actions_are_refused(tmp_path: Path) -> None:
         record_video(make(PictureEnv()), Wide, tmp_path / "v.mp4")
 
 
-@pytest.mark.parametrize("frame", [OSError("no GL"), None], ids=["fails", "gives nothing"])
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (OSError("no GL"), "OSError: no GL"),
+        (None, "gave NoneType, not uint8"),
+        (np.zeros((4, 6), np.uint8), r"gave uint8\(4, 6\), not uint8\(height, width, 3\)"),
+        (np.zeros((4, 6, 3)), r"gave float64\(4, 6, 3\), not uint8"),
+    ],
+    ids=["fails", "gives nothing", "gives grey", "gives floats"],
+)
 def test_says_that_it_cannot_render(
-    sac: SAC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frame: Exception | None
+    sac: SAC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frame: Exception | np.ndarray | None, message: str
 ) -> None:
-    def render(self: gym.Env) -> None:
-        if frame is not None:
+    def render(self: gym.Env) -> np.ndarray | None:
+        if isinstance(frame, Exception):
             raise frame
+        return frame
 
     monkeypatch.setattr(PictureEnv, "render", render)
-    with pytest.raises(RuntimeError, match=r"cannot render .*PictureEnv") as error:
+    with pytest.raises(RuntimeError, match=f"cannot render .*PictureEnv.*{message}") as error:
         record_video(sac, PictureEnv, tmp_path / "new" / "v.mp4")
-    if frame is not None:
-        for part in ("OSError: no GL", "MUJOCO_GL=", "libegl1 libgl1-mesa-dri", "pygame"):
+    if isinstance(frame, Exception):
+        for part in ("MUJOCO_GL=", "libegl1 libgl1-mesa-dri", "pygame"):
             assert part in str(error.value)
     assert not list(tmp_path.iterdir())
 

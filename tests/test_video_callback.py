@@ -112,8 +112,12 @@ def test_what_cannot_be_recorded_is_refused_before_the_first_step(
     monkeypatch.setattr(PictureEnv, "render", lambda self: None)
     with pytest.raises(RuntimeError, match="cannot render"):
         model.learn(30, callback=RecordVideoCallback(PictureEnv, tmp_path, 20))
-    assert model.num_timesteps == 0
+    monkeypatch.undo()
     assert not names(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(FileExistsError):
+        model.learn(30, callback=RecordVideoCallback(PictureEnv, tmp_path / "file", 20))
+    assert model.num_timesteps == 0
 
 
 @pytest.mark.skipif(find_spec("moviepy") is None, reason="Gymnasium's and SB3's recorders need moviepy")

@@ -134,4 +134,6 @@ def test_bad_input(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             frame_strip(arguments[0], tmp_path / arguments[1], *arguments[2:])
+    with pytest.raises(ValueError, match="columns=0 is out of range"):
+        frame_strip(video, tmp_path / "s.png", columns=0)
     assert sorted(tmp_path.iterdir()) == before

@@ -6,12 +6,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import PictureEnv, make
+from helpers import SMALL_POLICY, PictureEnv, make
 from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pwm import PWM
-from sb3_pwm.decoder import LatentDecoder
+from sb3_pwm.decoder import LatentDecoder, fit_decoder
 from sb3_pwm.video import record_imagination
 from sb3_pwm.video.frames import read_video
 from sb3_pwm.video.imagined import _Prediction, encode, fit_latent_decoder
@@ -154,6 +154,24 @@ def test_predicted_rewards_are_in_the_units_of_the_environment(monkeypatch: pyte
     expected = float(reward) * np.sqrt(normalizer.ret_rms.var + normalizer.epsilon)
     assert prediction.step(action) == pytest.approx(expected, rel=1e-4)
     torch.testing.assert_close(encode(model, observation[None]), latents)
+
+
+def test_dynamics_networks_take_turns_as_in_imagination() -> None:
+    model = make("Hopper-v5", policy_kwargs={**SMALL_POLICY, "n_dynamics": 3})
+    real, imagined = gym.make("Hopper-v5"), gym.make("Hopper-v5")
+    observation, _ = real.reset(seed=0)
+    imagined.reset(seed=0)
+    fitted = fit_decoder(torch.rand(100, 16), torch.randn(100, 11), updates=1)
+    prediction = _Prediction(model, fitted, state_layout(real), real, imagined)
+    action = np.array([0.5, -0.5, 1.0], np.float32)
+    for _ in range(2):
+        prediction.synchronize(observation)
+        expected = prediction.latents
+        for step in range(4):
+            prediction.step(action)
+            with torch.no_grad():
+                expected = model.policy.world_model._next_latents(step % 3, expected, torch.as_tensor(action[None]))
+            torch.testing.assert_close(prediction.latents, expected)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ class RecordVideoCallback(BaseCallback):
     :raises ValueError: if a number or the suffix is not allowed; when training starts, if the environment is not one
         that the model can act in.
     :raises RuntimeError: when training starts, if the environment cannot be rendered on this machine.
+    :raises OSError: when training starts, if the folder cannot be made.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class RecordVideoCallback(BaseCallback):
         check_integer("max_steps", max_steps, 1)
         check_video_path(f"{name_prefix}{suffix}")
         self.env = env
-        self.folder = pathlib.Path(folder)
+        self.folder = pathlib.Path(folder).expanduser()
         self.every_steps = every_steps
         self.n_episodes = n_episodes
         self.seed = seed
@@ -73,6 +74,7 @@ class RecordVideoCallback(BaseCallback):
             check_spaces(self.model, env)
             env.reset()
             render(env)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._periods = self.model.num_timesteps // (self.every_steps or 1)
 
     def _on_step(self) -> bool:

@@ -30,7 +30,7 @@ def record_video(
     :param model: any SB3 algorithm; the statistics of its VecNormalize, if it has one, are applied and not changed.
     :param env: id, or function that makes a Gymnasium environment with ``render_mode="rgb_array"``; or such an
         environment, which is then reset, not closed, and drawn as it is (of the others the camera follows the body and
-        the floor has no end).
+        the floor has no end). If the model trains in it, the next ``learn`` resets it.
     :param path: file that ends in ``.mp4`` or ``.gif``; its folder is created.
     :param n_episodes: number of episodes, one after the other.
     :param seed: of the environment.
@@ -49,6 +49,7 @@ def record_video(
     returns = []
     with rendered_env(env) as opened, acting(model):
         check_spaces(model, opened)
+        _forget_episode(model, opened)
         with VideoWriter(path, fps_of(opened)) as writer:
             for episode in range(n_episodes):
                 observation, _ = opened.reset(seed=seed if episode == 0 else None)
@@ -59,6 +60,13 @@ def record_video(
                     writer.append(_frame(opened, total, count, text))
                 returns.append(total)
     return returns
+
+
+def _forget_episode(model: BaseAlgorithm, env: gym.Env[Any, Any]) -> None:
+    """If the model trains in this environment, let the next ``learn`` reset it: its episode there will be another."""
+    trained_in = getattr(model.env and model.env.unwrapped, "envs", ())
+    if any(one.unwrapped is env.unwrapped for one in trained_in):
+        model._last_obs = None
 
 
 def _frame(env: gym.Env[Any, Any], total: float, step: int, text: bool) -> np.ndarray:

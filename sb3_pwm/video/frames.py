@@ -22,11 +22,11 @@ Path = str | pathlib.Path
 
 
 def check_video_path(path: Path) -> pathlib.Path:
-    """Check that a path names a kind of video that can be written.
+    """Check that a path names a kind of video that can be written, and return it with ``~`` expanded.
 
     :raises ValueError: if it does not end in ``.mp4`` or ``.gif``.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     if path.suffix not in SUFFIXES:
         raise ValueError(f"path={str(path)!r} must end in {' or '.join(SUFFIXES)}")
     return path
@@ -35,7 +35,8 @@ def check_video_path(path: Path) -> pathlib.Path:
 class VideoWriter:
     """Context in which frames become a video file, which appears only when it is whole.
 
-    A gif keeps only every k-th frame where ``fps`` is above 25; its speed stays.
+    A gif keeps only every k-th frame where ``fps`` is above 25; its speed stays. Its frames are in memory until it is
+    whole.
 
     :param path: file that ends in ``.mp4`` or ``.gif``; its folder is created.
     :param fps: frames per second, above 0.
@@ -170,17 +171,23 @@ def frame_strip(
     :param width: pixels to which each frame is scaled.
     :raises ValueError: if a number is below 1, ``source`` has no frames or ``path`` ends in something else.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     if path.suffix != ".png":
         raise ValueError(f"path={str(path)!r} must end in .png")
-    for name, value in (("n", n), ("columns", columns or n), ("width", width)):
+    for name, value in (("n", n), ("columns", n if columns is None else columns), ("width", width)):
         check_integer(name, value, 1)
-    frames = list(read_video(source)[1] if isinstance(source, str | pathlib.Path) else source)
-    if not frames:
+    frames: Iterable[np.ndarray]
+    if isinstance(source, str | pathlib.Path):  # read twice: a long video may not fit into memory
+        n_frames, frames = sum(1 for _ in read_video(source)[1]), read_video(source)[1]
+    else:
+        frames = list(source)
+        n_frames = len(frames)
+    if not n_frames:
         raise ValueError("source has no frames")
-    places = np.linspace(0, len(frames) - 1, min(n, len(frames))).round().astype(int)
-    height = round(width * frames[0].shape[0] / frames[0].shape[1])
-    scaled = [Image.fromarray(frames[place]).resize((width, height)) for place in places]
+    places = set(np.linspace(0, n_frames - 1, min(n, n_frames)).round().astype(int))
+    chosen = [frame for place, frame in enumerate(frames) if place in places]
+    height = round(width * chosen[0].shape[0] / chosen[0].shape[1])
+    scaled = [Image.fromarray(frame).resize((width, height)) for frame in chosen]
     image = Image.fromarray(_tiles([np.asarray(part) for part in scaled], columns or len(scaled)))
     path.parent.mkdir(parents=True, exist_ok=True)
     image.quantize(STRIP_COLORS).save(path, optimize=True)  # a third of the size
@@ -209,7 +216,7 @@ def grid_video(videos: Sequence[Path | tuple[str, Path]], path: Path, columns: i
         raise ValueError(f"videos={videos!r} must be a sequence of at least one path or pair of a name and a path")
     columns = math.ceil(math.sqrt(len(videos))) if columns is None else columns
     check_integer("columns", columns, 1)
-    named = [video if isinstance(video, tuple) else (pathlib.Path(video).stem, video) for video in videos]
+    named = [video if isinstance(video, tuple | list) else (pathlib.Path(video).stem, video) for video in videos]
     sources = [_HoldingSource(*read_video(file)) for _, file in named]
     height, width = (max(source.frame.shape[axis] for source in sources) for axis in (0, 1))
     titles = [_title(name, width, height) for name, _ in named]

@@ -88,6 +88,7 @@ def record_imagination(
         layout = state_layout(real)
         imagined.reset()
         render(imagined)  # before the decoder learns: is there a renderer?
+        path.parent.mkdir(parents=True, exist_ok=True)  # and a folder?
         fitted = fit_latent_decoder(model, env, dataset, decoder_updates)
         writer = stack.enter_context(VideoWriter(path, fps_of(real)))
         episodes = []
@@ -116,6 +117,7 @@ class _Prediction:
 
     def synchronize(self, observation: np.ndarray) -> None:
         """Start again from the truth."""
+        self.ahead = 0
         self._decode(encode(self.model, observation[None]))
         self.skipped = skipped_positions(self.real, self.layout)
         self._show()
@@ -127,7 +129,8 @@ class _Prediction:
         actions = torch.as_tensor(policy.scale_action(action)[None], dtype=torch.float32, device=self.model.device)
         rewards = (policy.world_model.rewards(self.latents, actions) * policy.reward_scale.scale).cpu().numpy()
         before = self._root_velocity()
-        self._decode(policy.world_model.next_latents(self.latents, actions))
+        self._decode(policy.world_model.next_latents(self.latents, actions, self.ahead))
+        self.ahead += 1
         self.skipped = self.skipped + self.dt * (before + self._root_velocity()) / 2
         self._show()
         return float((rewards if normalizer is None else normalizer.unnormalize_reward(rewards))[0])

@@ -144,8 +144,9 @@ def render(env: gym.Env[Any, Any]) -> np.ndarray:
         frame: Any = env.render()
     except Exception as error:  # whatever goes wrong here is a matter of the machine or the environment
         raise _renderer_error(name_of(env), error) from error
-    if not isinstance(frame, np.ndarray):
-        raise RuntimeError(f"cannot render {name_of(env)}: render() gave {type(frame).__name__}, not an array")
+    if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] in (3, 4)):
+        given = f"{frame.dtype}{frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+        raise RuntimeError(f"cannot render {name_of(env)}: render() gave {given}, not uint8(height, width, 3)")
     return frame
 
 
@@ -168,7 +169,8 @@ def check_spaces(model: BaseAlgorithm, env: gym.Env[Any, Any]) -> None:
     if seen not in (env.observation_space, _channels_first(env.observation_space)):
         raise ValueError(
             f"the observations of {name_of(env)} are {env.observation_space}, the model's are {seen}; give a function "
-            "that makes the environment with the wrappers of the training"
+            "that makes the environment with the wrappers of the training (see docs/videos.md for VecFrameStack), or "
+            "extract() the env of a policy extracted from many tasks"
         )
     if model.action_space != env.action_space:
         raise ValueError(f"the actions of {name_of(env)} are {env.action_space}, the model's are {model.action_space}")
