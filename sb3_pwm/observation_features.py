@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first, preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import VecTransposeImage
 from torch import nn
 
 from sb3_pwm.normalization import Standardizer
@@ -87,3 +88,12 @@ def flattenable(observations: Observations) -> Observations:
     if isinstance(observations, dict):
         return {key: flattenable(values) for key, values in observations.items()}  # type: ignore[misc]
     return observations.unsqueeze(-1) if observations.ndim == 1 else observations
+
+
+def channels_first(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """Return an observation space as SB3 shows it to policies: images have their channels first."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({key: channels_first(part) for key, part in space.spaces.items()})
+    if is_image_space(space) and not is_image_space_channels_first(space):  # type: ignore[arg-type]
+        return VecTransposeImage.transpose_space(space)  # type: ignore[arg-type]
+    return space

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import gymnasium as gym
@@ -36,6 +37,16 @@ class Failing(PendulumEnv):
         return super().step(action)
 
 
+class Exiting(PendulumEnv):
+    """Pendulum that ends the program after some steps of training."""
+
+    def step(self, action):
+        self.taken = getattr(self, "taken", 0) + 1
+        if self.taken > 90:
+            sys.exit(int(os.environ["COMPARE_TOYS_EXIT"]))
+        return super().step(action)
+
+
 class Global(PendulumEnv):
     """Pendulum whose start states come from NumPy's global generator."""
 
@@ -58,7 +69,7 @@ class MySAC(SAC):
     """An algorithm of one's own."""
 
 
-for kind in (Killed, Failing, Global, Sized):
+for kind in (Killed, Failing, Exiting, Global, Sized):
     gym.register(f"{kind.__name__}-v0", kind, max_episode_steps=60)
 for env_id in ("toys/Global-v0", "toys-Global-v0"):
     gym.register(env_id, Global, max_episode_steps=60)

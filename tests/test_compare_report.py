@@ -191,6 +191,17 @@ def test_what_cannot_be_scored_is_left_out_with_a_reason():
             "different hyperparameters",
         ),
         ([make_run("A-v0", "sac", 0, 1), make_run("A-v0", "sac", 1, 1, eval_every=50)], "different eval_every"),
+        (
+            [
+                make_run("A-v0", "sac", 0, 1),
+                make_run("A-v0", "td3", 0, 1, hyperparameters={"env_kwargs": {"g": 5.0}}),
+            ],
+            r"differ in the environment's arguments: none, \{'g': 5.0\}",
+        ),
+        (
+            [make_run("A-v0", "sac", 0, 1, RUNNING), make_run("A-v0", "td3", 0, 1)],
+            "no run of the method sac has finished; --steps N compares after fewer steps",
+        ),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(runs, match):
@@ -319,6 +330,8 @@ def test_a_page_without_scores(tmp_path):
     text = " ".join(Page((tmp_path / "index.html").read_text()).text.split())
     assert "No normalised return can be computed: C-v0: sac's mean final return is not above 0" in text
     assert "1 seed each" in text
+    assert "--zero random puts the zero" in text
+    assert "target -100 (sac's own)" in text
     assert not (tmp_path / "iqm.png").exists()
 
 

@@ -34,6 +34,7 @@ from sb3_pwm.benchmark.results import (
     read_run,
     read_runs,
     unfinished,
+    write_json,
 )
 from sb3_pwm.benchmark.runner import run_plan
 from sb3_pwm.benchmark.segments import check_models, segment_seed
@@ -87,7 +88,11 @@ def test_a_killed_run_ends_with_the_same_numbers(algo, tmp_path, monkeypatch):
     run = read_run(folder)
     assert run.state == RUNNING
     assert [row.env_steps for row in run.rows] == [80, 160]
+    earlier = {"command": "first", "versions": {"torch": "1"}, "git_revision": "abc", "processor": "old"}
+    write_json(folder / "run.json", run.record | earlier)
     assert run_job(spec, folder, "")
+    assert read_run(folder).record["earlier"] == [earlier]
+    assert "earlier" not in read_run(tmp_path / "whole").record
     assert_same_outcome(tmp_path / "whole", folder)
     assert [row.env_steps for row in read_run(folder).rows] == [80, 160, 240, 300]
     left = sorted(path.name for path in (tmp_path / "whole").iterdir())
@@ -193,6 +198,23 @@ def test_a_failing_run_is_recorded_and_the_others_go_on(tmp_path, capfd, monkeyp
     assert run_plan(plan[1:], tmp_path, lambda: LocalEngine(1), "") == []
 
 
+@pytest.mark.parametrize("code", [0, 3])
+def test_an_environment_that_exits_is_a_failure(tmp_path, capfd, monkeypatch, code):
+    monkeypatch.setenv("COMPARE_TOYS_EXIT", str(code))
+    plan = [spec_of(env="compare_toys:Exiting-v0", steps=150, eval_every=150, eval_episodes=1)]
+    assert run_plan(plan, tmp_path, lambda: LocalEngine(1), "") == [(plan[0], FAILED)]
+    assert "SystemExit" in read_run(plan[0].folder(tmp_path)).record["traceback"]
+
+
+def test_a_device_that_is_not_there_is_a_failure(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("it is there")
+    spec = spec_of(steps=60, eval_every=60, device="cuda")
+    assert not run_job(spec, tmp_path / "run", "")
+    assert "RuntimeError: device 'cuda' cannot be used here" in read_run(tmp_path / "run").record["traceback"]
+    assert run_job(replace(spec, device="auto"), tmp_path / "other", "")
+
+
 def test_other_runs_in_the_folder_are_refused(tmp_path):
     spec = spec_of(steps=60, eval_every=60)
     folder = spec.folder(tmp_path)
@@ -210,9 +232,12 @@ def test_other_runs_in_the_folder_are_refused(tmp_path):
         unfinished([spec], tmp_path)
     with pytest.raises(ValueError, match="results format 99"):
         read_runs(tmp_path)
-    (folder / "run.json").write_text("{")
-    with pytest.raises(ValueError, match="does not describe a run"):
-        read_runs(tmp_path)
+    without = {name: value for name, value in record.items() if name != "processor"}
+    unknown = record | {"specification": record["specification"] | {"new": 1}}
+    for text in ("{", "[]", '{"format": 1}', json.dumps(without), json.dumps(unknown)):
+        (folder / "run.json").write_text(text)
+        with pytest.raises(ValueError, match=r"run\.json does not describe a run"):
+            read_runs(tmp_path)
 
 
 def test_one_process_at_a_time_has_a_run(tmp_path, monkeypatch):
@@ -348,6 +373,13 @@ def test_the_command_line_refuses_in_one_line(tmp_path, capsys):
         ("Pendulum-v1", "wide=pwm", "policy_kwargs: {latent_dim: 12}", ["latent_dim=12 must be"]),
         ("Pendulum-v1", "ppo", "policy_kwargs: {net_ach: [8]}", ["net_ach"]),
         ("Pendulum-v1", "sac", "env_kwargs: {gravity: 9.8}", ["gravity"]),
+        (
+            "Pendulum-v1",
+            "sac",
+            "env_kwargs: [9.8]",
+            ["env_kwargs=[9.8]; allowed: arguments of the environment by name"],
+        ),
+        ("Pendulum-v1", "sac", "env_kwargs: {g: 2026-01-01}", ["date is not JSON serializable"]),
         ("CartPole-v1", "pwm", "{}", ["Box", "Discrete(2)"]),
     ],
 )

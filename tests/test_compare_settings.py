@@ -314,6 +314,7 @@ def test_settings_of_one_algorithm_have_labels(tmp_path):
         (["_a=pwm"], "'_a' is no label"),
         (["a=b=pwm"], "'a=b' is no label"),
         (["wide=pmw"], "unknown algorithm 'pmw'; did you mean pwm"),
+        (["_mine:MySAC"], "begins with an underscore: give it a label, such as mine=_mine:MySAC"),
         (["sac=pwm"], "'sac' is an algorithm's name and cannot be a label of pwm"),
         (["a=pwm", "a=sac"], "'a' is the label of pwm and of sac"),
         (["compare_toys:MySAC", "compare_toys-MySAC=sac"], "would have the same folder"),
@@ -350,6 +351,10 @@ def test_own_hyperparameters(tmp_path):
     assert (spec.source, spec.hyperparameters) == ("mine.yml: Pendulum-v1", {"batch_size": 32})
     with pytest.raises(ValueError, match="for which of"):
         own_files([str(file)], ["sac", "pwm"])
+    odd = tmp_path / "lr=3" / "mine.yml"
+    odd.parent.mkdir()
+    odd.write_text(file.read_text())
+    assert own_files([str(odd)], ["sac"]) == own_files([f"sac={odd}"], ["sac"]) == {"sac": odd}
     with pytest.raises(ValueError, match="there is no file"):
         own_files(["sac=nowhere.yml"], ["sac"])
     with pytest.raises(ValueError, match="has no entry for Hopper-v5"):

@@ -1,5 +1,8 @@
 """Data sets whose arrays are kept in files (``directory=``)."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 from dataset_toys import ACTIONS, OBSERVATIONS, THREE, check_holds, episode, flat
@@ -49,6 +52,30 @@ def test_an_interrupted_import_leaves_no_files(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         build_buffer(episodes(), 8, OBSERVATIONS, ACTIONS, source="it", directory=tmp_path)
     assert names_in(tmp_path) == []
+
+
+def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
+    def full(descriptor, offset, length):
+        assert length > 8 * 4
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        from_arrays(flat(THREE), OBSERVATIONS, ACTIONS, directory=tmp_path)
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="cannot take room on a disk")
+def test_files_have_their_room(tmp_path, monkeypatch):
+    from_arrays(flat(THREE), OBSERVATIONS, ACTIONS, buffer_size=100_000, directory=tmp_path / "a")
+    used = sum(512 * path.stat().st_blocks for path in (tmp_path / "a").iterdir())
+    assert used >= sum(path.stat().st_size for path in (tmp_path / "a").iterdir()) > 100_000 * 4 * 8
+
+    def without(descriptor, offset, length):
+        raise OSError(errno.EOPNOTSUPP, "not here")
+
+    monkeypatch.setattr(os, "posix_fallocate", without)
+    check_holds(from_arrays(flat(THREE), OBSERVATIONS, ACTIONS, directory=tmp_path / "b"), THREE)
 
 
 def test_every_key_of_dict_observations_has_files_that_count(tmp_path):

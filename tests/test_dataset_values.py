@@ -114,6 +114,44 @@ def test_action_bounds_without_room_between_them():
         from_arrays(data, OBSERVATIONS, bounds)
 
 
+def test_action_bounds_whose_difference_is_no_number():
+    most = float(np.finfo(np.float32).max)
+    with pytest.raises(ValueError, match="bounds whose difference is a number"):
+        from_arrays(flat(THREE), OBSERVATIONS, spaces.Box(-most, most, (2,), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (spaces.Tuple([OBSERVATIONS]), r"the data: the observation space is Tuple\(.*; allowed: Box, Discrete"),
+        (
+            spaces.Dict({"a": spaces.Dict({"b": OBSERVATIONS})}),
+            r"the observation space's entry 'a' is Dict\(.*; allowed:",
+        ),
+        (spaces.Text(3), r"the observation space is Text\("),
+    ],
+)
+def test_observation_spaces_that_no_policy_has(space, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        from_arrays(flat(THREE), space, ACTIONS, directory=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_that_follow_are_found_in_blocks(monkeypatch):
+    data = flat(THREE)
+    del data["timeouts"]
+    whole = from_arrays(data, OBSERVATIONS, ACTIONS)
+    monkeypatch.setattr("sb3_pwm.buffer_checks.BLOCK_VALUES", 6)  # two rows
+    np.testing.assert_array_equal(from_arrays(data, OBSERVATIONS, ACTIONS).timeouts, whole.timeouts)
+
+
+def test_what_is_no_array_is_named():
+    data = flat(THREE) | {"infos": [[1], [1, 2]]}
+    assert from_arrays(data, OBSERVATIONS, ACTIONS).size() == 8  # not asked for
+    with pytest.raises(ValueError, match="the data: rewards are no array"):
+        from_arrays(data | {"rewards": [[1], [1, 2]]}, OBSERVATIONS, ACTIONS)
+
+
 def sb3_buffer(space=OBSERVATIONS):
     """Four steps in a ring of six rows and two environments; no number in the empty rows counts."""
     kind = DictReplayBuffer if isinstance(space, spaces.Dict) else ReplayBuffer

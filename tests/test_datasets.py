@@ -260,6 +260,26 @@ def test_minari_with_dict_observations(minari_home):
     assert PWM("MultiInputPolicy", make_env(space), device="cpu").observation_space == space
 
 
+def test_minari_with_images_has_their_channels_first(minari_home):
+    rng = np.random.default_rng(0)
+    image = spaces.Box(0, 255, (36, 40, 3), np.uint8)
+    images = [rng.integers(0, 256, (len(e.rewards) + 1, 36, 40, 3), dtype=np.uint8) for e in THREE]
+    alone = [e._replace(observations=pictures) for e, pictures in zip(THREE, images, strict=True)]
+    dataset = minari_dataset("test/images-v0", alone, image)
+    buffer = from_minari(dataset)
+    stored = [e.observations for e in dataset.iterate_episodes()]  # minari compresses images
+    expected = np.concatenate([pictures[:-1] for pictures in stored]).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(buffer.observations[:, 0], expected)
+    model = PWM.from_dataset(buffer, "CnnPolicy", batch_size=2, critic_batch_size=2, device="cpu")
+    assert model.observation_space == spaces.Box(0, 255, (3, 36, 40), np.uint8)
+
+    keyed = [e._replace(observations={"a": e.observations, "b": i}) for e, i in zip(THREE, images, strict=True)]
+    buffer = from_minari(minari_dataset("test/both-v0", keyed, spaces.Dict({"a": OBSERVATIONS, "b": image})))
+    assert buffer.observation_space["b"] == model.observation_space
+    np.testing.assert_array_equal(buffer.observations["b"][:, 0], expected)
+    np.testing.assert_array_equal(buffer.observations["a"][:, 0], flat(THREE)["observations"])
+
+
 def make_env(space):
     env = gym.Env()
     env.observation_space, env.action_space = space, ACTIONS

@@ -58,8 +58,9 @@ def own_files(given: list[str], algos: list[str]) -> dict[str, Path]:
     """
     files: dict[str, Path] = {}
     for value in given:
-        algo, equals, name = value.rpartition("=")
-        if not equals:
+        algo, equals, name = value.partition("=")
+        if not equals or Path(value).is_file():
+            name = value
             names = list(named_algorithms(algos))
             if len(names) > 1:
                 raise ValueError(f"--hyperparameters {value}: for which of {names}? Write ALGO={value}")

@@ -94,8 +94,9 @@ class Comparison:
     :param method: the algorithm that the others are compared with.
     :param baseline: the algorithm whose mean final return is a score of 1.
     :param random_zero: whether a random policy's return is a score of 0; otherwise a return of 0 is.
-    :raises ValueError: if no run has finished, an algorithm is unknown, a run is there twice, or the runs of an
-        environment differ in their steps or in the episodes of an evaluation, or those of an algorithm in more.
+    :raises ValueError: if no run has finished, an algorithm is unknown or none of its runs has finished, a run is there
+        twice, or the runs of an environment differ in its arguments, their steps or the episodes of an evaluation, or
+        those of an algorithm in more.
     """
 
     def __init__(self, runs: Sequence[Run], method: str, baseline: str, random_zero: bool = False) -> None:
@@ -110,6 +111,8 @@ class Comparison:
         self.envs = sorted(self.runs)
         self.algos = sorted({run.spec.name for run in self.finished}, key=lambda algo: (algo != method, algo))
         for what, name in (("method", method), ("baseline", baseline)):
+            if name in {run.spec.name for run in self.others} - set(self.algos):
+                raise ValueError(f"no run of the {what} {name} has finished; --steps N compares after fewer steps")
             if name not in self.algos:
                 raise unknown_name(f"{what} in these results", name, self.algos)
         self.method, self.baseline, self.random_zero = method, baseline, random_zero
@@ -122,6 +125,12 @@ class Comparison:
                 found = {getattr(run.spec, name): run for run in runs}
                 if len(found) > 1:
                     raise ValueError(f"the runs in {env} differ in {name}: {sorted(found)}; they cannot be compared")
+            arguments = {str(run.spec.hyperparameters.get("env_kwargs") or "none") for run in runs}
+            if len(arguments) > 1:
+                raise ValueError(
+                    f"the runs in {env} differ in the environment's arguments: {', '.join(sorted(arguments))}; they "
+                    "cannot be compared"
+                )
             for algo, of_algo in by_algo.items():
                 seeds = [run.spec.seed for run in of_algo]
                 if len(set(seeds)) < len(seeds):

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -106,6 +107,8 @@ def named_algorithms(given: Iterable[str]) -> dict[str, str]:
             # Legends leave out what begins with an underscore.
             allowed = "letters, digits, '_', '-' and '.', the first a letter or a digit"
             raise ValueError(f"algorithm {text!r}: {label!r} is no label; allowed: {allowed}")
+        if not equals and algo.startswith("_"):
+            raise ValueError(f"algorithm {text!r} begins with an underscore: give it a label, such as mine={text}")
         if label in ALGORITHMS and label != algo:
             raise ValueError(f"{label!r} is an algorithm's name and cannot be a label of {algo}")
         name = label or algo
@@ -219,8 +222,9 @@ def make_plan(
             file = hyperparameters.get(name, hyperparameters.get(algo))
             source, values = find_hyperparameters(algo, env, registered, file=file)
             try:
+                json.dumps(values)  # as the run's process gets them; YAML has dates
                 check_env(env, **interpret(values, algorithm).env_kwargs)
-            except ValueError as error:
+            except (ValueError, TypeError) as error:
                 raise ValueError(f"{name} in {env}: {error}") from error
             found[env, name] = {"algo": algo, "label": label, "hyperparameters": values, "source": source}
     return [

@@ -102,6 +102,8 @@ def render(comparison: Comparison, images: dict[str, bytes], command: str) -> st
     environment.filters |= {"number": number, "estimate": estimate}
     others = [algo for algo in comparison.algos if algo != comparison.method]
     envs, excluded = comparison.scored_envs()
+    # What was interrupted may have gone on elsewhere.
+    parts = [part for run in comparison.finished for part in (*run.record.get("earlier", []), run.record)]
     return environment.get_template("report.html").render(
         comparison=comparison,
         images={name: base64.b64encode(image).decode() for name, image in images.items()},
@@ -115,10 +117,10 @@ def render(comparison: Comparison, images: dict[str, bytes], command: str) -> st
         specs=settings_of(comparison.finished),
         failed=[run for run in comparison.others if run.state == FAILED],
         unfinished=[run for run in comparison.others if run.state != FAILED],
-        machines=distinct(run.record["processor"] for run in comparison.finished),
+        machines=distinct(part["processor"] for part in parts),
         threads=distinct(str(run.spec.threads) for run in comparison.finished),
-        versions=distinct(versions_of(run) for run in comparison.finished),
-        commands=[*distinct(run.record["command"] for run in comparison.finished), command],
+        versions=distinct(versions_of(part) for part in parts),
+        commands=[*distinct(part["command"] for part in parts), command],
     )
 
 
@@ -127,10 +129,10 @@ def distinct(values: Any) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def versions_of(run: Run) -> str:
-    """Return the versions that a run was made with, in one line."""
-    revision = run.record["git_revision"]
-    parts = [f"{name} {version}" for name, version in run.record["versions"].items()]
+def versions_of(record: dict[str, Any]) -> str:
+    """Return the versions that a run, or a part of it, was made with, in one line."""
+    revision = record["git_revision"]
+    parts = [f"{name} {version}" for name, version in record["versions"].items()]
     return ", ".join(parts + ([f"git revision {revision}"] if revision else []))
 
 

@@ -19,6 +19,7 @@ from sb3_pwm.benchmark.plan import RunSpec
 
 FORMAT = 1
 FINISHED, FAILED, RUNNING = "finished", "failed", "running"
+RECORDED = ("state", "specification", "command", "versions", "git_revision", "processor", "random_return", "traceback")
 IN_USE = "in use by another command"
 IN_USE_CODE = 3  # exit code of the process that did not get the run
 LOCK_POLL_SECONDS = 0.1
@@ -143,12 +144,14 @@ def read_run(folder: Path) -> Run:
     path = folder / "run.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        found = record["format"]
+        if record["format"] == FORMAT:
+            missing = [name for name in RECORDED if name not in record]
+            if missing:
+                raise KeyError(*missing)
+            return Run(RunSpec(**record["specification"]), record["state"], read_curve(folder), record)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not describe a run: {error!r}") from error
-    if found != FORMAT:
-        raise ValueError(f"{path} is of results format {found!r}, this version reads and writes format {FORMAT}")
-    return Run(RunSpec(**record["specification"]), record["state"], read_curve(folder), record)
+    raise ValueError(f"{path} is of results format {record['format']!r}, this version reads and writes format {FORMAT}")
 
 
 def read_runs(results: Path) -> list[Run]:

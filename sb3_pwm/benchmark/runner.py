@@ -90,7 +90,7 @@ def run_plan(
             for job, code in place.poll():
                 left -= 1
                 board.states[job["folder"]] = state = _how_it_ended(job, code)
-                if code != 0:
+                if state != FINISHED:
                     failed.append((board.folders[job["folder"]], state))
                 show(job["folder"])
             show(None)
@@ -102,13 +102,11 @@ def run_plan(
 
 
 def _how_it_ended(job: Job, code: int) -> str:
-    if code == 0:
-        return FINISHED
     if code == IN_USE_CODE:
         return IN_USE
     path = Path(job["folder"])
-    recorded = (path / "run.json").exists() and read_run(path).state == FAILED
-    return FAILED if recorded else f"{KILLED} ({code})"
+    state = read_run(path).state if (path / "run.json").exists() else None
+    return state if state in (FINISHED, FAILED) else f"{KILLED} ({code})"
 
 
 def _display(board: Board) -> tuple[Callable[[str | None], None], Callable[[], None]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -77,7 +78,17 @@ def make_model(spec: RunSpec) -> BaseAlgorithm:
         # No more is ever stored, and every checkpoint holds the whole buffer.
         batch_size = arguments.get("batch_size", default_of(parameters, "batch_size")) or 0
         arguments["buffer_size"] = min(size, max(spec.steps, batch_size))
-    return algorithm(settings.policy, env, seed=spec.seed, device=spec.device, **arguments)
+    return _on_device(spec, algorithm(settings.policy, env, seed=spec.seed, device=spec.device, **arguments))
+
+
+def _on_device(spec: RunSpec, model: BaseAlgorithm) -> BaseAlgorithm:
+    """Return a model that runs where it should; SB3 takes the CPU without a word where there is no GPU.
+
+    :raises RuntimeError: if it does not.
+    """
+    if spec.device != "auto" and torch.device(spec.device).type != model.device.type:
+        raise RuntimeError(f"device {spec.device!r} cannot be used here; the model would run on {model.device}")
+    return model
 
 
 def check_models(plan: Iterable[RunSpec]) -> None:
@@ -106,7 +117,7 @@ def load_model(spec: RunSpec, folder: Path, seed: int) -> BaseAlgorithm:
     env = make_training_env(spec, interpret(spec.hyperparameters, algorithm))
     if (folder / "vec_normalize.pkl").exists():
         env = VecNormalize.load(str(folder / "vec_normalize.pkl"), env)
-    model = algorithm.load(folder / "model.zip", env=env, device=spec.device)
+    model = _on_device(spec, algorithm.load(folder / "model.zip", env=env, device=spec.device))
     if (folder / "replay_buffer.pkl").exists():
         model.load_replay_buffer(folder / "replay_buffer.pkl")  # type: ignore[attr-defined]
     model.set_random_seed(seed)

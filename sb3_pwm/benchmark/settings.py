@@ -145,7 +145,7 @@ def interpret(hyperparameters: Hyperparameters, algorithm: type[BaseAlgorithm]) 
     return Settings(
         policy=values.get("policy", "MlpPolicy"),
         n_envs=_n_envs(values.get("n_envs", 1)),
-        env_kwargs=values.get("env_kwargs") or {},
+        env_kwargs=_env_kwargs(values.get("env_kwargs") or {}),
         normalize=_normalize(values.get("normalize"), values.get("gamma", default_of(parameters, "gamma"))),
         noise=_noise(values),
         arguments={name: value for name, value in values.items() if name not in RUN_KEYS},
@@ -170,6 +170,12 @@ def _check_type(algorithm: type[BaseAlgorithm], name: str, value: Any, annotatio
 def _n_envs(value: Any) -> int:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"n_envs={value!r}; allowed: integers from 1")
+    return value
+
+
+def _env_kwargs(value: Any) -> dict[str, Any]:
+    if not (isinstance(value, dict) and all(isinstance(name, str) for name in value)):
+        raise ValueError(f"env_kwargs={value!r}; allowed: arguments of the environment by name")
     return value
 
 

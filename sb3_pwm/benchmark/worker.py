@@ -37,6 +37,7 @@ from sb3_pwm.benchmark.results import (
     RUNNING,
     CurveRow,
     InUseError,
+    Run,
     is_finished,
     locked,
     read_run,
@@ -61,6 +62,7 @@ PACKAGES = (
     *("sb3-pwm", "stable-baselines3", "sb3-contrib", "torch", "gymnasium", "mujoco", "numpy"),
     *("dm-control", "metaworld"),  # the simulators of sb3_pwm.suites
 )
+ORIGIN = ("command", "versions", "git_revision", "processor")  # of what a process did of a run
 PROGRESS_SECONDS = 2.0  # between two notes for the progress table
 LOCK_SECONDS = 5.0  # until when the process of a command that was killed has surely ended
 
@@ -228,10 +230,10 @@ def run_job(spec: RunSpec, folder: Path, command: str) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, LOCK_SECONDS):
         found = read_run(folder) if (folder / "run.json").exists() else None
-        return is_finished(spec, found, folder) or _carry_out(spec, folder, command)
+        return is_finished(spec, found, folder) or _carry_out(spec, folder, command, found)
 
 
-def _carry_out(spec: RunSpec, folder: Path, command: str) -> bool:
+def _carry_out(spec: RunSpec, folder: Path, command: str, found: Run | None) -> bool:
     record: dict[str, Any] = {
         "format": FORMAT,
         "state": RUNNING,
@@ -243,6 +245,9 @@ def _carry_out(spec: RunSpec, folder: Path, command: str) -> bool:
         "random_return": None,
         "traceback": None,
     }
+    if found is not None and latest_checkpoint(folder) is not None:
+        first = {name: found.record[name] for name in ORIGIN}
+        record["earlier"] = [*found.record.get("earlier", []), first]
     write_json(folder / "run.json", record)
     try:
         torch.set_num_threads(spec.threads)
@@ -250,7 +255,7 @@ def _carry_out(spec: RunSpec, folder: Path, command: str) -> bool:
         record["versions"] |= versions(packages_of(spec.env, settings.env_kwargs))
         record["random_return"] = random_return(spec.env, settings.env_kwargs, spec.eval_episodes)
         train(spec, folder, record)
-    except Exception:
+    except (Exception, SystemExit):  # some environments exit where others raise
         write_json(folder / "run.json", record | {"state": FAILED, "traceback": traceback.format_exc()})
         return False
     write_json(folder / "run.json", record | {"state": FINISHED})

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_pwm.buffer_checks import rows_at_once
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.datasets.episodes import Episode, build_buffer, check_field
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
+OPTIONAL = ("timeouts", "next_observations")
 
 
 def from_npz(
@@ -30,7 +32,7 @@ def from_npz(
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            data = {name: file[name] for name in (*REQUIRED, "timeouts", "next_observations") if name in file}
+            data = {name: file[name] for name in (*REQUIRED, *OPTIONAL) if name in file}
     except FileNotFoundError:
         raise
     except (
@@ -76,10 +78,10 @@ def from_arrays(
     :raises ValueError: if a field is missing or has a wrong shape or value; the message names field and row.
     :raises FileExistsError: if ``directory`` holds the files of an earlier import; nothing is written then.
     """
-    data = {name: np.asarray(values) for name, values in data.items()}
     missing = [name for name in REQUIRED if name not in data]
     if missing:
         raise ValueError(f"{source} has no {', '.join(missing)}; found: {', '.join(sorted(data)) or 'nothing'}")
+    data = {name: as_array(f"{source}: {name}", data[name]) for name in (*REQUIRED, *OPTIONAL) if name in data}
     n_steps = len(data["rewards"]) if data["rewards"].ndim else 0
     if n_steps == 0:
         raise ValueError(f"{source} holds no steps")
@@ -121,8 +123,7 @@ def episode_bounds(data: Mapping[str, np.ndarray], source: str, dtype: np.dtype[
     elif following is None:
         raise ValueError(f"{source} has neither timeouts nor next_observations: where episodes end cannot be told")
     if following is not None:
-        differs = unequal(following[:-1], data["observations"][1:], dtype)
-        broken = differs.any(tuple(range(1, differs.ndim))) & ~ends[:-1]
+        broken = leads_elsewhere(following, data["observations"], dtype) & ~ends[:-1]
         if broken.any() and "timeouts" in data:
             row = int(np.flatnonzero(broken)[0])
             raise ValueError(
@@ -138,6 +139,29 @@ def episode_bounds(data: Mapping[str, np.ndarray], source: str, dtype: np.dtype[
     starts = np.concatenate([[0], stops[:-1]])
     cut = following is None
     return [(int(a), int(b) - cut) for a, b in zip(starts, stops, strict=True) if b - cut > a]
+
+
+def leads_elsewhere(following: np.ndarray, observations: np.ndarray, dtype: np.dtype[Any] | None) -> np.ndarray:
+    """Return for each of N steps but the last whether the next row is not what it led to; read in blocks."""
+    last = len(following) - 1
+    found = np.zeros(last, bool)
+    length = rows_at_once(following)
+    for start in range(0, last, length):
+        stop = min(start + length, last)
+        differs = unequal(following[start:stop], observations[start + 1 : stop + 1], dtype)
+        found[start:stop] = differs.reshape(stop - start, -1).any(1)
+    return found
+
+
+def as_array(name: str, values: Any) -> np.ndarray:
+    """Return an array of values.
+
+    :raises ValueError: if they have no common shape.
+    """
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name} are no array: {error}") from error
 
 
 def unequal(first: np.ndarray, second: np.ndarray, dtype: np.dtype[Any] | None) -> np.ndarray:

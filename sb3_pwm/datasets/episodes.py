@@ -1,6 +1,8 @@
 """From episodes to a replay buffer: what every importer shares."""
 
 import contextlib
+import errno
+import os
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -12,6 +14,8 @@ from stable_baselines3.common.preprocessing import get_obs_shape
 from sb3_pwm.buffer_checks import check_bounds, check_finite, check_whole_numbers
 from sb3_pwm.buffers import SequenceReplayBuffer, sequence_buffer_class
 from sb3_pwm.checks import check_float_actions, check_integer
+
+ENTRIES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)  # of which observations consist
 
 Arrays = np.ndarray | dict[str, np.ndarray]
 
@@ -54,7 +58,8 @@ def build_buffer(
         Each import needs a folder of its own.
     :return: the buffer, of one environment.
     :raises TypeError: if the action space is no Box.
-    :raises ValueError: if data do not fit the spaces, are not finite, or are none at all.
+    :raises ValueError: if a space is none that policies can have, or data do not fit the spaces, are not finite, or are
+        none at all.
     :raises FileExistsError: if ``directory`` holds the files of an earlier import; nothing is written then.
     """
     action_space = check_action_space(action_space)
@@ -95,9 +100,16 @@ def new_buffer(
     The arguments are those of :func:`build_buffer`. If the caller fails, the buffer's files are removed.
 
     :raises TypeError: if ``buffer_size`` is no integer.
-    :raises ValueError: if there are no steps, or ``buffer_size`` is less.
+    :raises ValueError: if there are no steps, ``buffer_size`` is less, or no policy can have such observations.
     :raises FileExistsError: if ``directory`` holds one of the files already.
+    :raises OSError: if there is no room for the files.
     """
+    parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
+    for key, part in parts.items():
+        if not isinstance(part, ENTRIES):
+            allowed = ", ".join(kind.__name__ for kind in ENTRIES)
+            entry = f"the observation space's entry {key!r}" if key else "the observation space"
+            raise ValueError(f"{source}: {entry} is {part}; allowed: {allowed}, or a Dict of these")
     if n_steps < 1:
         raise ValueError(f"{source} holds no steps")
     if buffer_size is not None:
@@ -150,10 +162,26 @@ def move_to_files(
         path.parent.mkdir(parents=True, exist_ok=True)
         array = getattr(buffer, name) if key is None else getattr(buffer, name)[key]
         in_file = np.lib.format.open_memmap(path, mode="w+", dtype=array.dtype, shape=(capacity, *array.shape[1:]))
+        reserve(path)  # a write into a sparse file on a full disk is a bus error, which ends the process
         if key is None:
             setattr(buffer, name, in_file)
         else:
             getattr(buffer, name)[key] = in_file
+
+
+def reserve(path: pathlib.Path) -> None:
+    """Take a file's room on the disk, where the system can.
+
+    :raises OSError: if there is not so much.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # of file systems without it
+                raise
 
 
 def store_observations(storage: Any, observations: Arrays, rows: slice, steps: slice) -> None:
@@ -177,6 +205,9 @@ def check_action_space(action_space: spaces.Space[Any]) -> spaces.Box:
     check_float_actions(action_space)
     if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
         raise ValueError(f"the action space must have finite bounds, not {action_space}")
+    with np.errstate(over="ignore"):
+        if not np.isfinite(action_space.high - action_space.low).all():
+            raise ValueError(f"the action space must have bounds whose difference is a number, not {action_space}")
     empty = np.argwhere(action_space.low >= action_space.high)
     if len(empty):
         place = tuple(empty[0].tolist())

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from gymnasium import spaces
 
 from sb3_pwm.buffers import SequenceReplayBuffer
-from sb3_pwm.datasets.episodes import Episode, build_buffer
+from sb3_pwm.datasets.episodes import Arrays, Episode, build_buffer
+from sb3_pwm.observation_features import channels_first
 
 if TYPE_CHECKING:
     from minari import MinariDataset
@@ -27,7 +29,8 @@ def from_minari(
     :param buffer_size: capacity of the buffer; None for the number of steps.
     :param directory: keep the arrays in files in this folder, for data larger than memory; each import needs a folder
         of its own.
-    :return: the buffer, of one environment, with the data set's spaces.
+    :return: the buffer, of one environment, with the data set's spaces; images get their channels first, as SB3 does it
+        with those of environments.
     :raises ImportError: if minari is not installed.
     :raises TypeError: if the action space is no Box.
     :raises ValueError: if the data do not fit their spaces or are not finite.
@@ -43,7 +46,7 @@ def from_minari(
     return build_buffer(
         episodes_of(dataset),
         int(dataset.total_steps),
-        dataset.observation_space,
+        channels_first(dataset.observation_space),
         dataset.action_space,
         source=name,
         buffer_size=buffer_size,
@@ -54,10 +57,16 @@ def from_minari(
 def episodes_of(dataset: "MinariDataset") -> Iterator[Episode]:
     """Give the episodes of a data set; an episode that neither ended nor timed out was cut off."""
     for episode in dataset.iterate_episodes():
-        observations: Any = episode.observations
         yield Episode(
-            observations,
+            moved_channels(episode.observations, dataset.observation_space),
             np.asarray(episode.actions),
             np.asarray(episode.rewards),
             bool(len(episode.terminations) and episode.terminations[-1]),
         )
+
+
+def moved_channels(observations: Any, space: spaces.Space[Any]) -> Arrays:
+    """Return observations of a space as :func:`sb3_pwm.observation_features.channels_first` has it."""
+    if isinstance(space, spaces.Dict):
+        return {key: np.asarray(moved_channels(observations[key], part)) for key, part in space.spaces.items()}
+    return np.asarray(observations) if channels_first(space) == space else np.moveaxis(observations, -1, -3)

@@ -52,10 +52,14 @@ def from_tdmpc2(
     :return: the buffer, of one environment.
     :raises ImportError: if tensordict is not installed.
     :raises FileNotFoundError: if there is no such file.
-    :raises ValueError: if a file is damaged, is no such data file or holds foreign classes; if no file holds the task,
-        or there are several tasks and ``task`` is None, or several sizes and no space says which part is the task's.
+    :raises ValueError: if a space is no vector space; if a file is damaged, is no such data file or holds foreign
+        classes; if no file holds the task, or there are several tasks and ``task`` is None, or several sizes and no
+        space says which part is the task's.
     :raises FileExistsError: if ``directory`` holds the files of an earlier import; nothing is written then.
     """
+    for name, space in (("observation_space", observation_space), ("action_space", action_space)):
+        if space is not None and not (isinstance(space, spaces.Box) and len(space.shape) == 1):
+            raise ValueError(f"{name} must be a Box with one dimension, not {space}")
     files = files_of(paths)
     tables = [load_table(path) for path in files]
     if task is None:

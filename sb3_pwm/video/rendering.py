@@ -9,10 +9,9 @@ from typing import Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
-from stable_baselines3.common.vec_env import VecTransposeImage
+
+from sb3_pwm.observation_features import channels_first
 
 DEFAULT_FPS = 30  # of environments that name no rate
 FLOOR_FACTOR = 25
@@ -166,7 +165,7 @@ def check_spaces(model: BaseAlgorithm, env: gym.Env[Any, Any]) -> None:
     """
     normalizer = model.get_vec_normalize_env()
     seen = model.observation_space if normalizer is None else normalizer.venv.observation_space
-    if seen not in (env.observation_space, _channels_first(env.observation_space)):
+    if seen not in (env.observation_space, channels_first(env.observation_space)):
         raise ValueError(
             f"the observations of {name_of(env)} are {env.observation_space}, the model's are {seen}; give a function "
             "that makes the environment with the wrappers of the training (see docs/videos.md for VecFrameStack), or "
@@ -174,12 +173,3 @@ def check_spaces(model: BaseAlgorithm, env: gym.Env[Any, Any]) -> None:
         )
     if model.action_space != env.action_space:
         raise ValueError(f"the actions of {name_of(env)} are {env.action_space}, the model's are {model.action_space}")
-
-
-def _channels_first(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    """Return an observation space as SB3 shows it to policies."""
-    if isinstance(space, spaces.Dict):
-        return spaces.Dict({key: _channels_first(part) for key, part in space.spaces.items()})
-    if is_image_space(space) and not is_image_space_channels_first(space):  # type: ignore[arg-type]
-        return VecTransposeImage.transpose_space(space)  # type: ignore[arg-type]
-    return space
