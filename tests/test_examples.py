@@ -5,6 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -16,6 +17,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
         ("custom_env.py", r"return before training: -?\d+\.\d\d .*\nreturn after training: -?\d+\.\d\d "),
         ("vec_envs.py", r"Eval num_timesteps=300, (.*\n)*300 environment steps in 4 environments"),
         ("dict_and_images.py", r"return -\d+\.\d\d \(standard deviation \d+\.\d\d\)"),
+        ("pixel_pendulum.py", r"return -\d+\.\d\d \(standard deviation \d+\.\d\d\)"),
     ],
 )
 def test_example_runs(
@@ -26,6 +28,27 @@ def test_example_runs(
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
     assert re.search(output, capsys.readouterr().out)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:.*already in registry")
+def test_pictures_of_the_pendulum() -> None:
+    module = runpy.run_path(str(EXAMPLES / "pixel_pendulum.py"))
+    picture = module["draw"](0.0, 1.0)  # to the right
+    assert (picture == picture[::-1]).all()
+    assert (picture[17:19, 18:32] == 255).all()
+    assert picture[:, :16].max() == picture[:15].max() == picture[:, 35].max() == 0
+    assert (module["draw"](1.0, 0.0) == picture.T[::-1]).all()
+
+    env = module["make"]()
+    first, _ = env.reset(seed=0)
+    assert first.shape == (36, 36, 3)
+    assert (first == first[..., :1]).all()
+    second = env.step(np.array([2.0]))[0]
+    third = env.step(np.array([2.0]))[0]
+    assert (second[..., :2] == first[..., 1:]).all()
+    assert (third[..., :2] == second[..., 1:]).all()
+    assert (third[..., 2] != third[..., 0]).any()
+    assert (env.reset(seed=0)[0] == first).all()
 
 
 def test_the_ball_falls_off_the_beam_and_the_time_is_up() -> None:
