@@ -39,6 +39,7 @@ class ObservationFeatures(nn.Module):
         self.extractor = extractor
         self.normalize_images = normalize_images
         parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
+        self.has_images = any(is_image_space(part, normalized_image=not normalize_images) for part in parts.values())
         # Keys are numbered, because a module's name may not hold every character that a key may.
         self.keys = [
             key

@@ -1,6 +1,7 @@
 """The policy: every network, normaliser and optimizer of PWM, and how to act with them."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from sb3_pwm.networks import Actor, CriticEnsemble, EntropyCoefficient
 from sb3_pwm.normalization import LatentScale, ReturnScale, RewardScale
 from sb3_pwm.observation_features import ObservationFeatures
 from sb3_pwm.type_aliases import Observations, SequenceSamples
-from sb3_pwm.updates import first_step
+from sb3_pwm.updates import RATE_SCALE, first_step
 from sb3_pwm.world_model import WorldModel
 
 DEFAULT_NET_ARCH = {
@@ -42,6 +43,9 @@ WORLD_MODEL_SETTINGS = (  # arguments that change what a world model's tensors m
     "normalize_images",
     "standardize",
 )
+# Times the model's learning rate, for encoders that see images. At the whole rate they forget, within some hundred
+# updates, what rewards do not need: on Pendulum, whose rewards are the same on both sides, on which side it is.
+IMAGE_RATE = 0.1
 MANY_FEATURES = 64  # of more, 96 latents hold too little: Ant-v5 has 105, Humanoid-v5 348
 
 
@@ -196,7 +200,8 @@ class PWMPolicy(BasePolicy):
         self.reward_scale = RewardScale(parts.n_tasks)
         self.return_scale = ReturnScale(n_tasks=parts.n_tasks)
         self.register_buffer("statistics_size", torch.zeros((), dtype=torch.long))
-        self.model_optimizer = self._make_optimizer(self.world_model, lr_schedule)
+        slow = [parts.features, self.world_model.encoder] if getattr(parts.features, "has_images", False) else []
+        self.model_optimizer = self._make_optimizer(self.world_model, lr_schedule, slow)
         self.actor_optimizer = self._make_optimizer(self.actor, lr_schedule)
         self.critic_optimizer = self._make_optimizer(self.all_critics, lr_schedule)
         self.entropy_optimizer = self._make_optimizer(self.entropy_coefficient, lr_schedule)
@@ -226,11 +231,18 @@ class PWMPolicy(BasePolicy):
         """Return the (N,) tasks of (N, *obs_shape) observations, or None where there is only one."""
         return None
 
-    def _make_optimizer(self, module: nn.Module, lr_schedule: Schedule) -> torch.optim.Optimizer:
+    def _make_optimizer(
+        self, module: nn.Module, lr_schedule: Schedule, slow: Sequence[nn.Module] = ()
+    ) -> torch.optim.Optimizer:
+        """Return an optimizer of a module's parameters; those of its ``slow`` parts have a lower learning rate."""
         kwargs = dict(self.optimizer_kwargs)
         if issubclass(self.optimizer_class, torch.optim.Adam) and "foreach" not in kwargs:
             kwargs.setdefault("fused", True)  # four times faster than the default on a CPU
-        return self.optimizer_class(module.parameters(), lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
+        apart = {parameter for part in slow for parameter in part.parameters()}
+        groups: list[dict[str, Any]] = [{"params": [each for each in module.parameters() if each not in apart]}]
+        if apart:
+            groups.append({"params": [each for each in module.parameters() if each in apart], RATE_SCALE: IMAGE_RATE})
+        return self.optimizer_class(groups, lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:

@@ -10,6 +10,8 @@ from sb3_pwm.parallel import average_gradients
 from sb3_pwm.type_aliases import Metrics, Observations, SequenceSamples
 from sb3_pwm.world_model import WorldModel
 
+RATE_SCALE = "rate_scale"  # entry of an optimizer's group
+
 
 def encode_windows(world_model: WorldModel, observations: Observations) -> torch.Tensor:
     """Encode (T, B, *obs_shape) observations to (T, B, Z) latents."""
@@ -113,17 +115,18 @@ def move_average(average: list[nn.Parameter], parameters: list[nn.Parameter], de
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, *, on_device: bool) -> None:
     """Set the learning rate of all parameters.
 
-    :param optimizer: optimizer.
+    :param optimizer: optimizer; a group's entry ``RATE_SCALE`` says how many times the rate it has.
     :param rate: learning rate.
     :param on_device: keep it in a tensor beside the parameters, where the steps of a CUDA graph find it.
     """
     for group in optimizer.param_groups:
         if "capturable" in group:
             group["capturable"] = on_device
+        own = rate * group.get(RATE_SCALE, 1)
         if on_device and isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(rate)
+            group["lr"].fill_(own)
         else:
-            group["lr"] = torch.tensor(rate, device=group["params"][0].device) if on_device else rate
+            group["lr"] = torch.tensor(own, device=group["params"][0].device) if on_device else own
 
 
 class RunningMeans:
