@@ -1,5 +1,7 @@
 """Learning as learning: each path through the algorithm reaches a stated return on a real environment."""
 
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_pwm import PWM, TaskSet, single_task_env, task_vec_env
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 pytestmark = pytest.mark.slow
 
@@ -70,6 +74,12 @@ def test_pendulum_in_a_normalized_vector_of_environments():
     model.learn(PENDULUM_STEPS)
     env.training, env.norm_reward = False, False
     assert evaluate_policy(model, env, n_eval_episodes=20)[0] > PENDULUM_RETURN
+
+
+def test_pendulum_from_pictures(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    model = PWM("CnnPolicy", "pixel_pendulum:PixelPendulum-v0", buffer_size=8_000, seed=1, device="cpu").learn(8_000)
+    assert mean_return(model, Monitor(gym.make("PixelPendulum-v0"))) > PENDULUM_RETURN
 
 
 def test_half_cheetah():

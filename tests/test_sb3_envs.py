@@ -9,7 +9,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize, VecTransposeImage
 
-from sb3_pwm import CnnPolicy
+from sb3_pwm import PWM, CnnPolicy
 
 TINY_EXTRACTOR = {
     "CnnPolicy": {"features_extractor_kwargs": {"features_dim": 8}},
@@ -100,6 +100,29 @@ def test_images_are_neither_standardized_nor_copied_as_floats():
     model.policy.features.extractor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     model.predict(np.full((3, 36, 40), 255, np.uint8))
     assert torch.equal(seen[0], torch.ones(1, 3, 36, 40))
+
+
+@pytest.mark.parametrize(
+    ("policy", "space"), [("CnnPolicy", spaces.Box(0, 255, (36, 40, 3), np.uint8)), ("MultiInputPolicy", MIXED)]
+)
+def test_encoders_that_see_images_have_a_lower_learning_rate(policy, space, tmp_path):
+    settings = {"policy_kwargs": TINY_EXTRACTOR[policy], "model_learning_rate": 1e-2}
+    model = make(space_envs(1, space), policy, **settings).learn(24)
+    model.save(tmp_path / "model")
+    for each in (model, PWM.load(tmp_path / "model", device="cpu")):
+        rest, slow = each.policy.model_optimizer.param_groups
+        assert (rest["lr"], slow["lr"]) == (1e-2, pytest.approx(1e-3))
+        world_model = each.policy.world_model
+        of_encoder = {*world_model.features.parameters(), *world_model.encoder.parameters()}
+        assert set(slow["params"]) == of_encoder
+        assert set(rest["params"]) == set(world_model.parameters()) - of_encoder
+
+
+def test_encoders_of_vectors_have_the_models_learning_rate():
+    space = spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Discrete(3)})
+    model = make(space_envs(1, space), "MultiInputPolicy")
+    [group] = model.policy.model_optimizer.param_groups
+    assert [*group["params"]] == [*model.policy.world_model.parameters()]
 
 
 def test_only_vectors_of_dict_observations_are_standardized():
