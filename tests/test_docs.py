@@ -95,6 +95,7 @@ def test_figures_have_texts_for_those_who_do_not_see_them() -> None:
         (["docs/results/benchmark-100k", "docs/results/baselines-100k", "docs/results/crossq"], 3),
         (["docs/results/ant-humanoid"], 2),
         (["docs/results/ant-humanoid-96"], 2),
+        (["docs/results/dmcontrol"], 2),
         (["docs/results/online"], 4),
     ],
 )
