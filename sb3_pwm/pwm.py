@@ -49,7 +49,7 @@ class PWM(MultiTaskAlgorithm):
     :param env: Gymnasium environment with a Box action space, its id, or an SB3 VecEnv.
     :param learning_rate: of the actor; a number or a schedule of the remaining progress (1 to 0).
     :param critic_learning_rate: of the critics; None for the actor's.
-    :param model_learning_rate: of the world model; None for the actor's.
+    :param model_learning_rate: of the world model; None for the actor's. Encoders that see images have 0.3 of it.
     :param buffer_size: capacity of the replay buffer, over all environments.
     :param learning_starts: environment steps with random actions before the first update; steps already in the replay
         buffer count, and a full one is enough; those that a learning ``VecNormalize`` has not seen do not count.

@@ -95,7 +95,10 @@ def test_figures_have_texts_for_those_who_do_not_see_them() -> None:
         (["docs/results/benchmark-100k", "docs/results/baselines-100k", "docs/results/crossq"], 3),
         (["docs/results/ant-humanoid"], 2),
         (["docs/results/ant-humanoid-96"], 2),
-        (["docs/results/dmcontrol"], 2),
+        (["docs/results/dmcontrol"], 3),
+        (["docs/results/pixels-whole-rate"], 1),
+        (["docs/results/pixels-tenth"], 1),
+        (["docs/results/pixels"], 1),
         (["docs/results/online"], 4),
     ],
 )
