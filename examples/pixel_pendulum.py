@@ -62,7 +62,7 @@ gym.register("PixelPendulum-v0", make)
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=8_000, help="environment steps, at least 300")
+    parser.add_argument("--steps", type=int, default=10_000, help="environment steps, at least 300")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
 

@@ -78,7 +78,7 @@ def test_pendulum_in_a_normalized_vector_of_environments():
 
 def test_pendulum_from_pictures(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-    model = PWM("CnnPolicy", "pixel_pendulum:PixelPendulum-v0", buffer_size=8_000, seed=1, device="cpu").learn(8_000)
+    model = PWM("CnnPolicy", "pixel_pendulum:PixelPendulum-v0", buffer_size=10_000, seed=1, device="cpu").learn(10_000)
     assert mean_return(model, Monitor(gym.make("PixelPendulum-v0"))) > PENDULUM_RETURN
 
 
