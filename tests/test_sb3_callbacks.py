@@ -148,5 +148,8 @@ def test_nothing_draws_after_ctrl_c(nested, offline):
     with pytest.raises(KeyboardInterrupt):
         learn(40, callback=[CallbackList([bar]) if nested else bar, ConvertCallback(interrupt)])
     # tqdm's monitor draws nothing that it would need a lock for, and lives as long as the interpreter
-    assert [t for t in set(threading.enumerate()) - before if not isinstance(t, TMonitor)] == []
+    drawing = [t for t in set(threading.enumerate()) - before if not isinstance(t, TMonitor)]
+    for thread in drawing:
+        thread.join(10)  # it has been told to end, and does so a moment later
+    assert [t for t in drawing if t.is_alive()] == []
     assert bar.pbar.n > 0
