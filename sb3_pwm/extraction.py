@@ -7,7 +7,6 @@ seed is an error. The replay buffer is a pickle, which runs code: use only files
 import argparse
 import hashlib
 import json
-import os
 import sys
 import threading
 import time
@@ -113,7 +112,6 @@ def run(options: argparse.Namespace) -> int:
     :raises ValueError: if an option is wrong, or the output folder holds policies of other settings.
     :raises TypeError: if the model has one task only.
     """
-    sys.path.insert(0, os.getcwd())  # for environments and networks by import path, as with python -m
     for name, low in (("jobs", 1), ("threads", 1), ("updates", 0), ("seed", 0)):
         check_integer(name, getattr(options, name), low)
     for name in ("model", "data"):

@@ -3,7 +3,6 @@
 import argparse
 import ast
 import functools
-import os
 import pathlib
 import pickle
 import sys
@@ -58,7 +57,6 @@ def run(args: argparse.Namespace) -> int:
     :param args: as :func:`add_arguments` parses them.
     :return: exit code: 0, or 2 for bad input or where nothing can be rendered.
     """
-    sys.path.insert(0, os.getcwd())  # for environments and algorithms by import path, as with python -m
     try:
         for name, low in (("episodes", 1), ("max_steps", 1), ("imagined", 1), ("seed", 0)):
             if getattr(args, name) is not None:

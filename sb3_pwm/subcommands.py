@@ -1,6 +1,7 @@
 """A command line of subcommands, each a module of the same form."""
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -44,6 +45,7 @@ def run_command_line(commands: Mapping[str, Command], arguments: Sequence[str] |
         subparser.set_defaults(command=command, subparser=subparser)
     options = parser.parse_args(arguments)
     options.arguments = arguments[1:]
+    sys.path.insert(0, os.getcwd())  # for environments, algorithms and networks by import path, as with python -m
     try:
         return int(options.command.run(options))
     except (ValueError, TypeError, ImportError, OSError) as error:

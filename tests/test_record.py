@@ -1,6 +1,5 @@
 """The command that records saved models."""
 
-import argparse
 import pickle
 import sys
 from functools import partial
@@ -15,8 +14,10 @@ from stable_baselines3 import PPO, SAC, HerReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pwm import PWM
+from sb3_pwm import record as command
 from sb3_pwm.benchmark.plan import ALGORITHMS, find_algorithm
-from sb3_pwm.record import add_arguments, env_arguments, load_model, run
+from sb3_pwm.record import env_arguments, load_model
+from sb3_pwm.subcommands import run_command_line
 from sb3_pwm.video import record_imagination
 from sb3_pwm.video.frames import read_video
 
@@ -30,9 +31,7 @@ gym.register("Unimportable-v0", unimportable)
 
 
 def record(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return run(parser.parse_args([str(argument) for argument in arguments]))
+    return run_command_line({"record": command}, ["record", *(str(argument) for argument in arguments)])
 
 
 def test_records_a_pwm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,6 @@ checkpoint.
 """
 
 import argparse
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -79,7 +78,6 @@ def run(options: argparse.Namespace) -> int:
         belongs to something else.
     """
     check_integer("jobs", options.jobs, 1)
-    sys.path.insert(0, os.getcwd())  # for algorithms by import path, as with python -m
     plan = make_plan(
         options.env,
         options.algo,
