@@ -156,6 +156,15 @@ def test_returns_that_are_not_finite(bad, algo, results, tmp_path):
     assert figures.learning_curves(comparison, "A-v0", "env_steps")
 
 
+def test_intervals_are_drawn_no_wider_than_they_are(monkeypatch):
+    monkeypatch.setattr(figures, "to_png", lambda figure: figure)
+    comparison = Comparison(all_runs(), "pwm", "sac")
+    bar = figures.aggregate(comparison).axes[0].lines[0]
+    estimate = comparison.iqm(comparison.algos[0])
+    assert list(bar.get_xdata()) == [estimate.low, estimate.high]
+    assert bar.get_solid_capstyle() == "butt"
+
+
 def test_the_shipped_algorithms_look_different():
     runs = [make_run("A-v0", algo, 0, 1) for algo in ALGORITHMS]
     comparison = Comparison(runs, "pwm", "sac")

@@ -137,7 +137,8 @@ def _legend(figure: "Figure", axes: "Axes") -> None:
 
 def _interval(axes: "Axes", estimate: Estimate, position: int, style: dict[str, Any]) -> None:
     if not math.isnan(estimate.low):
-        axes.plot([estimate.low, estimate.high], [position, position], color=style["color"], linewidth=7, alpha=0.3)
+        bar: dict[str, Any] = {"linewidth": 7, "alpha": 0.3, "solid_capstyle": "butt"}  # other caps stick out
+        axes.plot([estimate.low, estimate.high], [position, position], color=style["color"], **bar)
     axes.plot([estimate.value], [position], markersize=7, linestyle="none", **style)
 
 
