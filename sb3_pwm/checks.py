@@ -16,6 +16,7 @@ REAL_RANGES: dict[str, tuple[float, float, bool]] = {
     "consistency_coef": (0, math.inf, True),
     "reward_coef": (0, math.inf, True),
     "termination_coef": (0, math.inf, True),
+    "observation_coef": (0, math.inf, True),
     "policy_updates": (0, math.inf, False),
     "bc_coef": (0, math.inf, True),
 }

@@ -35,6 +35,7 @@ from sb3_pwm.updates import (
     minibatches,
     move_average,
     steps_of,
+    to_each_step,
 )
 
 MAX_GRAD_NORM = {"actor": 1.0, "critic": 100.0, "model": 20.0, "entropy": 100.0}  # the first three are the paper's
@@ -59,6 +60,7 @@ class Trainable(Protocol):
     consistency_coef: float
     reward_coef: float
     termination_coef: float
+    observation_coef: float
     n_model_updates: int
     n_skipped_updates: int
 
@@ -181,15 +183,19 @@ class Learner:
             first = encode_windows(model, steps_of(samples.observations, 0, 1))
             with torch.no_grad():
                 following = encode_windows(model, steps_of(samples.observations, 1, None))
+                reads = model.observation is not None and self.model.observation_coef > 0
+                features = to_each_step(model.features, samples.observations) if reads else None
             loss, metrics = world_model_loss(
                 model,
                 samples,
                 self.model.policy.scaled_rewards(samples),
                 first[0],
                 following,
+                features,
                 consistency_coef=self.model.consistency_coef,
                 reward_coef=self.model.reward_coef,
                 termination_coef=self.model.termination_coef,
+                observation_coef=self.model.observation_coef,
             )
         return loss, metrics, torch.cat([first.detach(), following])
 

@@ -22,28 +22,33 @@ def world_model_loss(
     rewards: torch.Tensor,
     latents: torch.Tensor,
     targets: torch.Tensor,
+    features: torch.Tensor | None,
     *,
     consistency_coef: float,
     reward_coef: float,
     termination_coef: float,
+    observation_coef: float,
 ) -> tuple[torch.Tensor, Metrics]:
     r"""Return the error of the model's open-loop prediction over windows.
 
-    .. math:: L = \frac{1}{\sum m_t} \sum_t m_t [k_c \|\hat z_{t+1} - sg(e(o_{t+1}))\|^2 / Z
-        + k_r\, \ell(\hat r_t, r_t) + k_d\, BCE(\hat d_t, d_t)],\quad \hat z_0 = e(o_0)
+    .. math:: L = \frac{1}{\sum m_t} \Big(\sum_t m_t [k_c \|\hat z_{t+1} - sg(e(o_{t+1}))\|^2 / Z
+        + k_r\, \ell(\hat r_t, r_t) + k_d\, BCE(\hat d_t, d_t) + k_o \|W \hat z_{t+1} - x_{t+1}\|^2 / D]
+        + \sum k_o \|W \hat z_0 - x_0\|^2 / D\Big),\quad \hat z_0 = e(o_0)
 
-    (PWM, arXiv 2407.02466, eq. 5, with a termination head and masks.) With K dynamics networks the latent error is the
-    sum of theirs, as if each learnt alone, and the heads' errors are means over what they read.
+    (PWM, arXiv 2407.02466, eq. 5, with masks and heads for terminations and observations.) With K dynamics networks
+    the latent error is the sum of theirs, as if each learnt alone, and the heads' errors are means over what they read.
 
     :param world_model: the model.
     :param samples: windows of T steps; their observations are not used.
     :param rewards: (T, B) the samples' rewards in reward scales.
     :param latents: (B, Z) encodings of the first observations, with gradient.
     :param targets: (T, B, Z) encodings of the next observations, without gradient.
+    :param features: (T + 1, B, D) features x of the observations, if they are to be read from the latents.
     :param consistency_coef: weight k_c of the latent error.
     :param reward_coef: weight k_r of the reward error.
     :param termination_coef: weight k_d of the termination error.
-    :return: () loss, and its three parts.
+    :param observation_coef: weight k_o of the observations' error.
+    :return: () loss, and its parts.
     """
     count = len(world_model.dynamics)
     states = [latents.expand(count, *latents.shape)]
@@ -62,12 +67,14 @@ def world_model_loss(
     consistency, reward, termination = (masked_mean(error, mask) for error in side_by_side(errors, latents.device))
     consistency = count * consistency
     loss = consistency_coef * consistency + reward_coef * reward + termination_coef * termination
-    return loss, {
-        "world_model_loss": loss.detach(),
-        "consistency_loss": consistency.detach(),
-        "reward_loss": reward.detach(),
-        "termination_loss": termination.detach(),
-    }
+    metrics = {"consistency_loss": consistency, "reward_loss": reward, "termination_loss": termination}
+    if features is not None:
+        observation_errors = world_model.observation_error(predicted, features.unsqueeze(1))  # (T + 1, K, B)
+        observation = (observation_errors * torch.cat([mask[:1], mask])).sum() / mask.sum()
+        loss = loss + observation_coef * observation
+        metrics["observation_loss"] = observation
+    metrics["world_model_loss"] = loss
+    return loss, {name: metric.detach() for name, metric in metrics.items()}
 
 
 def state_values(critics: CriticEnsemble, actor: Actor, latents: torch.Tensor, *, q_critic: bool) -> torch.Tensor:

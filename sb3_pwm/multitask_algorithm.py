@@ -42,6 +42,7 @@ INHERITED = (
     "consistency_coef",
     "reward_coef",
     "termination_coef",
+    "observation_coef",
     "bc_coef",
     "precision",
     "torch_compile",

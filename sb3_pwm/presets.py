@@ -70,6 +70,7 @@ paper_single_task: dict[str, Any] = {
     "consistency_coef": 1.0,
     "reward_coef": 1 / 16,
     "termination_coef": 1 / 16,  # not in the paper; here as large as the reward's
+    "observation_coef": 0.0,
     "train_freq": 16,
     "gradient_steps": 8,
     "policy_updates": 1 / 8,

@@ -71,6 +71,8 @@ class PWM(MultiTaskAlgorithm):
     :param reward_coef: weight of the model's reward error.
     :param termination_coef: weight of the model's termination error; 0 trains no termination head, and imagined
         episodes never end.
+    :param observation_coef: weight of the error of observations as a linear head reads them from the model's latents;
+        only where nothing in front of the encoder is trained, not with pictures.
     :param train_freq: collect this many steps (or ``(n, "episode")``) between updates.
     :param gradient_steps: world-model updates after each collection; -1 for as many as steps were collected.
     :param policy_updates: actor updates per world-model update; 0.125 is one after every eighth.
@@ -127,6 +129,7 @@ class PWM(MultiTaskAlgorithm):
         consistency_coef: float = 20.0,
         reward_coef: float = 1.0,
         termination_coef: float = 1.0,
+        observation_coef: float = 1.0,
         train_freq: int | tuple[int, str] = 2,
         gradient_steps: int = 1,
         policy_updates: float = 1.0,
@@ -182,6 +185,7 @@ class PWM(MultiTaskAlgorithm):
         self.consistency_coef = consistency_coef
         self.reward_coef = reward_coef
         self.termination_coef = termination_coef
+        self.observation_coef = observation_coef
         self.policy_updates = policy_updates
         self.bc_coef = bc_coef
         self.precision = precision

@@ -1,6 +1,6 @@
 """Steps that every update shares: encoding windows, drawing minibatches, applying gradients, adding up metrics."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -15,14 +15,19 @@ RATE_SCALE = "rate_scale"  # entry of an optimizer's group
 
 def encode_windows(world_model: WorldModel, observations: Observations) -> torch.Tensor:
     """Encode (T, B, *obs_shape) observations to (T, B, Z) latents."""
+    return to_each_step(world_model.encode, observations)
+
+
+def to_each_step(function: Callable[[Observations], torch.Tensor], observations: Observations) -> torch.Tensor:
+    """Apply a function of (N, *obs_shape) observations to (T, B, *obs_shape) ones; what it returns is (T, B, ...)."""
     leading = next(iter(observations.values())) if isinstance(observations, dict) else observations
     # (T, B, ...) -> (T * B, ...): features extractors know one batch dimension
     if isinstance(observations, dict):
         flat: Observations = {key: values.flatten(0, 1) for key, values in observations.items()}
     else:
         flat = observations.flatten(0, 1)
-    latents = world_model.encode(flat)
-    return latents.view(*leading.shape[:2], -1)
+    results = function(flat)
+    return results.view(*leading.shape[:2], *results.shape[1:])
 
 
 def steps_of(observations: Observations, start: int, stop: int | None) -> Observations:

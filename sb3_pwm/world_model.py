@@ -18,7 +18,10 @@ TWO_HOT_RANGE = 10.0  # the bins cover symlog(reward) in [-10, 10]: rewards up t
 
 
 class WorldModel(nn.Module):
-    """Predict latents, rewards and terminations from actions, without ever reconstructing an observation.
+    """Predict latents, rewards and terminations from actions.
+
+    Where nothing in front of the encoder is trained, as with observations that are vectors, a linear head reads the
+    observations back from the latents. Nothing uses what it reads: it keeps in the latents what rewards do not show.
 
     :param features: module that turns observations into (N, features_dim) features, trained with the model. A model of
         several tasks has one that knows them, see :class:`sb3_pwm.multitask.TaskFeatures`.
@@ -80,10 +83,14 @@ class WorldModel(nn.Module):
         )
         self.reward = mlp(self.latent_dim + action_dim, reward, max(1, reward_bins), activation_fn)
         self.termination = mlp(self.latent_dim, termination, 1, activation_fn)
+        # What is trained could become anything that is easy to read.
+        is_fixed = next(features.parameters(), None) is None
+        self.observation = mlp(self.latent_dim, (), features_dim) if is_fixed else None
         self.register_buffer("bins", torch.linspace(-TWO_HOT_RANGE, TWO_HOT_RANGE, reward_bins), persistent=False)
-        for network in (self.encoder, self.dynamics, self.reward, self.termination):
+        heads = [self.reward, self.termination, *([] if self.observation is None else [self.observation])]
+        for network in (self.encoder, self.dynamics, *heads):
             truncated_normal_init(network)
-        for head in (self.reward, self.termination, *(self.dynamics if residual_dynamics else [])):
+        for head in (*heads, *(self.dynamics if residual_dynamics else [])):
             nn.init.zeros_(head[-1].weight)  # of residual dynamics the last layer may be a LayerNorm: this is its gain
 
     def encode(self, observations: Observations) -> torch.Tensor:
@@ -139,6 +146,16 @@ class WorldModel(nn.Module):
     def latent_error(self, latents: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the (...) mean squared error of (..., Z) latents, but for their context."""
         return (latents - targets)[..., : self.own_dim].square().mean(-1)
+
+    def observation_error(self, latents: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Return the (...) mean squared error of (..., D) features, as they are read from (..., Z) latents.
+
+        :raises RuntimeError: if the features are trained: then there is no such head.
+        """
+        if self.observation is None:
+            raise RuntimeError("features that are trained are not read from latents")
+        error: torch.Tensor = (self.observation(latents) - features).square().mean(-1)
+        return error
 
     def rewards(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Return the (...) rewards, in reward scales, of taking (..., A) actions in (..., Z) latents."""

@@ -1,11 +1,14 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
-from helpers import NoHostReads, make, same, truth_envs
+from gymnasium import spaces
+from helpers import NoHostReads, make, same, space_envs, truth_envs
 
 from sb3_pwm.updates import encode_windows
 
+PICTURE = spaces.Box(0, 255, (1, 36, 36), np.uint8)
 SETTINGS = [{}, {"critic": "v", "ent_coef": 0.1}, {"termination_coef": 0.0, "policy_kwargs": {"reward_bins": 11}}]
 
 
@@ -57,3 +60,22 @@ def test_skips_are_counted_when_the_host_looks(monkeypatch):
     learner.update_model(bad)
     learner.pop_metrics()
     assert model.n_skipped_updates == 101
+
+
+def test_observations_are_read_from_latents():
+    model = make().learn(40)
+    assert "observation_loss" in model._learner.pop_metrics()
+    (head,) = model.policy.world_model.observation
+    assert head.weight.ne(0).all()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"observation_coef": 0.0}, {"env": space_envs(1, PICTURE), "policy": "CnnPolicy"}]
+)
+def test_observations_are_not_read_without_a_weight_or_from_pictures(settings):
+    model = make(**settings).learn(40)
+    metrics = model._learner.pop_metrics()
+    assert "reward_loss" in metrics
+    assert "observation_loss" not in metrics
+    head = model.policy.world_model.observation
+    assert head is None or head[-1].weight.eq(0).all()

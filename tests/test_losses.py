@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ACTION_DIM, LATENT_DIM, N_CRITICS
+from conftest import ACTION_DIM, LATENT_DIM, N_CRITICS, OBS_DIM
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -26,7 +26,7 @@ from sb3_pwm.type_aliases import ImaginedRollout, SequenceSamples
 from sb3_pwm.updates import apply_gradients
 
 LENGTH, BATCH, HORIZON = 4, 6, 3
-COEFFICIENTS = {"consistency_coef": 20.0, "reward_coef": 2.0, "termination_coef": 3.0}
+COEFFICIENTS = {"consistency_coef": 20.0, "reward_coef": 2.0, "termination_coef": 3.0, "observation_coef": 0.5}
 ONE = torch.tensor(1.0)
 
 
@@ -54,6 +54,10 @@ def simplices(*leading):
     return torch.randn(*leading, LATENT_DIM).softmax(-1)
 
 
+def some_features():
+    return torch.randn(LENGTH + 1, BATCH, OBS_DIM)
+
+
 def test_masked_mean_by_hand():
     # (1 + 2 + 3) / 3, the 100 is masked
     assert_close(masked_mean(tensor([1, 2], [3, 100]), tensor([1, 1], [1, 0])), torch.tensor(2.0))
@@ -62,13 +66,14 @@ def test_masked_mean_by_hand():
 @pytest.mark.parametrize("reward_bins", [0, 11])
 def test_world_model_loss_is_that_of_a_plain_loop(make_world_model, samples, reward_bins):
     model = make_world_model(reward_bins=reward_bins)
-    latents, targets = simplices(BATCH), simplices(LENGTH, BATCH)
-    loss, metrics = world_model_loss(model, samples, samples.rewards, latents, targets, **COEFFICIENTS)
+    latents, targets, features = simplices(BATCH), simplices(LENGTH, BATCH), some_features()
+    loss, metrics = world_model_loss(model, samples, samples.rewards, latents, targets, features, **COEFFICIENTS)
 
-    errors = {"consistency_loss": 0.0, "reward_loss": 0.0, "termination_loss": 0.0}
+    errors = {"consistency_loss": 0.0, "reward_loss": 0.0, "termination_loss": 0.0, "observation_loss": 0.0}
     count = 0
     for b in range(BATCH):
         state = latents[b]
+        errors["observation_loss"] += F.mse_loss(model.observation(state), features[0, b])
         for t in range(LENGTH):
             if not samples.mask[t, b]:
                 break
@@ -76,11 +81,13 @@ def test_world_model_loss_is_that_of_a_plain_loop(make_world_model, samples, rew
             errors["reward_loss"] += model.reward_error(state, action, samples.rewards[t, b])
             state = model.next_latents(state, action)
             errors["consistency_loss"] += F.mse_loss(state, targets[t, b])
+            errors["observation_loss"] += F.mse_loss(model.observation(state), features[t + 1, b])
             ended = torch.sigmoid(model.termination_logits(state))
             errors["termination_loss"] += F.binary_cross_entropy(ended, samples.terminations[t, b])
             count += 1
     means = {name: error / count for name, error in errors.items()}
     total = 20 * means["consistency_loss"] + 2 * means["reward_loss"] + 3 * means["termination_loss"]
+    total = total + 0.5 * means["observation_loss"]
     assert_close(loss, total)
     assert_close(metrics, {name: mean.detach() for name, mean in means.items()} | {"world_model_loss": loss.detach()})
 
@@ -88,26 +95,27 @@ def test_world_model_loss_is_that_of_a_plain_loop(make_world_model, samples, rew
 @pytest.mark.parametrize("reward_bins", [0, 11])
 def test_world_model_loss_of_several_dynamics_networks(make_world_model, samples, reward_bins):
     model = make_world_model(n_dynamics=3, reward_bins=reward_bins)
-    latents, targets = simplices(BATCH), simplices(LENGTH, BATCH)
-    total, means = world_model_loss(model, samples, samples.rewards, latents, targets, **COEFFICIENTS)
+    latents, targets, features = simplices(BATCH), simplices(LENGTH, BATCH), some_features()
+    total, means = world_model_loss(model, samples, samples.rewards, latents, targets, features, **COEFFICIENTS)
     parts = []
     for dynamics in model.dynamics:
         alone = copy.deepcopy(model)
         alone.dynamics = nn.ModuleList([dynamics])
-        parts.append(world_model_loss(alone, samples, samples.rewards, latents, targets, **COEFFICIENTS))
+        parts.append(world_model_loss(alone, samples, samples.rewards, latents, targets, features, **COEFFICIENTS))
     sums = {name: sum(metrics[name] for _, metrics in parts) for name in means}
     assert_close(means["consistency_loss"], sums["consistency_loss"])
     assert_close(means["reward_loss"], sums["reward_loss"] / 3)
     assert_close(means["termination_loss"], sums["termination_loss"] / 3)
-    assert_close(total, 20 * means["consistency_loss"] + 2 * means["reward_loss"] + 3 * means["termination_loss"])
+    assert_close(means["observation_loss"], sums["observation_loss"] / 3)
+    assert_close(total, sum(weight * means[name.replace("_coef", "_loss")] for name, weight in COEFFICIENTS.items()))
 
 
 @pytest.mark.parametrize("name", COEFFICIENTS)
 def test_a_coefficient_of_zero_switches_its_part_off(world_model, samples, name):
-    latents, targets = simplices(BATCH), simplices(LENGTH, BATCH)
+    latents, targets, features = simplices(BATCH), simplices(LENGTH, BATCH), some_features()
 
     def loss(**coefficients):
-        return world_model_loss(world_model, samples, samples.rewards, latents, targets, **coefficients)
+        return world_model_loss(world_model, samples, samples.rewards, latents, targets, features, **coefficients)
 
     (full, metrics), (without, _) = loss(**COEFFICIENTS), loss(**COEFFICIENTS | {name: 0.0})
     part = COEFFICIENTS[name] * metrics[name.replace("_coef", "_loss")]
@@ -126,20 +134,29 @@ def test_masked_steps_have_no_influence(make_world_model, samples, reward_bins):
         terminations=torch.where(masked, ONE, samples.terminations),
     )
     changed_targets = torch.where(masked[..., None], torch.tensor(1e4), targets)
+    features = some_features()
+    changed_features = features.clone()
+    changed_features[1:][masked] = 1e4
 
-    def loss_and_gradients(batch, batch_targets):
-        loss, _ = world_model_loss(model, batch, batch.rewards, latents, batch_targets, **COEFFICIENTS)
-        inputs = [*model.dynamics.parameters(), *model.reward.parameters(), *model.termination.parameters(), latents]
+    def loss_and_gradients(batch, batch_targets, batch_features):
+        loss, _ = world_model_loss(model, batch, batch.rewards, latents, batch_targets, batch_features, **COEFFICIENTS)
+        networks = (model.dynamics, model.reward, model.termination, model.observation)
+        inputs = [*(parameter for network in networks for parameter in network.parameters()), latents]
         return loss, torch.autograd.grad(loss, inputs)
 
-    assert_close(loss_and_gradients(changed, changed_targets), loss_and_gradients(samples, targets))
+    assert_close(
+        loss_and_gradients(changed, changed_targets, changed_features), loss_and_gradients(samples, targets, features)
+    )
 
 
 def test_every_valid_step_has_influence(world_model, samples):
     latents, targets = simplices(BATCH), simplices(LENGTH, BATCH).requires_grad_()
     rewards = samples.rewards.clone().requires_grad_()
-    loss, _ = world_model_loss(world_model, samples, rewards, latents, targets, **COEFFICIENTS)
-    to_targets, to_rewards = torch.autograd.grad(loss, [targets, rewards])
+    features = some_features().requires_grad_()
+    loss, _ = world_model_loss(world_model, samples, rewards, latents, targets, features, **COEFFICIENTS)
+    to_targets, to_rewards, to_features = torch.autograd.grad(loss, [targets, rewards, features])
+    assert to_features[0].ne(0).all()
+    assert (to_features[1:].abs().sum(-1).gt(0) == samples.mask.bool()).all()
     assert (to_targets.abs().sum(-1).gt(0) == samples.mask.bool()).all()
     assert (to_rewards.ne(0) == samples.mask.bool()).all()
 
@@ -345,7 +362,7 @@ def networks(world_model, actor, q_critics, v_critics):
 def model_objective(n, samples, observations):
     latents = n["world_model"].encode(observations.flatten(0, 1)).view(LENGTH + 1, BATCH, LATENT_DIM)
     return world_model_loss(
-        n["world_model"], samples, samples.rewards, latents[0], latents[1:].detach(), **COEFFICIENTS
+        n["world_model"], samples, samples.rewards, latents[0], latents[1:].detach(), observations, **COEFFICIENTS
     )[0]
 
 
@@ -408,7 +425,13 @@ def test_targets_carry_no_gradient(networks, samples, objective):
 def test_metrics_are_detached(world_model, actor, v_critics, samples):
     parts = [
         world_model_loss(
-            world_model, samples, samples.rewards, simplices(BATCH), simplices(LENGTH, BATCH), **COEFFICIENTS
+            world_model,
+            samples,
+            samples.rewards,
+            simplices(BATCH),
+            simplices(LENGTH, BATCH),
+            some_features(),
+            **COEFFICIENTS,
         ),
         actor_loss(*(nn.Parameter(torch.ones(2)) for _ in range(2)), torch.ones(2), ONE, ent_coef=0.1),
         critic_loss(v_critics(simplices(BATCH)), torch.zeros(BATCH), torch.ones(BATCH)),

@@ -70,9 +70,25 @@ def test_a_new_model_predicts_no_reward_and_even_odds(reward_bins):
     latents, actions = latents_and_actions(5)
     assert_close(model.rewards(latents, actions), torch.zeros(5), atol=1e-6, rtol=0)
     assert_close(model.continuations(latents), torch.full((5,), 0.5))
+    assert_close(model.observation_error(latents, torch.full((5, OBS_DIM), 3.0)), torch.full((5,), 9.0))
     assert_close(model.termination_error(latents, torch.ones(5)), torch.full((5,), math.log(2)))
     weights = [layer.weight for layer in model.dynamics.modules() if isinstance(layer, nn.Linear)]
     assert all(0 < weight.std() < 0.03 for weight in weights[:-1])
+
+
+def test_observations_are_read_from_latents_by_a_linear_head(world_model):
+    latents, features = latents_and_actions(4, 5)[0], torch.randn(4, 5, OBS_DIM)
+    (head,) = world_model.observation
+    errors = latents @ head.weight.T + head.bias - features
+    assert_close(world_model.observation_error(latents, features), (errors**2).sum(-1) / OBS_DIM)
+
+
+def test_trained_features_are_not_read_from_latents(make_world_model):
+    # they could become anything that is easy to read
+    model = make_world_model(features=nn.Linear(OBS_DIM, OBS_DIM))
+    assert model.observation is None
+    with pytest.raises(RuntimeError, match="not read from latents"):
+        model.observation_error(latents_and_actions(5)[0], torch.zeros(5, OBS_DIM))
 
 
 def new_model(*, residual, layer_norm=False):

@@ -90,12 +90,17 @@ class ReferenceLearner:
         rewards = self.policy.reward_scale(samples.rewards)
         count = samples.mask.sum()
         latents, loss = encoded[0], torch.zeros(())
+        reads = world_model.observation is not None and model.observation_coef > 0
+        if reads:
+            loss = loss + model.observation_coef * self._observation_error(latents, samples, 0).sum() / count
         for t in range(length):
             predicted = world_model.next_latents(latents, samples.actions[t])
             error = model.consistency_coef * F.mse_loss(predicted, encoded[t + 1].detach(), reduction="none").mean(-1)
             error = error + model.reward_coef * world_model.reward_error(latents, samples.actions[t], rewards[t])
             ended = world_model.termination_error(predicted, samples.terminations[t])
             error = error + model.termination_coef * ended
+            if reads:
+                error = error + model.observation_coef * self._observation_error(predicted, samples, t + 1)
             loss = loss + (samples.mask[t] * error).sum() / count
             latents = predicted
         self._step("model", loss)
@@ -189,6 +194,12 @@ class ReferenceLearner:
                 parameters = policy.critics.parameters()
                 for slow, fast in zip(policy.critics_target.parameters(), parameters, strict=True):
                     slow.copy_((1 - model.tau) * slow + model.tau * fast)
+
+    def _observation_error(self, latents: torch.Tensor, samples: SequenceSamples, t: int) -> torch.Tensor:
+        world_model = self.policy.world_model
+        read = world_model.observation(latents)  # type: ignore[misc]
+        features = world_model.features(self._at(samples.observations, t))
+        return F.mse_loss(read, features, reduction="none").mean(-1)
 
     @staticmethod
     def _at(observations: Observations, t: int) -> Observations:
