@@ -16,7 +16,6 @@ REAL_RANGES: dict[str, tuple[float, float, bool]] = {
     "consistency_coef": (0, math.inf, True),
     "reward_coef": (0, math.inf, True),
     "termination_coef": (0, math.inf, True),
-    "observation_coef": (0, math.inf, True),
     "policy_updates": (0, math.inf, False),
     "bc_coef": (0, math.inf, True),
 }
@@ -51,7 +50,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             raise ValueError(f"{name}={value!r} is out of range; allowed: {allowed}")
     for name, lowest in LOWEST_INTEGERS.items():
         check_integer(name, arguments[name], lowest)
-    for name, low in (("ent_coef", 0.0), ("target_entropy", -math.inf)):
+    for name, low in (("ent_coef", 0.0), ("target_entropy", -math.inf), ("observation_coef", 0.0)):
         check_number_or_auto(name, arguments[name], low)
     for name in LEARNING_RATES:
         check_learning_rate(name, arguments[name])

@@ -22,7 +22,7 @@ from sb3_pwm.losses import (
     world_model_loss,
 )
 from sb3_pwm.parallel import share_of_weight
-from sb3_pwm.policies import PWMPolicy
+from sb3_pwm.policies import MANY_FEATURES, PWMPolicy
 from sb3_pwm.precision import Precision, arithmetic, usable_precision
 from sb3_pwm.returns import continuation_weights, imagined_returns
 from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
@@ -37,6 +37,7 @@ from sb3_pwm.updates import (
     steps_of,
     to_each_step,
 )
+from sb3_pwm.world_model import WorldModel
 
 MAX_GRAD_NORM = {"actor": 1.0, "critic": 100.0, "model": 20.0, "entropy": 100.0}  # the first three are the paper's
 MAX_SKIPPED_UPDATES = 100  # of one network, in a row
@@ -60,9 +61,16 @@ class Trainable(Protocol):
     consistency_coef: float
     reward_coef: float
     termination_coef: float
-    observation_coef: float
+    observation_coef: float | Literal["auto"]
     n_model_updates: int
     n_skipped_updates: int
+
+
+def observation_weight(world_model: WorldModel, coefficient: float | Literal["auto"]) -> float:
+    """Return the weight of the observations' error: 0 where nothing reads them, ``"auto"`` 0 where they are many."""
+    if world_model.observation is None:
+        return 0.0
+    return float(world_model.features_dim <= MANY_FEATURES) if isinstance(coefficient, str) else coefficient
 
 
 class Learner:
@@ -183,8 +191,8 @@ class Learner:
             first = encode_windows(model, steps_of(samples.observations, 0, 1))
             with torch.no_grad():
                 following = encode_windows(model, steps_of(samples.observations, 1, None))
-                reads = model.observation is not None and self.model.observation_coef > 0
-                features = to_each_step(model.features, samples.observations) if reads else None
+                observation_coef = observation_weight(model, self.model.observation_coef)
+                features = to_each_step(model.features, samples.observations) if observation_coef > 0 else None
             loss, metrics = world_model_loss(
                 model,
                 samples,
@@ -195,7 +203,7 @@ class Learner:
                 consistency_coef=self.model.consistency_coef,
                 reward_coef=self.model.reward_coef,
                 termination_coef=self.model.termination_coef,
-                observation_coef=self.model.observation_coef,
+                observation_coef=observation_coef,
             )
         return loss, metrics, torch.cat([first.detach(), following])
 

@@ -46,7 +46,8 @@ WORLD_MODEL_SETTINGS = (  # arguments that change what a world model's tensors m
 # Times the model's learning rate, for encoders that see images, as in TD-MPC2 for all. At the whole rate they lose part
 # of what rewards do not show: on Pendulum, whose rewards are the same on both sides, on which side it is.
 IMAGE_RATE = 0.3
-MANY_FEATURES = 64  # of more, 96 latents hold too little: Ant-v5 has 105, Humanoid-v5 348
+# Of more, 96 latents hold too little, and not all are worth holding. Ant-v5 has 105, Humanoid-v5 348.
+MANY_FEATURES = 64
 
 
 class Parts(NamedTuple):

@@ -72,7 +72,8 @@ class PWM(MultiTaskAlgorithm):
     :param termination_coef: weight of the model's termination error; 0 trains no termination head, and imagined
         episodes never end.
     :param observation_coef: weight of the error of observations as a linear head reads them from the model's latents;
-        only where nothing in front of the encoder is trained, not with pictures.
+        nothing reads them where features in front of the encoder are trained, as with pictures. ``"auto"`` for 1, and
+        for 0 where observations are more than 64 numbers.
     :param train_freq: collect this many steps (or ``(n, "episode")``) between updates.
     :param gradient_steps: world-model updates after each collection; -1 for as many as steps were collected.
     :param policy_updates: actor updates per world-model update; 0.125 is one after every eighth.
@@ -129,7 +130,7 @@ class PWM(MultiTaskAlgorithm):
         consistency_coef: float = 20.0,
         reward_coef: float = 1.0,
         termination_coef: float = 1.0,
-        observation_coef: float = 1.0,
+        observation_coef: float | Literal["auto"] = "auto",
         train_freq: int | tuple[int, str] = 2,
         gradient_steps: int = 1,
         policy_updates: float = 1.0,

@@ -67,6 +67,7 @@ class WorldModel(nn.Module):
         super().__init__()
         self.features = features
         self.context = context
+        self.features_dim = features_dim
         self.action_dim = action_dim
         self.own_dim = latent_dim
         context_dim = context.size if context else 0

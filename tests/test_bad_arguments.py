@@ -21,7 +21,10 @@ BAD_VALUES = [
         (name, [-1, math.nan, math.inf], r"\[0, inf\)")
         for name in ("consistency_coef", "reward_coef", "termination_coef", "bc_coef")
     ],
-    ("ent_coef", [-1, math.nan, math.inf, "auto_0.1"], r"\"auto\" or a number in \[0, inf\)"),
+    *[
+        (name, [-1, math.nan, math.inf, "auto_0.1"], r"\"auto\" or a number in \[0, inf\)")
+        for name in ("ent_coef", "observation_coef")
+    ],
     ("target_entropy", [math.nan, math.inf, -math.inf, "none"], r"\"auto\" or a number in \(-inf, inf\)"),
     ("policy_updates", [0, -1, math.inf], r"\(0, inf\)"),
     *[
@@ -56,7 +59,7 @@ def test_arguments_out_of_range(name, value, allowed):
     ("name", "value"),
     [
         *[(name, value) for name in ("gamma", "tau", "policy_updates") for value in ("auto", True, None)],
-        *[(name, value) for name in ("ent_coef", "target_entropy") for value in ([1], True, None)],
+        *[(name, value) for name in ("ent_coef", "target_entropy", "observation_coef") for value in ([1], True, None)],
         *[(name, value) for name in ("horizon", "batch_size", "gradient_steps") for value in (2.5, "3", True, None)],
         *[(name, value) for name in ("learning_rate", "critic_learning_rate") for value in ("3e-4", True, [1])],
         ("train_freq", "episode"),

@@ -6,6 +6,7 @@ import torch
 from gymnasium import spaces
 from helpers import NoHostReads, make, same, space_envs, truth_envs
 
+from sb3_pwm.learner import observation_weight
 from sb3_pwm.updates import encode_windows
 
 PICTURE = spaces.Box(0, 255, (1, 36, 36), np.uint8)
@@ -67,6 +68,14 @@ def test_observations_are_read_from_latents():
     assert "observation_loss" in model._learner.pop_metrics()
     (head,) = model.policy.world_model.observation
     assert head.weight.ne(0).all()
+
+
+@pytest.mark.parametrize(("numbers", "weight"), [(64, 1), (65, 0)])
+def test_by_default_observations_are_read_where_they_are_few(numbers, weight):
+    world_model = make(space_envs(1, spaces.Box(-1, 1, (numbers,)))).policy.world_model
+    assert observation_weight(world_model, "auto") == weight
+    assert observation_weight(world_model, 0.25) == 0.25
+    assert observation_weight(make(space_envs(1, PICTURE), "CnnPolicy").policy.world_model, 0.25) == 0
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_a_model_made_from_data_has_other_defaults():
     given = PWM.from_dataset(dataset(), batch_size=8, observation_coef=0.5)
     assert (given.batch_size, given.observation_coef) == (8, 0.5)
     online = PWM("MlpPolicy", "Pendulum-v1")
-    assert (online.batch_size, online.critic_batch_size, online.observation_coef) == (64, 128, 1)
+    assert (online.batch_size, online.critic_batch_size, online.observation_coef) == (64, 128, "auto")
 
 
 def test_default_numbers_of_networks():

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_pwm.layers import Mish
-from sb3_pwm.learner import MAX_GRAD_NORM
+from sb3_pwm.learner import MAX_GRAD_NORM, observation_weight
 from sb3_pwm.networks import VALUE_UNIT
 from sb3_pwm.pwm import PWM
 from sb3_pwm.type_aliases import Observations, SequenceSamples
@@ -90,17 +90,17 @@ class ReferenceLearner:
         rewards = self.policy.reward_scale(samples.rewards)
         count = samples.mask.sum()
         latents, loss = encoded[0], torch.zeros(())
-        reads = world_model.observation is not None and model.observation_coef > 0
-        if reads:
-            loss = loss + model.observation_coef * self._observation_error(latents, samples, 0).sum() / count
+        observation_coef = observation_weight(world_model, model.observation_coef)
+        if observation_coef > 0:
+            loss = loss + observation_coef * self._observation_error(latents, samples, 0).sum() / count
         for t in range(length):
             predicted = world_model.next_latents(latents, samples.actions[t])
             error = model.consistency_coef * F.mse_loss(predicted, encoded[t + 1].detach(), reduction="none").mean(-1)
             error = error + model.reward_coef * world_model.reward_error(latents, samples.actions[t], rewards[t])
             ended = world_model.termination_error(predicted, samples.terminations[t])
             error = error + model.termination_coef * ended
-            if reads:
-                error = error + model.observation_coef * self._observation_error(predicted, samples, t + 1)
+            if observation_coef > 0:
+                error = error + observation_coef * self._observation_error(predicted, samples, t + 1)
             loss = loss + (samples.mask[t] * error).sum() / count
             latents = predicted
         self._step("model", loss)
