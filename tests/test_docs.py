@@ -92,8 +92,7 @@ def test_figures_have_texts_for_those_who_do_not_see_them() -> None:
     ("arguments", "count"),
     [
         (["docs/results/benchmark", "docs/results/benchmark-100k", "--until", "50000"], 3),
-        (["docs/results/benchmark-100k", "docs/results/baselines-100k", "docs/results/crossq"], 3),
-        (["docs/results/ant-humanoid"], 2),
+        ([f"docs/results/{name}" for name in ("benchmark-100k", "baselines-100k", "ant-humanoid", "crossq", "tqc")], 5),
         (["docs/results/ant-humanoid-96"], 2),
         (["docs/results/dmcontrol"], 3),
         (["docs/results/pixels-whole-rate"], 1),
