@@ -285,7 +285,7 @@ def load_checkpoint(policy: PWMPolicy, checkpoint: Checkpoint) -> None:
         raise ValueError(f"the world model in {checkpoint.path} needs vectors as observations, this model has others")
     check_tasks(checkpoint, getattr(policy, "task_set", None))
     own = policy.world_model.state_dict()
-    own_heads = ("observation.",) if "termination" in checkpoint.layers else ("observation.", "termination.")
+    own_heads = ("observation",) if "termination" in checkpoint.layers else ("observation", "termination.")
     kept = ("features.", "context.masks", *own_heads)
     state = {name: tensor for name, tensor in own.items() if name.startswith(kept)}
     for source, name, tensor in checkpoint.converted():

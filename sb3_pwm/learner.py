@@ -22,7 +22,7 @@ from sb3_pwm.losses import (
     world_model_loss,
 )
 from sb3_pwm.parallel import share_of_weight
-from sb3_pwm.policies import MANY_FEATURES, PWMPolicy
+from sb3_pwm.policies import PWMPolicy
 from sb3_pwm.precision import Precision, arithmetic, usable_precision
 from sb3_pwm.returns import continuation_weights, imagined_returns
 from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
@@ -30,10 +30,10 @@ from sb3_pwm.updates import (
     RunningMeans,
     apply_gradients,
     encode_windows,
-    first_step,
     is_fused,
     minibatches,
     move_average,
+    step_of,
     steps_of,
     to_each_step,
 )
@@ -41,6 +41,7 @@ from sb3_pwm.world_model import WorldModel
 
 MAX_GRAD_NORM = {"actor": 1.0, "critic": 100.0, "model": 20.0, "entropy": 100.0}  # the first three are the paper's
 MAX_SKIPPED_UPDATES = 100  # of one network, in a row
+READ_FEATURES = 1_000  # of observations, at most, by default: more take too much time
 
 
 class Trainable(Protocol):
@@ -70,7 +71,7 @@ def observation_weight(world_model: WorldModel, coefficient: float | Literal["au
     """Return the weight of the observations' error: 0 where nothing reads them, ``"auto"`` 0 where they are many."""
     if world_model.observation is None:
         return 0.0
-    return float(world_model.features_dim <= MANY_FEATURES) if isinstance(coefficient, str) else coefficient
+    return float(world_model.features_dim <= READ_FEATURES) if isinstance(coefficient, str) else coefficient
 
 
 class Learner:
@@ -236,7 +237,7 @@ class Learner:
                 latents = encode_windows(policy.world_model, samples.observations)
         policy.latent_scale.update(latents)
         rollout, weights, returns = self._objective("_imagined")(latents[0])
-        tasks = policy.tasks_of(first_step(samples))
+        tasks = policy.tasks_of(step_of(samples.observations, 0))
         policy.return_scale.update(returns.detach(), tasks)
         ent_coef = self._entropy_coefficient(rollout, weights[:-1], tasks)
         return_scale = policy.return_scale.of(tasks)

@@ -32,11 +32,12 @@ def world_model_loss(
     r"""Return the error of the model's open-loop prediction over windows.
 
     .. math:: L = \frac{1}{\sum m_t} \Big(\sum_t m_t [k_c \|\hat z_{t+1} - sg(e(o_{t+1}))\|^2 / Z
-        + k_r\, \ell(\hat r_t, r_t) + k_d\, BCE(\hat d_t, d_t) + k_o \|W \hat z_{t+1} - x_{t+1}\|^2 / D]
-        + \sum k_o \|W \hat z_0 - x_0\|^2 / D\Big),\quad \hat z_0 = e(o_0)
+        + k_r\, \ell(\hat r_t, r_t) + k_d\, BCE(\hat d_t, d_t) + k_o\, w \cdot (W \hat z_{t+1} - x_{t+1})^2]
+        + \sum k_o\, w \cdot (W \hat z_0 - x_0)^2\Big),\quad \hat z_0 = e(o_0)
 
-    (PWM, arXiv 2407.02466, eq. 5, with masks and heads for terminations and observations.) With K dynamics networks
-    the latent error is the sum of theirs, as if each learnt alone, and the heads' errors are means over what they read.
+    (PWM, arXiv 2407.02466, eq. 5, with masks and heads for terminations and observations; w are the weights of
+    :meth:`sb3_pwm.world_model.WorldModel.weigh_observations`.) With K dynamics networks the latent error is the sum of
+    theirs, as if each learnt alone, and the heads' errors are means over what they read.
 
     :param world_model: the model.
     :param samples: windows of T steps; their observations are not used.

@@ -23,7 +23,7 @@ from sb3_pwm.networks import Actor, CriticEnsemble, EntropyCoefficient
 from sb3_pwm.normalization import LatentScale, ReturnScale, RewardScale
 from sb3_pwm.observation_features import ObservationFeatures
 from sb3_pwm.type_aliases import Observations, SequenceSamples
-from sb3_pwm.updates import RATE_SCALE, first_step
+from sb3_pwm.updates import RATE_SCALE, step_of
 from sb3_pwm.world_model import WorldModel
 
 DEFAULT_NET_ARCH = {
@@ -272,7 +272,7 @@ class PWMPolicy(BasePolicy):
 
     def scaled_rewards(self, samples: SequenceSamples) -> torch.Tensor:
         """Return windows' (T, B) rewards in reward scales."""
-        rewards: torch.Tensor = self.reward_scale(samples.rewards, self.tasks_of(first_step(samples)))
+        rewards: torch.Tensor = self.reward_scale(samples.rewards, self.tasks_of(step_of(samples.observations, 0)))
         return rewards
 
     def without_padding(self, samples: SequenceSamples) -> SequenceSamples:

@@ -22,7 +22,7 @@ from sb3_pwm.checks import (
     check_train_freq,
 )
 from sb3_pwm.compilation import TorchCompile
-from sb3_pwm.learner import Learner
+from sb3_pwm.learner import Learner, observation_weight
 from sb3_pwm.multitask_algorithm import MultiTaskAlgorithm, storable
 from sb3_pwm.multitask_policies import MultiTaskPolicy
 from sb3_pwm.parallel import Part, own_part, share_from_first
@@ -30,12 +30,14 @@ from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.precision import Precision
 from sb3_pwm.sequence_algorithm import close_progress_bars
 from sb3_pwm.type_aliases import SequenceSamples
+from sb3_pwm.updates import step_of
 
 SelfPWM = TypeVar("SelfPWM", bound="PWM")
 
 # High at the start, because there is one update for two environment steps; falling linearly, as the paper's rates do.
 DEFAULT_LEARNING_RATE = LinearSchedule(1e-3, 1e-4, end_fraction=1.0)
 CALIBRATION_EPISODES = 10
+PREDICTABILITY_STEPS = 10_000  # from which it is taken how well observations can be foretold
 
 
 class PWM(MultiTaskAlgorithm):
@@ -73,7 +75,7 @@ class PWM(MultiTaskAlgorithm):
         episodes never end.
     :param observation_coef: weight of the error of observations as a linear head reads them from the model's latents;
         nothing reads them where features in front of the encoder are trained, as with pictures. ``"auto"`` for 1, and
-        for 0 where observations are more than 64 numbers.
+        for 0 where observations are more than 1,000 numbers.
     :param train_freq: collect this many steps (or ``(n, "episode")``) between updates.
     :param gradient_steps: world-model updates after each collection; -1 for as many as steps were collected.
     :param policy_updates: actor updates per world-model update; 0.125 is one after every eighth.
@@ -236,6 +238,15 @@ class PWM(MultiTaskAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         derived = ["_learner", "_schedules", "_start_values", "_steps_since_statistics"]
         return [*super()._excluded_save_params(), *derived]
+
+    def _refresh_statistics(self, *, at_once: bool = False) -> bool:
+        refreshed = super()._refresh_statistics(at_once=at_once)
+        world_model = self.policy.world_model
+        if refreshed and observation_weight(world_model, self.observation_coef) > 0:
+            steps = self.sequences.spread_sequences(PREDICTABILITY_STEPS, 1, self._vec_normalize_env)
+            observations, actions, *_ = self.policy.without_padding(steps)
+            world_model.weigh_observations(step_of(observations, 0), actions[0], step_of(observations, 1))
+        return refreshed
 
     def _sample(self, batch_size: int, part: Part = ALL) -> SequenceSamples:
         samples = self.sequences.sample_sequences(batch_size, self.sequence_length, self._vec_normalize_env, part)

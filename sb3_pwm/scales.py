@@ -48,17 +48,21 @@ class ScalingAlgorithm(ScheduledAlgorithm):
         super()._on_transition(observations, rewards, dones, infos)
         self._steps_since_statistics += self.n_envs
 
-    def _refresh_statistics(self, *, at_once: bool = False) -> None:
-        """Take the scales from the replay buffer, if it holds enough and has grown enough since or ``at_once``."""
+    def _refresh_statistics(self, *, at_once: bool = False) -> bool:
+        """Take the scales from the replay buffer, if it holds enough and has grown enough since or ``at_once``.
+
+        :return: whether they were taken.
+        """
         if not at_once and self._steps_since_statistics < STATISTICS_INTERVAL:
-            return
+            return False
         size, capacity = self.sequences.n_transitions, self.sequences.buffer_size * self.sequences.n_envs
         if size < min(int(self.policy.statistics_size), capacity):
-            return
+            return False
         observations, rewards = self.sequences.statistics_sample(self._vec_normalize_env, self.policy.n_tasks)
         self.policy.set_statistics(observations, rewards)
         self.policy.statistics_size.fill_(size)
         self._steps_since_statistics = 0
+        return True
 
     @property
     def _n_known_transitions(self) -> int:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sb3_pwm.parallel import average_gradients
-from sb3_pwm.type_aliases import Metrics, Observations, SequenceSamples
+from sb3_pwm.type_aliases import Metrics, Observations
 from sb3_pwm.world_model import WorldModel
 
 RATE_SCALE = "rate_scale"  # entry of an optimizer's group
@@ -37,11 +37,11 @@ def steps_of(observations: Observations, start: int, stop: int | None) -> Observ
     return observations[start:stop]
 
 
-def first_step(samples: SequenceSamples) -> Observations:
-    """Return the (B, *obs_shape) observations in which windows start."""
-    if isinstance(samples.observations, dict):
-        return {key: values[0] for key, values in samples.observations.items()}
-    return samples.observations[0]
+def step_of(observations: Observations, step: int) -> Observations:
+    """Return the (B, *obs_shape) observations of one step of (T, B, *obs_shape) ones."""
+    if isinstance(observations, dict):
+        return {key: values[step] for key, values in observations.items()}
+    return observations[step]
 
 
 def minibatches(n_rows: int, batch_size: int, count: int, device: torch.device) -> torch.Tensor:

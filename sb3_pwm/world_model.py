@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from sb3_pwm.layers import SimNorm, mlp, truncated_normal_init
 from sb3_pwm.multitask import TaskContext
+from sb3_pwm.predictability import linear_predictability
 from sb3_pwm.streams import side_by_side
 from sb3_pwm.two_hot import two_hot, two_hot_inv
 from sb3_pwm.type_aliases import Observations
@@ -22,6 +23,7 @@ class WorldModel(nn.Module):
 
     Where nothing in front of the encoder is trained, as with observations that are vectors, a linear head reads the
     observations back from the latents. Nothing uses what it reads: it keeps in the latents what rewards do not show.
+    What nobody can foretell, such as forces of contacts, would fill them with noise: see :meth:`weigh_observations`.
 
     :param features: module that turns observations into (N, features_dim) features, trained with the model. A model of
         several tasks has one that knows them, see :class:`sb3_pwm.multitask.TaskFeatures`.
@@ -44,6 +46,7 @@ class WorldModel(nn.Module):
     """
 
     bins: torch.Tensor
+    observation_weights: torch.Tensor
 
     def __init__(
         self,
@@ -87,6 +90,8 @@ class WorldModel(nn.Module):
         # What is trained could become anything that is easy to read.
         is_fixed = next(features.parameters(), None) is None
         self.observation = mlp(self.latent_dim, (), features_dim) if is_fixed else None
+        if is_fixed:
+            self.register_buffer("observation_weights", torch.full((features_dim,), 1 / features_dim))
         self.register_buffer("bins", torch.linspace(-TWO_HOT_RANGE, TWO_HOT_RANGE, reward_bins), persistent=False)
         heads = [self.reward, self.termination, *([] if self.observation is None else [self.observation])]
         for network in (self.encoder, self.dynamics, *heads):
@@ -149,14 +154,28 @@ class WorldModel(nn.Module):
         return (latents - targets)[..., : self.own_dim].square().mean(-1)
 
     def observation_error(self, latents: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Return the (...) mean squared error of (..., D) features, as they are read from (..., Z) latents.
+        """Return the (...) weighted squared error of (..., D) features, as they are read from (..., Z) latents.
 
         :raises RuntimeError: if the features are trained: then there is no such head.
         """
         if self.observation is None:
             raise RuntimeError("features that are trained are not read from latents")
-        error: torch.Tensor = (self.observation(latents) - features).square().mean(-1)
-        return error
+        squares: torch.Tensor = (self.observation(latents) - features).square()
+        return (squares * self.observation_weights).sum(-1)
+
+    @torch.no_grad()
+    def weigh_observations(self, observations: Observations, actions: torch.Tensor, following: Observations) -> None:
+        """Weigh each number's error by its share of variance that a linear model foretells one step ahead.
+
+        Divided by the shares' sum, or by 1 if this is more. See
+        :func:`sb3_pwm.predictability.linear_predictability`.
+
+        :param observations: (N, *obs_shape) observations.
+        :param actions: (N, A) actions.
+        :param following: (N, *obs_shape) next observations.
+        """
+        shares = linear_predictability(self.features(observations), actions, self.features(following))
+        self.observation_weights.copy_(shares / shares.sum().clamp(min=1))
 
     def rewards(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Return the (...) rewards, in reward scales, of taking (..., A) actions in (..., Z) latents."""

@@ -32,7 +32,10 @@ def make_world_model():
 
     def make(features=None, **kwargs):
         sizes = {"latent_dim": LATENT_DIM, "simnorm_dim": 4, **HIDDEN}
-        return _enlarge(WorldModel(features or nn.Identity(), OBS_DIM, ACTION_DIM, **(sizes | kwargs)))
+        model = _enlarge(WorldModel(features or nn.Identity(), OBS_DIM, ACTION_DIM, **(sizes | kwargs)))
+        if model.observation is not None:
+            model.observation_weights.uniform_()
+        return model
 
     return make
 

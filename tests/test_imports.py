@@ -20,6 +20,7 @@ LEVELS = (
         "parallel",
         "generators",
         "streams",
+        "predictability",
     },
     {"layers", "checks", "multitask", "device_copy"},
     {"world_model", "networks", "normalization", "tasks", "buffer_checks"},
@@ -41,6 +42,7 @@ LEVELS = (
 PURE = {
     "type_aliases",
     "streams",
+    "predictability",
     "returns",
     "two_hot",
     "precision",

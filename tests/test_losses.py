@@ -69,11 +69,14 @@ def test_world_model_loss_is_that_of_a_plain_loop(make_world_model, samples, rew
     latents, targets, features = simplices(BATCH), simplices(LENGTH, BATCH), some_features()
     loss, metrics = world_model_loss(model, samples, samples.rewards, latents, targets, features, **COEFFICIENTS)
 
+    def observation_error(state, features):
+        return model.observation_weights @ (model.observation(state) - features) ** 2
+
     errors = {"consistency_loss": 0.0, "reward_loss": 0.0, "termination_loss": 0.0, "observation_loss": 0.0}
     count = 0
     for b in range(BATCH):
         state = latents[b]
-        errors["observation_loss"] += F.mse_loss(model.observation(state), features[0, b])
+        errors["observation_loss"] += observation_error(state, features[0, b])
         for t in range(LENGTH):
             if not samples.mask[t, b]:
                 break
@@ -81,7 +84,7 @@ def test_world_model_loss_is_that_of_a_plain_loop(make_world_model, samples, rew
             errors["reward_loss"] += model.reward_error(state, action, samples.rewards[t, b])
             state = model.next_latents(state, action)
             errors["consistency_loss"] += F.mse_loss(state, targets[t, b])
-            errors["observation_loss"] += F.mse_loss(model.observation(state), features[t + 1, b])
+            errors["observation_loss"] += observation_error(state, features[t + 1, b])
             ended = torch.sigmoid(model.termination_logits(state))
             errors["termination_loss"] += F.binary_cross_entropy(ended, samples.terminations[t, b])
             count += 1

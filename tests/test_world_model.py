@@ -80,7 +80,22 @@ def test_observations_are_read_from_latents_by_a_linear_head(world_model):
     latents, features = latents_and_actions(4, 5)[0], torch.randn(4, 5, OBS_DIM)
     (head,) = world_model.observation
     errors = latents @ head.weight.T + head.bias - features
-    assert_close(world_model.observation_error(latents, features), (errors**2).sum(-1) / OBS_DIM)
+    assert_close(world_model.observation_error(latents, features), (errors**2) @ world_model.observation_weights)
+
+
+def test_observations_are_weighed_by_what_can_be_foretold_of_them(world_model):
+    observations, actions = torch.randn(200, OBS_DIM), torch.rand(200, ACTION_DIM)
+    following = torch.randn(200, OBS_DIM)
+    following[:, 0] = observations[:, 1] - 2 * actions[:, 0]
+    following[:, 1] = observations[:, 0] + torch.randn(200)  # half of its variance is noise
+    world_model.weigh_observations(observations, actions, following)
+    weights = world_model.observation_weights
+    assert_close(weights[:2], torch.tensor([2 / 3, 1 / 3]), atol=0.1, rtol=0)
+    assert weights[2:].sum() < 0.1
+    assert_close(weights.sum(), torch.tensor(1.0))
+    following[:, 0] = 0
+    world_model.weigh_observations(observations, actions, following)
+    assert_close(weights.sum(), torch.tensor(0.5), atol=0.1, rtol=0)  # not more than a number's own share
 
 
 def test_trained_features_are_not_read_from_latents(make_world_model):

@@ -199,7 +199,7 @@ class ReferenceLearner:
         world_model = self.policy.world_model
         read = world_model.observation(latents)  # type: ignore[misc]
         features = world_model.features(self._at(samples.observations, t))
-        return F.mse_loss(read, features, reduction="none").mean(-1)
+        return F.mse_loss(read, features, reduction="none") @ world_model.observation_weights
 
     @staticmethod
     def _at(observations: Observations, t: int) -> Observations:

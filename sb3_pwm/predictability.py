@@ -1,0 +1,35 @@
+"""What of the next observation can be foretold."""
+
+import torch
+
+RIDGE = 1e-3  # penalty of the squared coefficients, per row and unit of the features' variance
+SMALL_VARIANCE = 1e-4  # of what counts as constant
+
+
+@torch.no_grad()
+def linear_predictability(features: torch.Tensor, actions: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+    r"""Return the share of each feature's variance that a linear model foretells one step ahead.
+
+    .. math:: R^2_d = \max\left(0, 1 - \frac{E[(x'_d - W_d \cdot [x, a, 1])^2]}{Var[x'_d]}\right)
+
+    by ridge regression (Hoerl and Kennard, 1970). Every other row is foretold by the coefficients of the rows between,
+    and the other way round, so that nothing counts which is only learnt by heart.
+
+    :param features: (N, D) standardised features x.
+    :param actions: (N, A) actions a in [-1, 1].
+    :param following: (N, D) features x' of the next observations.
+    :return: (D,) shares in [0, 1]; 0 for what is constant, and for everything if there are fewer than four rows.
+    """
+    if len(features) < 4:
+        return features.new_zeros(features.shape[-1])
+    inputs = torch.cat([features, actions, torch.ones_like(actions[:, :1])], -1).double()
+    targets = following.double()
+    squares = torch.zeros_like(targets[0])
+    for known, unknown in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
+        x, penalty = inputs[known], RIDGE * len(inputs[known])
+        matrix = x.T @ x + penalty * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        coefficients = torch.linalg.solve(matrix, x.T @ targets[known])
+        squares += (inputs[unknown] @ coefficients - targets[unknown]).square().sum(0)
+    variances = targets.var(0, correction=0)
+    shares = 1 - squares / len(targets) / variances.clamp(min=SMALL_VARIANCE)
+    return torch.where(variances > SMALL_VARIANCE, shares.clamp(min=0), 0.0).to(features.dtype)
