@@ -333,6 +333,18 @@ def test_a_page_at_fewer_steps(results, tmp_path, capsys):
     assert "Not everything finished" not in text
 
 
+def test_a_page_of_some_environments(results, tmp_path, capsys):
+    arguments = ["report", str(results), "--out", str(tmp_path / "out"), "--env"]
+    with pytest.raises(SystemExit):
+        run_command_line({"report": report}, [*arguments, "B-v0", "C-v0"])
+    assert "no run in --env C-v0; there are runs in A-v0, B-v0" in capsys.readouterr().err
+    assert run_command_line({"report": report}, [*arguments, "B-v0"]) == 0
+    page = Page((tmp_path / "out" / "index.html").read_text())
+    text = " ".join(page.text.split())
+    assert "3 algorithms in 1 environment, 3 seeds each; 9 finished runs" in text
+    assert "A-v0" not in text.replace("sb3-pwm benchmark --env A-v0 B-v0", "")
+
+
 def test_a_page_without_scores(tmp_path):
     comparison = Comparison([make_run("C-v0", "sac", 0, -100)], "sac", "sac")
     report.write_report(comparison, tmp_path, "command")

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``sb3-pwm report``."""
     parser.add_argument("results", nargs="+", type=Path, help="results folders of sb3-pwm benchmark")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder for index.html and the PNG files")
+    parser.add_argument("--env", nargs="+", metavar="ENV", help="show these environments only (default: all)")
     parser.add_argument("--method", default="pwm", help="the algorithm that the others are compared with")
     parser.add_argument("--baseline", default="sac", help="its mean final return is a normalised return of 1")
     parser.add_argument(
@@ -47,6 +48,11 @@ def run(options: argparse.Namespace) -> int:
         if not found:
             raise ValueError(f"{folder} holds no runs of sb3-pwm benchmark")
         runs += found
+    if options.env is not None:
+        known = {run.spec.env for run in runs}
+        if unknown := sorted(set(options.env) - known):
+            raise ValueError(f"no run in --env {', '.join(unknown)}; there are runs in {', '.join(sorted(known))}")
+        runs = [run for run in runs if run.spec.env in options.env]
     if options.steps is not None:
         check_integer("--steps", options.steps, 1)
         runs = [cut(run, options.steps) for run in runs]
