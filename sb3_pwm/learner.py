@@ -29,12 +29,11 @@ from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
 from sb3_pwm.updates import (
     RunningMeans,
     apply_gradients,
+    at_steps,
     encode_windows,
     is_fused,
     minibatches,
     move_average,
-    step_of,
-    steps_of,
     to_each_step,
 )
 from sb3_pwm.world_model import WorldModel
@@ -189,9 +188,9 @@ class Learner:
         """Return the world model's loss, metrics, and the windows' latents."""
         model = self.model.policy.world_model
         with self._arithmetic():
-            first = encode_windows(model, steps_of(samples.observations, 0, 1))
+            first = encode_windows(model, at_steps(samples.observations, slice(1)))
             with torch.no_grad():
-                following = encode_windows(model, steps_of(samples.observations, 1, None))
+                following = encode_windows(model, at_steps(samples.observations, slice(1, None)))
                 observation_coef = observation_weight(model, self.model.observation_coef)
                 features = to_each_step(model.features, samples.observations) if observation_coef > 0 else None
             loss, metrics = world_model_loss(
@@ -237,7 +236,7 @@ class Learner:
                 latents = encode_windows(policy.world_model, samples.observations)
         policy.latent_scale.update(latents)
         rollout, weights, returns = self._objective("_imagined")(latents[0])
-        tasks = policy.tasks_of(step_of(samples.observations, 0))
+        tasks = policy.tasks_of(at_steps(samples.observations, 0))
         policy.return_scale.update(returns.detach(), tasks)
         ent_coef = self._entropy_coefficient(rollout, weights[:-1], tasks)
         return_scale = policy.return_scale.of(tasks)

@@ -11,7 +11,7 @@ from sb3_pwm.multitask import TaskContext, TaskFeatures, task_ids
 from sb3_pwm.policies import Parts, PWMPolicy
 from sb3_pwm.tasks import TaskSet
 from sb3_pwm.type_aliases import Observations, SequenceSamples
-from sb3_pwm.updates import step_of
+from sb3_pwm.updates import at_steps
 
 TASK_EMBEDDING_DIM = 32
 
@@ -72,7 +72,7 @@ class MultiTaskPolicy(PWMPolicy):
     def without_padding(self, samples: SequenceSamples) -> SequenceSamples:
         """Return windows whose padded action dimensions, which random actions fill too, are 0."""
         masks = torch.as_tensor(self.task_set.action_masks, device=self.device)
-        return samples._replace(actions=samples.actions * masks[task_ids(step_of(samples.observations, 0), None)])
+        return samples._replace(actions=samples.actions * masks[task_ids(at_steps(samples.observations, 0), None)])
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         own = {"task_set": self.task_set.to_dict(), "task_embedding_dim": self.task_embedding_dim}

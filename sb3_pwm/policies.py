@@ -23,7 +23,7 @@ from sb3_pwm.networks import Actor, CriticEnsemble, EntropyCoefficient
 from sb3_pwm.normalization import LatentScale, ReturnScale, RewardScale
 from sb3_pwm.observation_features import ObservationFeatures
 from sb3_pwm.type_aliases import Observations, SequenceSamples
-from sb3_pwm.updates import RATE_SCALE, step_of
+from sb3_pwm.updates import RATE_SCALE, at_steps
 from sb3_pwm.world_model import WorldModel
 
 DEFAULT_NET_ARCH = {
@@ -46,8 +46,7 @@ WORLD_MODEL_SETTINGS = (  # arguments that change what a world model's tensors m
 # Times the model's learning rate, for encoders that see images, as in TD-MPC2 for all. At the whole rate they lose part
 # of what rewards do not show: on Pendulum, whose rewards are the same on both sides, on which side it is.
 IMAGE_RATE = 0.3
-# Of more, 96 latents hold too little, and not all are worth holding. Ant-v5 has 105, Humanoid-v5 348.
-MANY_FEATURES = 64
+MANY_FEATURES = 64  # of more, 96 latents hold too little: Ant-v5 has 105, Humanoid-v5 348
 
 
 class Parts(NamedTuple):
@@ -272,7 +271,7 @@ class PWMPolicy(BasePolicy):
 
     def scaled_rewards(self, samples: SequenceSamples) -> torch.Tensor:
         """Return windows' (T, B) rewards in reward scales."""
-        rewards: torch.Tensor = self.reward_scale(samples.rewards, self.tasks_of(step_of(samples.observations, 0)))
+        rewards: torch.Tensor = self.reward_scale(samples.rewards, self.tasks_of(at_steps(samples.observations, 0)))
         return rewards
 
     def without_padding(self, samples: SequenceSamples) -> SequenceSamples:

@@ -25,7 +25,8 @@ def linear_predictability(features: torch.Tensor, actions: torch.Tensor, followi
     inputs = torch.cat([features, actions, torch.ones_like(actions[:, :1])], -1).double()
     targets = following.double()
     squares = torch.zeros_like(targets[0])
-    for known, unknown in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
+    halves = slice(0, None, 2), slice(1, None, 2)
+    for known, unknown in (halves, halves[::-1]):
         x, penalty = inputs[known], RIDGE * len(inputs[known])
         matrix = x.T @ x + penalty * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
         coefficients = torch.linalg.solve(matrix, x.T @ targets[known])

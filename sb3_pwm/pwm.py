@@ -30,7 +30,7 @@ from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.precision import Precision
 from sb3_pwm.sequence_algorithm import close_progress_bars
 from sb3_pwm.type_aliases import SequenceSamples
-from sb3_pwm.updates import step_of
+from sb3_pwm.updates import at_steps
 
 SelfPWM = TypeVar("SelfPWM", bound="PWM")
 
@@ -245,7 +245,7 @@ class PWM(MultiTaskAlgorithm):
         if refreshed and observation_weight(world_model, self.observation_coef) > 0:
             steps = self.sequences.spread_sequences(PREDICTABILITY_STEPS, 1, self._vec_normalize_env)
             observations, actions, *_ = self.policy.without_padding(steps)
-            world_model.weigh_observations(step_of(observations, 0), actions[0], step_of(observations, 1))
+            world_model.weigh_observations(at_steps(observations, 0), actions[0], at_steps(observations, 1))
         return refreshed
 
     def _sample(self, batch_size: int, part: Part = ALL) -> SequenceSamples:

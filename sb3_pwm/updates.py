@@ -30,18 +30,11 @@ def to_each_step(function: Callable[[Observations], torch.Tensor], observations:
     return results.view(*leading.shape[:2], *results.shape[1:])
 
 
-def steps_of(observations: Observations, start: int, stop: int | None) -> Observations:
-    """Return the steps from ``start`` to before ``stop`` of (T, B, *obs_shape) observations."""
+def at_steps(observations: Observations, steps: int | slice) -> Observations:
+    """Return one step, (B, *obs_shape), or some steps, (T', B, *obs_shape), of (T, B, *obs_shape) observations."""
     if isinstance(observations, dict):
-        return {key: values[start:stop] for key, values in observations.items()}
-    return observations[start:stop]
-
-
-def step_of(observations: Observations, step: int) -> Observations:
-    """Return the (B, *obs_shape) observations of one step of (T, B, *obs_shape) ones."""
-    if isinstance(observations, dict):
-        return {key: values[step] for key, values in observations.items()}
-    return observations[step]
+        return {key: values[steps] for key, values in observations.items()}
+    return observations[steps]
 
 
 def minibatches(n_rows: int, batch_size: int, count: int, device: torch.device) -> torch.Tensor:

@@ -21,7 +21,7 @@ from sb3_pwm.networks import Actor, EntropyCoefficient
 from sb3_pwm.normalization import LATENT_STD_FLOOR, ReturnScale, RewardScale
 from sb3_pwm.task_envs import single_task_env, task_vec_env
 from sb3_pwm.tasks import Task, TaskSet
-from sb3_pwm.updates import step_of
+from sb3_pwm.updates import at_steps
 
 
 def space_env(n_observations, n_actions):
@@ -143,7 +143,7 @@ def test_windows_have_no_padded_actions():
     model = model_of(steps=40, learning_starts=1000)
     assert (model.replay_buffer.actions[:20, 0, 1:] != 0).all()  # random actions fill all dimensions
     samples = model._sample(8)
-    tasks = step_of(samples.observations, 0)["task"].flatten()
+    tasks = at_steps(samples.observations, 0)["task"].flatten()
     assert set(tasks.tolist()) == {0, 1}
     assert (samples.actions[:, tasks == 0, 1:] == 0).all()
     exists = samples.mask.bool()
@@ -156,7 +156,7 @@ def test_updates_reach_each_tasks_own_parameters_only():
     model = model_of(steps=40, learning_starts=1000)
     model._prepare_updates()
     policy, samples = model.policy, model._sample(8)
-    of_small = step_of(samples.observations, 0)["task"].flatten() == 0
+    of_small = at_steps(samples.observations, 0)["task"].flatten() == 0
     keep = of_small.nonzero().flatten()[:2].repeat(4)
 
     def only(tensor):

@@ -11,11 +11,11 @@ from torch.testing import assert_close
 from sb3_pwm.updates import (
     RunningMeans,
     apply_gradients,
+    at_steps,
     encode_windows,
     minibatches,
     move_average,
     set_learning_rate,
-    steps_of,
 )
 
 CPU = torch.device("cpu")
@@ -62,10 +62,10 @@ def test_encode_windows_of_dict_observations(make_world_model):
 
 
 @pytest.mark.parametrize(("start", "stop", "expected"), [(0, 1, [0]), (1, None, [1, 2, 3]), (1, 3, [1, 2])])
-def test_steps_of(start, stop, expected):
+def test_at_steps(start, stop, expected):
     observations = torch.arange(4.0)[:, None, None].expand(4, 5, 2)
-    assert steps_of(observations, start, stop)[:, 0, 0].tolist() == expected
-    parts = steps_of({"a": observations, "b": observations[..., 0]}, start, stop)
+    assert at_steps(observations, slice(start, stop))[:, 0, 0].tolist() == expected
+    parts = at_steps({"a": observations, "b": observations[..., 0]}, slice(start, stop))
     assert {key: values.shape for key, values in parts.items()} == {
         "a": (len(expected), 5, 2),
         "b": (len(expected), 5),

@@ -17,7 +17,8 @@ from sb3_pwm.layers import Mish
 from sb3_pwm.learner import MAX_GRAD_NORM, observation_weight
 from sb3_pwm.networks import VALUE_UNIT
 from sb3_pwm.pwm import PWM
-from sb3_pwm.type_aliases import Observations, SequenceSamples
+from sb3_pwm.type_aliases import SequenceSamples
+from sb3_pwm.updates import at_steps
 
 
 def neighbouring_simnorm(x: torch.Tensor, group_size: int) -> torch.Tensor:
@@ -86,7 +87,7 @@ class ReferenceLearner:
         """Update the world model and return the windows' (T + 1, B, Z) latents."""
         model, world_model = self.model, self.policy.world_model
         length = len(samples.actions)
-        encoded = [world_model.encode(self._at(samples.observations, t)) for t in range(length + 1)]
+        encoded = [world_model.encode(at_steps(samples.observations, t)) for t in range(length + 1)]
         rewards = self.policy.reward_scale(samples.rewards)
         count = samples.mask.sum()
         latents, loss = encoded[0], torch.zeros(())
@@ -198,9 +199,5 @@ class ReferenceLearner:
     def _observation_error(self, latents: torch.Tensor, samples: SequenceSamples, t: int) -> torch.Tensor:
         world_model = self.policy.world_model
         read = world_model.observation(latents)  # type: ignore[misc]
-        features = world_model.features(self._at(samples.observations, t))
+        features = world_model.features(at_steps(samples.observations, t))
         return F.mse_loss(read, features, reduction="none") @ world_model.observation_weights
-
-    @staticmethod
-    def _at(observations: Observations, t: int) -> Observations:
-        return {k: v[t] for k, v in observations.items()} if isinstance(observations, dict) else observations[t]
