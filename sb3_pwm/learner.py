@@ -41,6 +41,7 @@ from sb3_pwm.world_model import WorldModel
 MAX_GRAD_NORM = {"actor": 1.0, "critic": 100.0, "model": 20.0, "entropy": 100.0}  # the first three are the paper's
 MAX_SKIPPED_UPDATES = 100  # of one network, in a row
 READ_FEATURES = 1_000  # of observations, at most, by default: more take too much time
+OBSERVATION_COEF = 2.0  # by default
 
 
 class Trainable(Protocol):
@@ -70,7 +71,9 @@ def observation_weight(world_model: WorldModel, coefficient: float | Literal["au
     """Return the weight of the observations' error: 0 where nothing reads them, ``"auto"`` 0 where they are many."""
     if world_model.observation is None:
         return 0.0
-    return float(world_model.features_dim <= READ_FEATURES) if isinstance(coefficient, str) else coefficient
+    if isinstance(coefficient, str):
+        return OBSERVATION_COEF if world_model.features_dim <= READ_FEATURES else 0.0
+    return coefficient
 
 
 class Learner:

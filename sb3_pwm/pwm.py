@@ -74,7 +74,7 @@ class PWM(MultiTaskAlgorithm):
     :param termination_coef: weight of the model's termination error; 0 trains no termination head, and imagined
         episodes never end.
     :param observation_coef: weight of the error of observations as a linear head reads them from the model's latents;
-        nothing reads them where features in front of the encoder are trained, as with pictures. ``"auto"`` for 1, and
+        nothing reads them where features in front of the encoder are trained, as with pictures. ``"auto"`` for 2, and
         for 0 where observations are more than 1,000 numbers.
     :param train_freq: collect this many steps (or ``(n, "episode")``) between updates.
     :param gradient_steps: world-model updates after each collection; -1 for as many as steps were collected.

@@ -97,7 +97,7 @@ def test_what_nobody_can_foretell_and_what_never_changes_count_little(learning_s
     assert noise < 0.02
 
 
-@pytest.mark.parametrize(("numbers", "weight"), [(1_000, 1), (1_001, 0)])
+@pytest.mark.parametrize(("numbers", "weight"), [(1_000, 2), (1_001, 0)])
 def test_by_default_observations_are_read_where_they_are_not_too_many(numbers, weight):
     world_model = make(space_envs(1, spaces.Box(-1, 1, (numbers,)))).policy.world_model
     assert observation_weight(world_model, "auto") == weight
