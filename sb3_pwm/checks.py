@@ -12,6 +12,7 @@ from sb3_pwm.precision import PRECISIONS
 REAL_RANGES: dict[str, tuple[float, float, bool]] = {
     "gamma": (0, 1, False),
     "td_lambda": (0, 1, True),
+    "pessimism": (0, 1, True),
     "tau": (0, 1, False),
     "consistency_coef": (0, math.inf, True),
     "reward_coef": (0, math.inf, True),

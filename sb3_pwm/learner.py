@@ -56,6 +56,7 @@ class Trainable(Protocol):
     critic_batch_size: int
     gamma: float
     td_lambda: float
+    pessimism: float
     tau: float
     ent_coef: float | Literal["auto"]
     target_entropy: float | Literal["auto"]
@@ -293,6 +294,7 @@ class Learner:
                 latents[1:],
                 gamma=self.model.gamma,
                 td_lambda=self.model.td_lambda,
+                pessimism=self.model.pessimism,
             )
         inputs = torch.cat([latents[:-1], samples.actions], -1).flatten(0, 1)
         self._fit_critics(inputs, targets.flatten(), samples.mask.flatten(), behaviour=behaviour)
@@ -304,6 +306,7 @@ class Learner:
                 rollout,
                 gamma=self.model.gamma,
                 td_lambda=self.model.td_lambda,
+                pessimism=self.model.pessimism,
             )
         self._fit_critics(rollout.latents[:-1].detach().flatten(0, 1), targets.flatten(), weights.flatten())
 

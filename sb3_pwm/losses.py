@@ -82,7 +82,7 @@ def state_values(critics: CriticEnsemble, actor: Actor, latents: torch.Tensor, *
     """Return the (...) value of (..., Z) latents: the mean over the critics.
 
     Its gradient is what the actor follows, and a mean has less noise than the one critic that happens to be lowest;
-    the pessimism is in the critics' targets, which take the minimum.
+    the pessimism is in the critics' targets.
 
     :param critics: V(latents), or Q(latents, actions).
     :param actor: draws the action at which a Q is evaluated, from detached latents.
@@ -181,6 +181,21 @@ def entropy_coefficient_loss(
     return loss, {"ent_coef": log_ent_coef.detach().exp().mean()}
 
 
+def pessimistic_values(values: torch.Tensor, pessimism: float) -> torch.Tensor:
+    r"""Return values between the mean and the minimum of an ensemble.
+
+    .. math:: V = (1 - \beta) \frac{1}{K} \sum_i V_i + \beta \min_i V_i
+
+    What this takes off the mean adds up over the steps that values look ahead: to many rewards, at a discount near 1.
+    Only the end of an episode keeps its exact value, 0, and a policy ends it where all that is left seems worth less.
+
+    :param values: (K, ...) values of K critics.
+    :param pessimism: :math:`\beta` in [0, 1].
+    :return: (...) values.
+    """
+    return values.mean(0).lerp(values.amin(0), pessimism)
+
+
 @torch.no_grad()
 def replay_targets(
     critics_target: CriticEnsemble,
@@ -191,13 +206,14 @@ def replay_targets(
     *,
     gamma: float,
     td_lambda: float,
+    pessimism: float,
 ) -> torch.Tensor:
     r"""Return TD(lambda) targets of replayed windows, with their real rewards and terminations.
 
-    .. math:: y_t = r_t + \gamma (1 - d_t) [(1 - \lambda_t) \min_i \bar Q_i(z_{t+1}, a') + \lambda_t y_{t+1}],
-        \quad a' \sim \pi(z_{t+1})
+    .. math:: y_t = r_t + \gamma (1 - d_t) [(1 - \lambda_t) \bar V(z_{t+1}) + \lambda_t y_{t+1}]
 
-    with :math:`\lambda_t = \lambda` where the window goes on in the same episode, and 0 elsewhere (Peng's Q(lambda),
+    with the :func:`pessimistic_values` of :math:`\bar Q_i(z_{t+1}, a'),\ a' \sim \pi(z_{t+1})` as :math:`\bar V`, and
+    :math:`\lambda_t = \lambda` where the window goes on in the same episode, and 0 elsewhere (Peng's Q(lambda),
     arXiv 2103.00107: replayed actions of the next steps stand for the present policy's, uncorrected; and without an
     entropy term, so that values stay estimates of the return).
 
@@ -208,9 +224,10 @@ def replay_targets(
     :param next_latents: (T, B, Z) encodings of the next observations.
     :param gamma: discount in (0, 1].
     :param td_lambda: lambda in [0, 1]; 0 gives one-step targets.
+    :param pessimism: in [0, 1], see :func:`pessimistic_values`.
     :return: (T, B) targets; those of masked steps mean nothing.
     """
-    values = critics_target(next_latents, actor.sample(next_latents)).amin(0)
+    values = pessimistic_values(critics_target(next_latents, actor.sample(next_latents)), pessimism)
     # Behind the mask, and behind the window, is nothing that a target could go on with.
     lambdas = td_lambda * torch.cat([samples.mask[1:], torch.zeros_like(samples.mask[:1])])
     return lambda_returns(rewards, gamma * (1 - samples.terminations), values, lambdas)
@@ -223,6 +240,7 @@ def imagined_targets(
     *,
     gamma: float,
     td_lambda: float,
+    pessimism: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return TD(lambda) targets of the states of an imagined rollout, and their weights.
 
@@ -232,9 +250,10 @@ def imagined_targets(
     :param rollout: imagined rollout.
     :param gamma: discount in (0, 1].
     :param td_lambda: lambda in [0, 1].
+    :param pessimism: in [0, 1], see :func:`pessimistic_values`.
     :return: (H, B) targets, and (H, B) weights: the probability that the episode is still running.
     """
-    values = critics_target(rollout.latents[1:]).amin(0)
+    values = pessimistic_values(critics_target(rollout.latents[1:]), pessimism)
     targets = lambda_returns(rollout.rewards, gamma * rollout.continuations, values, td_lambda)
     return targets, continuation_weights(rollout.continuations)[:-1]
 

@@ -36,6 +36,7 @@ INHERITED = (
     "critic_batch_size",
     "gamma",
     "td_lambda",
+    "pessimism",
     "tau",
     "ent_coef",
     "target_entropy",

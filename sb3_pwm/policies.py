@@ -80,7 +80,7 @@ class PWMPolicy(BasePolicy):
     :param n_dynamics: number of dynamics networks; more than one for policies that the environment does not correct,
         see :meth:`sb3_pwm.PWM.from_dataset`.
     :param critic: ``"q"`` for Q(latents, actions), ``"v"`` for V(latents); PWM sets it from its own argument.
-    :param n_critics: number of critics; targets take the minimum, so more are more pessimistic.
+    :param n_critics: number of critics; with any ``pessimism`` more are more pessimistic.
     :param state_dependent_std: predict the policy's standard deviation from the latents.
     :param norm_after_activation: put LayerNorm behind the activation in actor and critics, as the paper does.
     :param features_extractor_class: SB3 features extractor in front of the encoder, trained with the world model.

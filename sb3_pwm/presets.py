@@ -65,6 +65,7 @@ paper_single_task: dict[str, Any] = {
     "critic_batch_size": 256,
     "gamma": 0.99,
     "td_lambda": 0.95,
+    "pessimism": 1.0,
     "tau": 0.01,  # not in the paper
     "ent_coef": 0.0,
     "consistency_coef": 1.0,

@@ -65,6 +65,7 @@ class PWM(MultiTaskAlgorithm):
     :param critic_batch_size: transitions per critic update.
     :param gamma: discount in (0, 1].
     :param td_lambda: lambda in [0, 1] of the critics' targets; 0 for one-step targets.
+    :param pessimism: in [0, 1]: where the critics' targets are between the mean of the critics (0) and the lowest (1).
     :param tau: weight in (0, 1] of the critics in each Polyak update of the target critics.
     :param ent_coef: weight of the entropy bonus: reward scales that one nat is worth; 0 for none; ``"auto"`` learns
         it, so that the policy's entropy is ``target_entropy``.
@@ -126,6 +127,7 @@ class PWM(MultiTaskAlgorithm):
         critic_batch_size: int = 128,
         gamma: float = 0.995,
         td_lambda: float = 0.5,
+        pessimism: float = 0.5,
         tau: float = 0.05,
         ent_coef: float | Literal["auto"] = "auto",
         target_entropy: float | Literal["auto"] = "auto",
@@ -183,6 +185,7 @@ class PWM(MultiTaskAlgorithm):
         self.critic_updates = critic_updates
         self.critic_batch_size = critic_batch_size
         self.td_lambda = td_lambda
+        self.pessimism = pessimism
         self.ent_coef = ent_coef
         self.target_entropy = target_entropy
         self.consistency_coef = consistency_coef

@@ -15,7 +15,7 @@ DICT = spaces.Dict({"a": BOX, "b": spaces.Discrete(3)})
 
 BAD_VALUES = [
     ("gamma", [0, -0.1, 1.1, math.nan, math.inf], r"\(0, 1\]"),
-    ("td_lambda", [-0.1, 1.1, math.nan], r"\[0, 1\]"),
+    *[(name, [-0.1, 1.1, math.nan], r"\[0, 1\]") for name in ("td_lambda", "pessimism")],
     ("tau", [0, 1.5, math.nan], r"\(0, 1\]"),
     *[
         (name, [-1, math.nan, math.inf], r"\[0, inf\)")

@@ -16,6 +16,7 @@ from sb3_pwm.losses import (
     entropy_coefficient_loss,
     imagined_targets,
     masked_mean,
+    pessimistic_values,
     relative_size,
     replay_targets,
     state_values,
@@ -275,10 +276,18 @@ def test_replay_targets_by_hand():
         simplices(2, 3),
         gamma=0.5,
         td_lambda=0.25,
+        pessimism=1.0,
     )
     # 3 + 0.5 * 4 = 5;  1 + 0.5 * (0.75 * 8 + 0.25 * 5);  1, it has ended;  2 + 0.5 * 3, nothing behind a time-out
     assert_close(targets[1, 0], torch.tensor(5.0))
     assert_close(targets[0], tensor(4.625, 1, 3.5))
+
+
+def test_pessimistic_values_by_hand():
+    values = tensor([10, 2], [6, 4], [2, 12])
+    assert_close(pessimistic_values(values, 0.0), tensor(6, 6))
+    assert_close(pessimistic_values(values, 0.25), tensor(5, 5))
+    assert_close(pessimistic_values(values, 1.0), tensor(2, 2))
 
 
 @pytest.mark.parametrize("td_lambda", [0.0, 0.3, 1.0])
@@ -287,9 +296,12 @@ def test_replay_targets_are_those_of_a_plain_loop(actor, q_critics, samples, td_
     samples = samples._replace(rewards=torch.where(samples.mask > 0, samples.rewards, torch.tensor(1e6)))
     following = simplices(LENGTH, BATCH)
     torch.manual_seed(1)
-    targets = replay_targets(q_critics, actor, samples, samples.rewards, following, gamma=0.9, td_lambda=td_lambda)
+    targets = replay_targets(
+        q_critics, actor, samples, samples.rewards, following, gamma=0.9, td_lambda=td_lambda, pessimism=0.3
+    )
     torch.manual_seed(1)
-    values = q_critics(following, actor.sample(following)).min(0).values
+    values = q_critics(following, actor.sample(following))
+    values = 0.7 * values.mean(0) + 0.3 * values.min(0).values
     for b in range(BATCH):
         length = int(samples.mask[:, b].sum())
         for t in range(length):
@@ -313,7 +325,9 @@ def test_imagined_targets_by_hand():
         rewards=tensor([1], [2]),
         continuations=tensor([0.5], [0]),
     )
-    targets, weights = imagined_targets(fixed_critics([[4], [6]], [[5], [7]]), rollout, gamma=0.5, td_lambda=0.5)
+    targets, weights = imagined_targets(
+        fixed_critics([[4], [6]], [[5], [7]]), rollout, gamma=0.5, td_lambda=0.5, pessimism=1.0
+    )
     # discounts 0.5 * 0.5 and 0; G_1 = 2;  G_0 = 1 + 0.25 * (0.5 * 4 + 0.5 * 2) = 1.75
     assert_close(targets, tensor([1.75], [2]))
     assert_close(weights, tensor([1], [0.5]))
@@ -321,7 +335,7 @@ def test_imagined_targets_by_hand():
 
 def test_imagined_targets_use_the_value_of_the_state_after_each_step(world_model, actor, v_critics):
     rollout = imagine(world_model, actor, simplices(BATCH), HORIZON)
-    targets, _ = imagined_targets(v_critics, rollout, gamma=0.9, td_lambda=0.0)
+    targets, _ = imagined_targets(v_critics, rollout, gamma=0.9, td_lambda=0.0, pessimism=1.0)
     following = v_critics(rollout.latents[1:]).min(0).values
     assert_close(targets, (rollout.rewards + 0.9 * rollout.continuations * following).detach())
     assert not targets.requires_grad
@@ -380,14 +394,16 @@ def actor_objective(n, samples, observations, *, q_critic):
 
 def q_objective(n, samples, observations):
     latents = n["world_model"].encode(observations.flatten(0, 1)).view(LENGTH + 1, BATCH, LATENT_DIM)
-    targets = replay_targets(n["q_target"], n["actor"], samples, samples.rewards, latents[1:], gamma=0.9, td_lambda=0.5)
+    targets = replay_targets(
+        n["q_target"], n["actor"], samples, samples.rewards, latents[1:], gamma=0.9, td_lambda=0.5, pessimism=0.5
+    )
     values = n["q_critics"](latents[:-1].flatten(0, 1), samples.actions.flatten(0, 1))
     return critic_loss(values, targets.flatten(), samples.mask.flatten())[0]
 
 
 def v_objective(n, samples, observations):
     rollout = imagine(n["world_model"], n["actor"], n["world_model"].encode(observations[0]), HORIZON)
-    targets, weights = imagined_targets(n["v_target"], rollout, gamma=0.9, td_lambda=0.5)
+    targets, weights = imagined_targets(n["v_target"], rollout, gamma=0.9, td_lambda=0.5, pessimism=0.5)
     values = n["v_critics"](rollout.latents[:-1].flatten(0, 1))
     return critic_loss(values, targets.flatten(), weights.flatten())[0]
 

@@ -148,7 +148,7 @@ class ReferenceLearner:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         model, policy, length = self.model, self.policy, len(samples.actions)
         with torch.no_grad():
-            values = policy.critics_target(latents[1:], policy.actor.sample(latents[1:])).amin(0)
+            values = self._value(policy.critics_target(latents[1:], policy.actor.sample(latents[1:])))
             rewards = policy.reward_scale(samples.rewards)
             targets = [torch.zeros(())] * length
             for t in reversed(range(length)):
@@ -169,7 +169,7 @@ class ReferenceLearner:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         model, horizon = self.model, self.model.horizon
         with torch.no_grad():
-            values = [self.policy.critics_target(z).amin(0) for z in states[1:]]
+            values = [self._value(self.policy.critics_target(z)) for z in states[1:]]
             target, targets = values[-1], [torch.zeros(())] * horizon
             for t in reversed(range(horizon)):
                 following = (1 - model.td_lambda) * values[t] + model.td_lambda * target
@@ -179,6 +179,10 @@ class ReferenceLearner:
             torch.stack(targets).flatten(),
             torch.stack(weights[:-1]).detach().flatten(),
         )
+
+    def _value(self, values: torch.Tensor) -> torch.Tensor:
+        pessimism = self.model.pessimism
+        return (1 - pessimism) * values.mean(0) + pessimism * values.amin(0)
 
     def _fit(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
         model, policy, rows = self.model, self.policy, torch.randperm(len(inputs))
