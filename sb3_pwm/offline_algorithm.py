@@ -28,7 +28,7 @@ OFFLINE_PRETRAIN_STEPS = 10_000  # for each task: nothing improves the world mod
 # No environment corrects a policy that exploits the errors of one network, or values that promise too much.
 OFFLINE_POLICY = {"n_dynamics": 3, "n_critics": 3}
 # What learning from data was measured with; reading observations from latents was not.
-OFFLINE_ARGUMENTS = {"batch_size": 128, "critic_batch_size": 256, "observation_coef": 0.0, "pessimism": 1.0}
+OFFLINE_ARGUMENTS = {"batch_size": 128, "critic_batch_size": 256, "observation_coef": 0.0}
 
 
 class SpacesOnlyEnv(gym.Env[Any, Any]):
@@ -88,8 +88,8 @@ class OfflineAlgorithm(SelfEvaluatingAlgorithm):
         :param policy: as for the constructor.
         :param kwargs: constructor arguments; ``env`` and ``buffer_size`` are the data set's, the default of
             ``pretrain_steps`` is 10,000 for each task, those of ``batch_size`` and ``critic_batch_size`` are 128 and
-            256, that of ``observation_coef`` is 0, that of ``pessimism`` is 1, and those of ``n_dynamics`` and
-            ``n_critics`` in ``policy_kwargs`` are 3.
+            256, that of ``observation_coef`` is 0, and those of ``n_dynamics`` and ``n_critics`` in ``policy_kwargs``
+            are 3.
         :return: the model; :meth:`learn_offline` trains it, ``set_env`` and ``learn`` go on in an environment.
         :raises TypeError: if ``dataset`` is no replay buffer, or ``kwargs`` hold what the data set decides.
         :raises ValueError: if windows cannot be drawn from it, or its images have their channels last.
