@@ -181,7 +181,8 @@ class ReferenceLearner:
         )
 
     def _value(self, values: torch.Tensor) -> torch.Tensor:
-        pessimism = self.model.pessimism
+        given = self.model.pessimism
+        pessimism = self.policy.pessimism if isinstance(given, str) else given
         return (1 - pessimism) * values.mean(0) + pessimism * values.amin(0)
 
     def _fit(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:

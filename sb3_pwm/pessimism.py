@@ -1,0 +1,57 @@
+"""How pessimistic the critics' targets have to be, learnt from what the policy earns.
+
+What the lowest critic is below their mean adds up over the steps that values look ahead. Where critics differ much,
+values then lie far below the returns, and a policy may rather end an episode, whose value is known to be 0, than go on.
+So pessimism falls while values promise less than what follows, and rises again when they promise more. It starts at 1,
+because the values of a policy that has not learnt anything are too high.
+"""
+
+import math
+
+import torch
+
+from sb3_pwm.calibration import relative_gap
+from sb3_pwm.losses import state_values
+from sb3_pwm.policies import PWMPolicy
+from sb3_pwm.returns import lambda_returns
+from sb3_pwm.type_aliases import SequenceSamples
+from sb3_pwm.updates import at_steps
+
+NEWEST_STEPS = 2_000  # from which it is learnt, over all environments
+RATE = 0.2  # at most, per change
+LOWEST = 0.5
+
+
+@torch.no_grad()
+def promised_too_much(policy: PWMPolicy, steps: SequenceSamples, ends: torch.Tensor, gamma: float) -> float:
+    """Compare the values of steps with the discounted returns that followed them.
+
+    Both are means over all steps. What follows the newest step, and what a time-out cut off, is the critics' estimate.
+
+    :param policy: the present policy.
+    :param steps: windows of one step, see :meth:`sb3_pwm.buffers.SequenceReplayBuffer.newest_steps`.
+    :param ends: (N, n_envs) ones where episodes ended.
+    :param gamma: discount in (0, 1].
+    :return: see :func:`sb3_pwm.calibration.relative_gap`.
+    """
+    latents = policy.world_model.encode(at_steps(steps.observations, 0))
+    following = policy.world_model.encode(at_steps(steps.observations, 1))
+    inputs = (latents, steps.actions[0]) if policy.q_critic else (latents,)
+    values = policy.critics(*inputs).mean(0)
+    next_values = state_values(policy.critics, policy.actor, following, q_critic=policy.q_critic)
+    rewards, terminations, next_values = (
+        x.reshape(ends.shape) for x in (policy.scaled_rewards(steps), steps.terminations, next_values)
+    )
+    returns = lambda_returns(rewards, gamma * (1 - terminations), next_values, 1 - ends)
+    return relative_gap(float(values.mean()), float(returns.mean()))
+
+
+def moved_pessimism(pessimism: float, gap: float) -> float:
+    r"""Return the pessimism after a change.
+
+    .. math:: \beta \leftarrow \min(\max(\beta + 0.2\, (\bar Q - \bar G) / (|\bar Q| + |\bar G|),\ 0.5),\ 1)
+
+    :param pessimism: the present one, :math:`\beta`.
+    :param gap: what values promise too much, see :func:`promised_too_much`; NaN changes nothing.
+    """
+    return pessimism if math.isnan(gap) else min(max(pessimism + RATE * gap, LOWEST), 1.0)
