@@ -7,8 +7,10 @@ because the values of a policy that has not learnt anything are too high.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
+from torch.utils import _pytree as pytree
 
 from sb3_pwm.calibration import relative_gap
 from sb3_pwm.losses import state_values
@@ -17,9 +19,12 @@ from sb3_pwm.returns import lambda_returns
 from sb3_pwm.type_aliases import SequenceSamples
 from sb3_pwm.updates import at_steps
 
-NEWEST_STEPS = 2_000  # from which it is learnt, over all environments
+NEWEST_STEPS = (
+    2_000  # from which it is learnt, over all environments; of many ones they look ahead less, and it moves less
+)
 RATE = 0.2  # at most, per change
 LOWEST = 0.5
+BYTES_AT_ONCE = 2**25  # of observations
 
 
 @torch.no_grad()
@@ -34,16 +39,29 @@ def promised_too_much(policy: PWMPolicy, steps: SequenceSamples, ends: torch.Ten
     :param gamma: discount in (0, 1].
     :return: see :func:`sb3_pwm.calibration.relative_gap`.
     """
-    latents = policy.world_model.encode(at_steps(steps.observations, 0))
-    following = policy.world_model.encode(at_steps(steps.observations, 1))
-    inputs = (latents, steps.actions[0]) if policy.q_critic else (latents,)
-    values = policy.critics(*inputs).mean(0)
-    next_values = state_values(policy.critics, policy.actor, following, q_critic=policy.q_critic)
+    values, next_values = torch.cat([_values(policy, part) for part in _parts(steps)], 1)
     rewards, terminations, next_values = (
         x.reshape(ends.shape) for x in (policy.scaled_rewards(steps), steps.terminations, next_values)
     )
     returns = lambda_returns(rewards, gamma * (1 - terminations), next_values, 1 - ends)
     return relative_gap(float(values.mean()), float(returns.mean()))
+
+
+def _values(policy: PWMPolicy, steps: SequenceSamples) -> torch.Tensor:
+    """Return the (2, B) values of recorded actions, or of states with V critics, and of the states that follow."""
+    latents, following = (policy.world_model.encode(at_steps(steps.observations, i)) for i in range(2))
+    inputs = (latents, steps.actions[0]) if policy.q_critic else (latents,)
+    next_values = state_values(policy.critics, policy.actor, following, q_critic=policy.q_critic)
+    return torch.stack([policy.critics(*inputs).mean(0), next_values])
+
+
+def _parts(steps: SequenceSamples) -> Iterator[SequenceSamples]:
+    """Divide windows into batches, so that pictures take bounded memory."""
+    count = steps.actions.shape[1]
+    size = sum(leaf.nbytes for leaf in pytree.tree_leaves(steps.observations))
+    at_once = max(1, count * BYTES_AT_ONCE // size)
+    for start in range(0, count, at_once):
+        yield pytree.tree_map(lambda x, start=start: x[:, start : start + at_once], steps)
 
 
 def moved_pessimism(pessimism: float, gap: float) -> float:

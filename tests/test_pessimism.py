@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import make, same, space_envs, truth_envs
+from helpers import BOX, MIXED, make, same, space_envs, truth_envs
 from stable_baselines3.common.vec_env import VecNormalize
 from torch.testing import assert_close
 
@@ -87,6 +87,20 @@ def test_what_is_promised_too_much_is_that_of_a_plain_loop(critic, n_envs):
     expected = (mean_value - mean_return) / (abs(mean_value) + abs(mean_return))
     assert gap == pytest.approx(expected, abs=1e-5)
     assert ends.any()
+
+
+@pytest.mark.parametrize("observation_space", [BOX, MIXED])
+def test_parts_make_no_difference(monkeypatch, observation_space):
+    policy = "MlpPolicy" if observation_space is BOX else "MultiInputPolicy"
+    model = make(space_envs(2, observation_space), policy, critic="v", **OFF).learn(60)
+    steps, ends = model.sequences.newest_steps(20)
+    whole = promised_too_much(model.policy, steps, ends, 0.9)
+    sizes = []
+    encode = model.policy.world_model.encode
+    monkeypatch.setattr(model.policy.world_model, "encode", lambda x: sizes.append(1) or encode(x))
+    monkeypatch.setattr("sb3_pwm.pessimism.BYTES_AT_ONCE", 200 if observation_space is BOX else 10_000)
+    assert promised_too_much(model.policy, steps, ends, 0.9) == pytest.approx(whole, abs=1e-5)
+    assert len(sizes) > 4
 
 
 def fix_critics(policy, value):
