@@ -3,7 +3,8 @@
 What the lowest critic is below their mean adds up over the steps that values look ahead. Where critics differ much,
 values then lie far below the returns, and a policy may rather end an episode, whose value is known to be 0, than go on.
 So pessimism falls while values promise less than what follows, and rises again when they promise more. It starts at 1,
-because the values of a policy that has not learnt anything are too high.
+because the values of a policy that has not learnt anything are too high. The newest steps of many environments look
+less far ahead than those of one, so there it moves less.
 """
 
 import math
@@ -19,9 +20,7 @@ from sb3_pwm.returns import lambda_returns
 from sb3_pwm.type_aliases import SequenceSamples
 from sb3_pwm.updates import at_steps
 
-NEWEST_STEPS = (
-    2_000  # from which it is learnt, over all environments; of many ones they look ahead less, and it moves less
-)
+NEWEST_STEPS = 2_000  # from which it is learnt, over all environments
 RATE = 0.2  # at most, per change
 LOWEST = 0.5
 BYTES_AT_ONCE = 2**25  # of observations
