@@ -247,8 +247,6 @@ class PWM(MultiTaskAlgorithm):
 
     def _refresh_statistics(self, *, at_once: bool = False) -> bool:
         refreshed = super()._refresh_statistics(at_once=at_once)
-        if refreshed and not at_once and self.pessimism == "auto":
-            self._move_pessimism()
         world_model = self.policy.world_model
         if refreshed and observation_weight(world_model, self.observation_coef) > 0:
             steps = self.sequences.spread_sequences(PREDICTABILITY_STEPS, 1, self._vec_normalize_env)
@@ -394,7 +392,8 @@ class PWM(MultiTaskAlgorithm):
         :param batch_size: number of windows per update.
         """
         self._prepare_updates()
-        self._refresh_statistics()
+        if self._refresh_statistics() and self.pessimism == "auto":
+            self._move_pessimism()
         for _ in range(gradient_steps):
             samples = self._sample(batch_size)
             latents = self._learner.update_model(samples)
