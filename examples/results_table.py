@@ -1,4 +1,4 @@
-"""Print the tables of docs/results.md and docs/offline.md from CSV files: of the scripts here, or of a benchmark.
+"""Print the tables of docs/results.md, trials.md and offline.md from CSV files: of the scripts here, or of a benchmark.
 
     python examples/results_table.py docs/results/benchmark docs/results/benchmark-100k --until 50000
     python examples/results_table.py docs/results/online
