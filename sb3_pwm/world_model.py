@@ -15,6 +15,7 @@ from sb3_pwm.two_hot import two_hot, two_hot_inv
 from sb3_pwm.type_aliases import Observations
 
 SKIP_OFFSET = 0.1  # keeps the logarithm of residual dynamics, and its slope, bounded where a latent is nearly 0
+READ_TOGETHER = 30.0  # numbers, foretold in full, that share one weight; of more each has a 30th
 TWO_HOT_RANGE = 10.0  # the bins cover symlog(reward) in [-10, 10]: rewards up to 22,025 reward scales
 
 
@@ -167,7 +168,8 @@ class WorldModel(nn.Module):
     def weigh_observations(self, observations: Observations, actions: torch.Tensor, following: Observations) -> None:
         """Weigh each number's error by its share of variance that a linear model foretells one step ahead.
 
-        Divided by the shares' sum, or by 1 if this is more. See
+        Divided by the shares' sum S, as long as this is between 1 and 30: the weights' sum is 1 there, S below, and
+        S / 30 above. See
         :func:`sb3_pwm.predictability.linear_predictability`.
 
         :param observations: (N, *obs_shape) observations.
@@ -175,7 +177,7 @@ class WorldModel(nn.Module):
         :param following: (N, *obs_shape) next observations.
         """
         shares = linear_predictability(self.features(observations), actions, self.features(following))
-        self.observation_weights.copy_(shares / shares.sum().clamp(min=1))
+        self.observation_weights.copy_(shares / shares.sum().clamp(1, READ_TOGETHER))
 
     def rewards(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Return the (...) rewards, in reward scales, of taking (..., A) actions in (..., Z) latents."""

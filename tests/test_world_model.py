@@ -98,6 +98,15 @@ def test_observations_are_weighed_by_what_can_be_foretold_of_them(world_model):
     assert_close(weights.sum(), torch.tensor(0.5), atol=0.1, rtol=0)  # not more than a number's own share
 
 
+@pytest.mark.parametrize(("numbers", "weight"), [(20, 1 / 20), (30, 1 / 30), (90, 1 / 30)])
+def test_of_many_numbers_each_counts_as_much_as_one_of_thirty(numbers, weight):
+    sizes = {"latent_dim": LATENT_DIM, "simnorm_dim": 4, **HIDDEN}
+    model = WorldModel(nn.Identity(), numbers, ACTION_DIM, **sizes)
+    observations = torch.randn(1_000, numbers)
+    model.weigh_observations(observations, torch.rand(1_000, ACTION_DIM), observations.flip(-1))
+    assert_close(model.observation_weights, torch.full((numbers,), weight), atol=1e-4, rtol=0)
+
+
 def test_trained_features_are_not_read_from_latents(make_world_model):
     # they could become anything that is easy to read
     model = make_world_model(features=nn.Linear(OBS_DIM, OBS_DIM))
