@@ -94,6 +94,7 @@ def test_figures_have_texts_for_those_who_do_not_see_them() -> None:
         (["docs/results/benchmark", "docs/results/benchmark-100k", "--until", "50000"], 3),
         ([f"docs/results/{name}" for name in ("benchmark-100k", "baselines-100k", "ant-humanoid", "crossq", "tqc")], 5),
         (["docs/results/benchmark-772bf5a"], 3),
+        (["docs/results/default"], 3),
         (["docs/results/ant-humanoid-96"], 2),
         (["docs/results/h200"], 5),
         (["docs/results/dmcontrol"], 3),
