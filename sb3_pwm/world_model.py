@@ -169,8 +169,7 @@ class WorldModel(nn.Module):
         """Weigh each number's error by its share of variance that a linear model foretells one step ahead.
 
         Divided by the shares' sum S, as long as this is between 1 and 30: the weights' sum is 1 there, S below, and
-        S / 30 above. See
-        :func:`sb3_pwm.predictability.linear_predictability`.
+        S / 30 above. See :func:`sb3_pwm.predictability.linear_predictability`.
 
         :param observations: (N, *obs_shape) observations.
         :param actions: (N, A) actions.
