@@ -1,6 +1,6 @@
 """Print the tables of docs/results.md, trials.md and offline.md from CSV files: of the scripts here, or of a benchmark.
 
-    python examples/results_table.py docs/results/benchmark docs/results/benchmark-100k --until 50000
+    python examples/results_table.py docs/results/default docs/results/baselines-100k --until 50000
     python examples/results_table.py docs/results/online
     python examples/results_table.py docs/results/offline
     python examples/results_table.py docs/results/many-tasks/dmcontrol --final return_mean --at 2000
@@ -44,12 +44,12 @@ def read_rows(folder: Path) -> list[Row]:
     return rows
 
 
-def cell(rows: list[Row]) -> str:
-    if not rows:
+def cell(values: list[float], digits: int = 0) -> str:
+    """Write the seeds' values as their mean, the lowest and the highest."""
+    if not values:
         return ""
-    returns = [float(row["return_mean"]) for row in rows]
-    text = f"{mean(returns):,.0f}"
-    return text if len(returns) == 1 else f"{text} ({min(returns):,.0f} to {max(returns):,.0f})"
+    texts = [f"{value:,.{digits}f}" for value in (mean(values), min(values), max(values))]
+    return texts[0] if len(values) == 1 else f"{texts[0]} ({texts[1]} to {texts[2]})"
 
 
 def calibration(rows: list[Row]) -> str:
@@ -84,7 +84,7 @@ def print_table(title: str, rows: list[Row]) -> None:
     print("| " + " | ".join(header) + " |")
     print("|" + "---|" * len(header))
     for algorithm, own in sorted(by_algorithm.items()):
-        at = {step: [row for row in own if int(row["step"]) == step] for step in steps}
+        at = {step: [float(row["return_mean"]) for row in own if int(row["step"]) == step] for step in steps}
         last = max(int(row["step"]) for row in own)
         final = [row for row in own if int(row["step"]) == last]
         cells = [
@@ -101,7 +101,7 @@ def print_table(title: str, rows: list[Row]) -> None:
 
 
 def print_final(rows: list[Row], column: str) -> None:
-    """Print a column of the last row of each run, an average over the seeds: a line per environment, and their mean.
+    """Print a column of the last row of each run, its mean over the seeds: a line per environment, and their average.
 
     Algorithms for which the column is not known are left out.
     """
@@ -112,14 +112,13 @@ def print_final(rows: list[Row], column: str) -> None:
     for row in rows:  # of a run: in the order of its steps
         last[row["environment"], row["algorithm"]][row["seed"]] = float(row[column])
     table = [[list(last[env, algorithm].values()) for algorithm in algorithms] for env in environments]
-    averages = [[mean(cell) if cell else None for cell in line] for line in table]
-    means = [mean(value for value in column if value is not None) for column in zip(*averages, strict=True)]
+    averages = [[mean(mean(values) for values in column if values)] for column in zip(*table, strict=True)]
     names = [*(env.rpartition("/")[2] for env in environments), "mean"]
     digits = 2 if column.startswith("success") else 0
     print("| task | " + " | ".join(algorithms) + " |")
     print("|" + "---|" * (len(algorithms) + 1))
-    for name, values in zip(names, [*averages, means], strict=True):
-        print(f"| {name} | " + " | ".join("" if value is None else f"{value:,.{digits}f}" for value in values) + " |")
+    for name, line in zip(names, [*table, averages], strict=True):
+        print(f"| {name} | " + " | ".join(cell(values, digits) for values in line) + " |")
 
 
 def main() -> None:

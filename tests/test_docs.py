@@ -91,10 +91,9 @@ def test_figures_have_texts_for_those_who_do_not_see_them() -> None:
 @pytest.mark.parametrize(
     ("arguments", "count"),
     [
-        (["docs/results/benchmark", "docs/results/benchmark-100k", "--until", "50000"], 3),
-        ([f"docs/results/{name}" for name in ("benchmark-100k", "baselines-100k", "ant-humanoid", "crossq", "tqc")], 5),
+        ([f"docs/results/{name}" for name in ("default", "baselines-100k", "baselines-50k", "crossq", "tqc")], 5),
+        (["docs/results/benchmark-14b8fd6", "docs/results/ant-humanoid"], 5),
         (["docs/results/benchmark-772bf5a"], 3),
-        (["docs/results/default"], 3),
         (["docs/results/ant-humanoid-96"], 2),
         (["docs/results/h200"], 5),
         (["docs/results/dmcontrol"], 3),
@@ -130,10 +129,11 @@ def test_final_results_are_the_means_of_the_last_rows(
     lines += ["who knows,a:b/x-v0,1,90,9,d,7,"]  # and not y
     (tmp_path / "runs.csv").write_text("\n".join(lines))
     script = ROOT / "examples" / "results_table.py"
-    returns = ["x-v0 | 92 | 1,000 | 7", "y-v0 | 92 | 3,000", "mean | 92 | 2,000 | 7"]
+    returns = ["x-v0 | 92 (91 to 93) | 1,000 | 7", "y-v0 | 92 (91 to 93) | 3,000", "mean | 92 | 2,000 | 7"]
+    rates = [*(f"{name} | 0.20 (0.10 to 0.30) | 1.00" for name in ("x-v0", "y-v0")), "mean | 0.20 | 1.00"]
     for column, expected in (
         ("return_mean", ["task | one | two | who knows", *returns]),
-        ("success_rate", ["task | one | two", *(f"{name} | 0.20 | 1.00" for name in ("x-v0", "y-v0", "mean"))]),
+        ("success_rate", ["task | one | two", *rates]),
     ):
         monkeypatch.setattr(sys, "argv", [script.name, str(tmp_path), "--final", column])
         runpy.run_path(str(script), run_name="__main__")
