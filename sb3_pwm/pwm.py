@@ -130,7 +130,7 @@ class PWM(MultiTaskAlgorithm):
         critic_batch_size: int = 128,
         gamma: float = 0.995,
         td_lambda: float = 0.5,
-        pessimism: float | Literal["auto"] = "auto",
+        pessimism: float | Literal["auto"] = 1.0,
         tau: float = 0.05,
         ent_coef: float | Literal["auto"] = "auto",
         target_entropy: float | Literal["auto"] = "auto",

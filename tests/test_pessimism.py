@@ -110,7 +110,7 @@ def fix_critics(policy, value):
 
 @pytest.mark.parametrize(("value", "expected"), [(1e3, 1.0), (-1e3, 0.5)])
 def test_pessimism_falls_where_values_promise_too_little(often, value, expected):
-    model = make(truth_envs(2)).learn(80)
+    model = make(truth_envs(2), pessimism="auto").learn(80)
     fix_critics(model.policy, value)
     model.policy.pessimism.fill_(0.75)
     for _ in range(5):
@@ -123,7 +123,7 @@ def test_pessimism_falls_where_values_promise_too_little(often, value, expected)
 def test_pessimism_is_learnt_from_own_steps_alone(often, monkeypatch, n_envs):
     seen = []
     monkeypatch.setattr("sb3_pwm.pwm.promised_too_much", lambda *inputs: seen.append(len(inputs[2])) or -1.0)
-    model = make(space_envs(n_envs))
+    model = make(space_envs(n_envs), pessimism="auto")
     model.learn(64)  # 20 of them at random
     assert not seen
     assert model.policy.pessimism == 1
@@ -143,7 +143,7 @@ def test_a_number_is_kept(often):
 
 
 def test_the_learnt_pessimism_is_that_of_the_targets():
-    model = make()
+    model = make(pessimism="auto")
     model.policy.pessimism.fill_(0.6)
     assert model._learner._pessimism is model.policy.pessimism
     states = []
@@ -158,7 +158,7 @@ def test_the_learnt_pessimism_is_that_of_the_targets():
 
 
 def test_a_saved_model_keeps_what_it_has_learnt(often, tmp_path):
-    model = make().learn(60)
+    model = make(pessimism="auto").learn(60)
     model.policy.pessimism.fill_(0.625)
     model.save(tmp_path / "model")
     loaded = PWM.load(tmp_path / "model")
