@@ -157,21 +157,6 @@ class SequenceReplayBuffer(ReplayBuffer):
         ages, columns = self._spread(count)
         return self._samples(windows_at(ages, columns, self.dones, self.oldest, self.size(), length), env)
 
-    def newest_steps(self, count: int, env: VecNormalize | None = None) -> tuple[SequenceSamples, torch.Tensor]:
-        """Return the newest steps of every environment, as windows of one step, and where episodes end.
-
-        :param count: number of steps N of each environment, if as many are stored; else all.
-        :param env: normalise observations and rewards with this wrapper's present statistics.
-        :return: B = N * n_envs windows, oldest steps first, all environments of one time together; and (N, n_envs) ones
-            where a step ended an episode, for whatever reason, zeros elsewhere. Both on the buffer's device.
-        """
-        size = self.size()
-        ages = np.arange(max(0, size - count), size).repeat(self.n_envs)
-        columns = np.arange(len(ages)) % self.n_envs
-        windows = windows_at(ages, columns, self.dones, self.oldest, size, 1)
-        ends = self._tensor(self.dones[windows.rows[0], columns].reshape(-1, self.n_envs))
-        return self._samples(windows, env), ends
-
     def _spread(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the ages and columns of ``count`` steps, or all, spread evenly over time within every column."""
         places = np.linspace(0, self.n_transitions - 1, min(count, self.n_transitions)).astype(np.int64)

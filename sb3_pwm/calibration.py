@@ -7,17 +7,6 @@ from typing import Any
 import numpy as np
 
 
-def relative_gap(value: float, discounted_return: float) -> float:
-    r"""Return what is promised too much: 0 is right, 1/3 twice the return, below 0 too little; NaN if both are 0.
-
-    .. math:: (V - G) / (|V| + |G|) \in [-1, 1]
-
-    Unlike the ratio of V to G it also says something where their signs differ.
-    """
-    size = abs(value) + abs(discounted_return)
-    return (value - discounted_return) / size if size else float("nan")
-
-
 class StartValues:
     """Follow the discounted return of running episodes, one per environment.
 
@@ -66,8 +55,16 @@ class StartValues:
 
     @property
     def gap(self) -> float:
-        """What is promised too much, see :func:`relative_gap`; NaN for no episodes."""
-        return relative_gap(*self._totals())
+        r"""What is promised too much: 0 is right, 1/3 twice the return, below 0 too little; NaN for no episodes.
+
+        .. math:: (\bar V - \bar G) / (|\bar V| + |\bar G|) \in [-1, 1]
+
+        with the means of value estimates V and discounted returns G; unlike their ratio it also says something where
+        their signs differ.
+        """
+        values, returns = self._totals()
+        size = abs(values) + abs(returns)
+        return (values - returns) / size if size else float("nan")
 
 
 def follow_episodes(

@@ -12,6 +12,7 @@ from sb3_pwm.precision import PRECISIONS
 REAL_RANGES: dict[str, tuple[float, float, bool]] = {
     "gamma": (0, 1, False),
     "td_lambda": (0, 1, True),
+    "pessimism": (0, 1, True),
     "tau": (0, 1, False),
     "consistency_coef": (0, math.inf, True),
     "reward_coef": (0, math.inf, True),
@@ -19,13 +20,8 @@ REAL_RANGES: dict[str, tuple[float, float, bool]] = {
     "policy_updates": (0, math.inf, False),
     "bc_coef": (0, math.inf, True),
 }
-# name -> (lowest, highest), instead of which "auto" may be given
-RANGES_OR_AUTO: dict[str, tuple[float, float]] = {
-    "pessimism": (0, 1),
-    "ent_coef": (0, math.inf),
-    "target_entropy": (-math.inf, math.inf),
-    "observation_coef": (0, math.inf),
-}
+# name -> lowest, instead of which "auto" may be given
+LOWEST_OR_AUTO: dict[str, float] = {"ent_coef": 0, "target_entropy": -math.inf, "observation_coef": 0}
 LOWEST_INTEGERS: dict[str, int] = {
     "horizon": 1,
     "sequence_length": 1,
@@ -57,8 +53,8 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             raise ValueError(f"{name}={value!r} is out of range; allowed: {allowed}")
     for name, lowest in LOWEST_INTEGERS.items():
         check_integer(name, arguments[name], lowest)
-    for name, (low, high) in RANGES_OR_AUTO.items():
-        check_number_or_auto(name, arguments[name], low, high)
+    for name, low in LOWEST_OR_AUTO.items():
+        check_number_or_auto(name, arguments[name], low)
     for name in LEARNING_RATES:
         check_learning_rate(name, arguments[name])
     if arguments["critic"] not in ("q", "v"):
@@ -73,15 +69,14 @@ def check_integer(name: str, value: Any, lowest: int) -> None:
         raise ValueError(f"{name}={value!r} is out of range; allowed: {lowest} or more")
 
 
-def check_number_or_auto(name: str, value: Any, low: float, high: float) -> None:
-    """Check a finite number from ``low`` to ``high``; ``"auto"`` passes."""
-    opening, closing = "(" if math.isinf(low) else "[", ")" if math.isinf(high) else "]"
-    allowed = f'"auto" or a number in {opening}{low:g}, {high:g}{closing}'
+def check_number_or_auto(name: str, value: Any, low: float) -> None:
+    """Check a finite number of at least ``low``; ``"auto"`` passes."""
+    allowed = f'"auto" or a number in {"(" if math.isinf(low) else "["}{low:g}, inf)'
     if isinstance(value, str) and value != "auto":
         raise ValueError(f"{name}={value!r}; allowed: {allowed}")
     if isinstance(value, bool) or not isinstance(value, str | int | float | np.number):
         raise TypeError(f"{name} must be {allowed}, not {value!r}")
-    if not isinstance(value, str) and not (low <= value <= high and math.isfinite(value)):
+    if not isinstance(value, str) and not (low <= value < math.inf and value > -math.inf):
         raise ValueError(f"{name}={value!r} is out of range; allowed: {allowed}")
 
 

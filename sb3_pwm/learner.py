@@ -56,7 +56,7 @@ class Trainable(Protocol):
     critic_batch_size: int
     gamma: float
     td_lambda: float
-    pessimism: float | Literal["auto"]
+    pessimism: float
     tau: float
     ent_coef: float | Literal["auto"]
     target_entropy: float | Literal["auto"]
@@ -294,7 +294,7 @@ class Learner:
                 latents[1:],
                 gamma=self.model.gamma,
                 td_lambda=self.model.td_lambda,
-                pessimism=self._pessimism,
+                pessimism=self.model.pessimism,
             )
         inputs = torch.cat([latents[:-1], samples.actions], -1).flatten(0, 1)
         self._fit_critics(inputs, targets.flatten(), samples.mask.flatten(), behaviour=behaviour)
@@ -306,7 +306,7 @@ class Learner:
                 rollout,
                 gamma=self.model.gamma,
                 td_lambda=self.model.td_lambda,
-                pessimism=self._pessimism,
+                pessimism=self.model.pessimism,
             )
         self._fit_critics(rollout.latents[:-1].detach().flatten(0, 1), targets.flatten(), weights.flatten())
 
@@ -331,11 +331,6 @@ class Learner:
                 values = policy.behaviour_value(inputs[:, : policy.world_model.latent_dim])
                 loss = loss + critic_loss(values, targets, weights)[0]
         return loss, metrics
-
-    @property
-    def _pessimism(self) -> float | torch.Tensor:
-        given = self.model.pessimism
-        return self.model.policy.pessimism if isinstance(given, str) else given
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return arithmetic(self.model.device, self._precision)

@@ -181,7 +181,7 @@ def entropy_coefficient_loss(
     return loss, {"ent_coef": log_ent_coef.detach().exp().mean()}
 
 
-def pessimistic_values(values: torch.Tensor, pessimism: float | torch.Tensor) -> torch.Tensor:
+def pessimistic_values(values: torch.Tensor, pessimism: float) -> torch.Tensor:
     r"""Return values between the mean and the minimum of an ensemble.
 
     .. math:: V = (1 - \beta) \frac{1}{K} \sum_i V_i + \beta \min_i V_i
@@ -190,7 +190,7 @@ def pessimistic_values(values: torch.Tensor, pessimism: float | torch.Tensor) ->
     Only the end of an episode keeps its exact value, 0, and a policy ends it where all that is left seems worth less.
 
     :param values: (K, ...) values of K critics.
-    :param pessimism: () :math:`\beta` in [0, 1].
+    :param pessimism: :math:`\beta` in [0, 1].
     :return: (...) values.
     """
     return values.mean(0).lerp(values.amin(0), pessimism)
@@ -206,7 +206,7 @@ def replay_targets(
     *,
     gamma: float,
     td_lambda: float,
-    pessimism: float | torch.Tensor,
+    pessimism: float,
 ) -> torch.Tensor:
     r"""Return TD(lambda) targets of replayed windows, with their real rewards and terminations.
 
@@ -240,7 +240,7 @@ def imagined_targets(
     *,
     gamma: float,
     td_lambda: float,
-    pessimism: float | torch.Tensor,
+    pessimism: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return TD(lambda) targets of the states of an imagined rollout, and their weights.
 

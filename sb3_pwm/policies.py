@@ -92,8 +92,6 @@ class PWMPolicy(BasePolicy):
     :param optimizer_kwargs: their arguments but the learning rate.
     """
 
-    pessimism: torch.Tensor
-    """() pessimism of the critics' targets, where the algorithm learns it."""
     statistics_size: torch.Tensor
     """() number of transitions that the scales of observations and rewards stand for."""
 
@@ -201,7 +199,6 @@ class PWMPolicy(BasePolicy):
         self.entropy_coefficient = EntropyCoefficient(parts.n_tasks)
         self.reward_scale = RewardScale(parts.n_tasks)
         self.return_scale = ReturnScale(n_tasks=parts.n_tasks)
-        self.register_buffer("pessimism", torch.ones(()))
         self.register_buffer("statistics_size", torch.zeros((), dtype=torch.long))
         slow = [parts.features, self.world_model.encoder] if getattr(parts.features, "has_images", False) else []
         self.model_optimizer = self._make_optimizer(self.world_model, lr_schedule, slow)

@@ -26,7 +26,6 @@ from sb3_pwm.learner import Learner, observation_weight
 from sb3_pwm.multitask_algorithm import MultiTaskAlgorithm, storable
 from sb3_pwm.multitask_policies import MultiTaskPolicy
 from sb3_pwm.parallel import Part, own_part, share_from_first
-from sb3_pwm.pessimism import NEWEST_STEPS, moved_pessimism, promised_too_much
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.precision import Precision
 from sb3_pwm.sequence_algorithm import close_progress_bars
@@ -67,8 +66,6 @@ class PWM(MultiTaskAlgorithm):
     :param gamma: discount in (0, 1].
     :param td_lambda: lambda in [0, 1] of the critics' targets; 0 for one-step targets.
     :param pessimism: in [0, 1]: where the critics' targets are between the mean of the critics (0) and the lowest (1).
-        ``"auto"`` learns it, between 0.5 and 1, from what values promise and what follows, see
-        :mod:`sb3_pwm.pessimism`; without steps of its own policy it stays at 1.
     :param tau: weight in (0, 1] of the critics in each Polyak update of the target critics.
     :param ent_coef: weight of the entropy bonus: reward scales that one nat is worth; 0 for none; ``"auto"`` learns
         it, so that the policy's entropy is ``target_entropy``.
@@ -130,7 +127,7 @@ class PWM(MultiTaskAlgorithm):
         critic_batch_size: int = 128,
         gamma: float = 0.995,
         td_lambda: float = 0.5,
-        pessimism: float | Literal["auto"] = 1.0,
+        pessimism: float = 1.0,
         tau: float = 0.05,
         ent_coef: float | Literal["auto"] = "auto",
         target_entropy: float | Literal["auto"] = "auto",
@@ -253,14 +250,6 @@ class PWM(MultiTaskAlgorithm):
             observations, actions, *_ = self.policy.without_padding(steps)
             world_model.weigh_observations(at_steps(observations, 0), actions[0], at_steps(observations, 1))
         return refreshed
-
-    def _move_pessimism(self) -> None:
-        """Learn the pessimism of the critics' targets, once enough steps are the policy's own."""
-        if self.num_timesteps < self.learning_starts + NEWEST_STEPS:
-            return
-        steps, ends = self.sequences.newest_steps(math.ceil(NEWEST_STEPS / self.n_envs), self._vec_normalize_env)
-        gap = promised_too_much(self.policy, self.policy.without_padding(steps), ends, self.gamma)
-        self.policy.pessimism.fill_(moved_pessimism(float(self.policy.pessimism), gap))
 
     def _sample(self, batch_size: int, part: Part = ALL) -> SequenceSamples:
         samples = self.sequences.sample_sequences(batch_size, self.sequence_length, self._vec_normalize_env, part)
@@ -392,8 +381,7 @@ class PWM(MultiTaskAlgorithm):
         :param batch_size: number of windows per update.
         """
         self._prepare_updates()
-        if self._refresh_statistics() and self.pessimism == "auto":
-            self._move_pessimism()
+        self._refresh_statistics()
         for _ in range(gradient_steps):
             samples = self._sample(batch_size)
             latents = self._learner.update_model(samples)
@@ -429,6 +417,4 @@ class PWM(MultiTaskAlgorithm):
             self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
             self.logger.record("train/n_skipped_updates", self.n_skipped_updates)
             self.logger.record("train/value_calibration", self._start_values.ratio)
-            if self.pessimism == "auto":
-                self.logger.record("train/pessimism", float(self.policy.pessimism))
         super().dump_logs()

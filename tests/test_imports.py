@@ -26,7 +26,7 @@ LEVELS = (
     {"world_model", "networks", "normalization", "tasks", "buffer_checks"},
     {"imagination", "losses", "updates", "buffers", "task_envs", "decoder", "observation_features"},
     {"policies", "diagnostics"},
-    {"learner", "pessimism", "sequence_algorithm", "multitask_policies", "checkpoints"},
+    {"learner", "sequence_algorithm", "multitask_policies", "checkpoints"},
     {"learning_rates"},
     {"scales"},
     {"evaluation"},

@@ -181,8 +181,7 @@ class ReferenceLearner:
         )
 
     def _value(self, values: torch.Tensor) -> torch.Tensor:
-        given = self.model.pessimism
-        pessimism = self.policy.pessimism if isinstance(given, str) else given
+        pessimism = self.model.pessimism
         return (1 - pessimism) * values.mean(0) + pessimism * values.amin(0)
 
     def _fit(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
