@@ -119,6 +119,20 @@ def test_the_tables_of_results_are_those_that_the_script_prints(
         assert table in page.read_text()
 
 
+def test_the_readme_has_the_final_results(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (ROOT / "README.md").read_text()
+    script = ROOT / "examples" / "results_table.py"
+    arguments = [f"docs/results/{name}" for name in ("default", "baselines-100k", "crossq", "tqc")]
+    arguments += ["--final", "return_mean"]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [script.name, *arguments])
+    runpy.run_path(str(script), run_name="__main__")
+    rows = capsys.readouterr().out.splitlines()[:-1]  # without the mean over the environments
+    assert len(rows) == 2 + 5
+    assert "\n".join(rows) in readme
+    assert f"    python examples/results_table.py {' '.join(arguments)}\n" in readme
+
+
 def test_final_results_are_the_means_of_the_last_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
