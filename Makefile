@@ -35,7 +35,7 @@ quickstart: $(STAMP)  ## train on HalfCheetah for some minutes, print a table, r
 	$(BIN)/python examples/quickstart.py
 
 test: lint type  ## lint, type and the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(STAMP)  ## tests that learn on real environments, minutes each
 	$(BIN)/python -m pytest -m slow

@@ -24,7 +24,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch.distributions import Distribution
 
-from sb3_pwm.compilation import CapturedUpdate
+from sb3_pwm.compute.compilation import CapturedUpdate
 
 read_number = torch.Tensor.item
 

@@ -2,10 +2,10 @@
 
 from sb3_pwm.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
 from sb3_pwm.callbacks import ModelGapCallback, TaskLogCallback
+from sb3_pwm.multitask.envs import single_task_env, task_vec_env
+from sb3_pwm.multitask.tasks import Task, TaskSet
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.pwm import PWM
-from sb3_pwm.task_envs import single_task_env, task_vec_env
-from sb3_pwm.tasks import Task, TaskSet
 
 __version__ = "0.1.0"
 

@@ -9,9 +9,9 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_pwm.device_copy import DeviceCopy, free_memory, record_type, staged
-from sb3_pwm.parallel import Part
-from sb3_pwm.sequences import Windows, draw_windows, windows_at
+from sb3_pwm.compute.distributed import Part
+from sb3_pwm.replay.device_copy import DeviceCopy, free_memory, record_type, staged
+from sb3_pwm.replay.windows import Windows, draw_windows, windows_at
 from sb3_pwm.type_aliases import Observations, SequenceSamples
 
 ALL = Part()

@@ -11,8 +11,8 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pwm.checks import check_integer
-from sb3_pwm.evaluation import check_normalizer
-from sb3_pwm.generators import untouched_generators
+from sb3_pwm.compute.random_state import untouched_generators
+from sb3_pwm.diagnostics.evaluation import check_normalizer
 from sb3_pwm.pwm import PWM
 
 LARGE_GAP = 1 / 3  # twice the real return
@@ -80,8 +80,8 @@ class ModelGapCallback(BaseCallback):
 class TaskLogCallback(BaseCallback):
     """Log each task's episodes: ``rollout/<task>/ep_rew_mean``, ``ep_len_mean`` and, where known, ``success_rate``.
 
-    For the environments of :func:`sb3_pwm.task_envs.task_vec_env`. An episode is a success if the info of its last step
-    says so (``is_success``). Names that are too long for SB3's printed table appear in the other logs only.
+    For the environments of :func:`sb3_pwm.multitask.envs.task_vec_env`. An episode is a success if the info of its
+    last step says so (``is_success``). Names that are too long for SB3's printed table appear in the other logs only.
 
     :param stats_window_size: number of each task's last episodes to average over.
     :param verbose: 0 keeps the values out of the printed table: with many tasks it is long.

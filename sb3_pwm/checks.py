@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from sb3_pwm.precision import PRECISIONS
+from sb3_pwm.compute.precision import PRECISIONS
 
 # name -> (lowest, highest, whether the lowest itself is allowed)
 REAL_RANGES: dict[str, tuple[float, float, bool]] = {

@@ -4,8 +4,8 @@ import functools
 
 import torch
 
+from sb3_pwm.compute.streams import side_by_side
 from sb3_pwm.networks import Actor
-from sb3_pwm.streams import side_by_side
 from sb3_pwm.type_aliases import ImaginedRollout
 from sb3_pwm.world_model import WorldModel
 

@@ -1,14 +1,15 @@
 """The learner: one update of world model, actor and critics, from windows to optimizer steps."""
 
-import functools
-from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, TypedDict
 
 import torch
-from torch.utils import _pytree as pytree
 
-from sb3_pwm.compilation import CapturedUpdate, TorchCompile, usable_compiler
+from sb3_pwm.compute.compilation import Acceleration, TorchCompile, captured, compiled
+from sb3_pwm.compute.distributed import share_of_weight
+from sb3_pwm.compute.metrics import RunningMeans, SkipCounter
+from sb3_pwm.compute.optimizers import apply_gradients, move_average
+from sb3_pwm.compute.precision import Precision, arithmetic, usable_precision
 from sb3_pwm.imagination import imagine
 from sb3_pwm.losses import (
     actor_loss,
@@ -21,31 +22,26 @@ from sb3_pwm.losses import (
     state_values,
     world_model_loss,
 )
-from sb3_pwm.parallel import share_of_weight
+from sb3_pwm.observations import at_steps, to_each_step
 from sb3_pwm.policies import PWMPolicy
-from sb3_pwm.precision import Precision, arithmetic, usable_precision
 from sb3_pwm.returns import continuation_weights, imagined_returns
 from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
-from sb3_pwm.updates import (
-    RunningMeans,
-    apply_gradients,
-    at_steps,
-    encode_windows,
-    is_fused,
-    minibatches,
-    move_average,
-    to_each_step,
-)
-from sb3_pwm.world_model import WorldModel
+from sb3_pwm.world_model import encode_windows
 
 MAX_GRAD_NORM = {"actor": 1.0, "critic": 100.0, "model": 20.0, "entropy": 100.0}  # the first three are the paper's
 MAX_SKIPPED_UPDATES = 100  # of one network, in a row
-READ_FEATURES = 1_000  # of observations, at most, by default: more take too much time
-OBSERVATION_COEF = 2.0  # by default
+
+
+class TargetSettings(TypedDict):
+    """Numbers of the critics' targets, see :func:`sb3_pwm.losses.replay_targets`."""
+
+    gamma: float
+    td_lambda: float
+    pessimism: float
 
 
 class Trainable(Protocol):
-    """What the learner reads, and the two counts it keeps; :class:`sb3_pwm.PWM` documents each."""
+    """What the learner reads, and the count it keeps; :class:`sb3_pwm.PWM` documents each."""
 
     policy: PWMPolicy
     device: torch.device
@@ -64,17 +60,7 @@ class Trainable(Protocol):
     reward_coef: float
     termination_coef: float
     observation_coef: float | Literal["auto"]
-    n_model_updates: int
     n_skipped_updates: int
-
-
-def observation_weight(world_model: WorldModel, coefficient: float | Literal["auto"]) -> float:
-    """Return the weight of the observations' error: 0 where nothing reads them, ``"auto"`` 0 where they are many."""
-    if world_model.observation is None:
-        return 0.0
-    if isinstance(coefficient, str):
-        return OBSERVATION_COEF if world_model.features_dim <= READ_FEATURES else 0.0
-    return coefficient
 
 
 class Learner:
@@ -99,20 +85,10 @@ class Learner:
         }
         # Lists, because walking through the modules at every step costs more than a small operation.
         self._parameters = {name: list(network.parameters()) for name, network in networks.items()}
-        self._compiles = model.torch_compile is True and usable_compiler(model.device.type)
-        fused = all(is_fused(optimizer) for optimizer in model.policy.optimizers.values())
-        self._captures = bool(model.torch_compile) and model.device.type == "cuda" and fused
-        self._compiled: dict[str, Callable[..., Any]] = {}
-        self._captured: dict[Any, CapturedUpdate] = {}
-        self._captured_states: list[Any] = []
+        self.acceleration = Acceleration(model.device, model.torch_compile, model.policy.optimizers)
+        self.observation_coef = model.policy.world_model.observation_weight(model.observation_coef)
         self._metrics = RunningMeans()
-        # (network, 2): skipped updates that the model has not counted yet, and those in a row
-        self._skips = torch.zeros(len(MAX_GRAD_NORM), 2, dtype=torch.int64, device=model.device)
-        self._updates_since_look = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is compiled or captured: it cannot be copied, and is made anew."""
-        return self.__dict__ | {"_compiled": {}, "_captured": {}}
+        self._skips = SkipCounter(list(MAX_GRAD_NORM), MAX_SKIPPED_UPDATES, model.device)
 
     def pop_metrics(self) -> dict[str, float]:
         """Return the means of all metrics since the last call."""
@@ -124,70 +100,33 @@ class Learner:
 
         :raises FloatingPointError: after ``MAX_SKIPPED_UPDATES`` skipped updates of one network in a row.
         """
-        skips = self._skips.tolist()
-        self._skips[:, 0] = 0
-        self._updates_since_look = 0
-        self.model.n_skipped_updates += sum(count for count, _ in skips)
-        for name, (_, in_a_row) in zip(MAX_GRAD_NORM, skips, strict=True):
-            if in_a_row >= MAX_SKIPPED_UPDATES:
-                self._skips.zero_()
-                raise FloatingPointError(
-                    f"{in_a_row} updates in a row of the {name} had a loss or gradient that is not finite; "
-                    "its parameters are those of the last finite update"
-                )
+        count, stuck = self._skips.pop()
+        self.model.n_skipped_updates += count
+        if stuck is not None:
+            raise FloatingPointError(
+                f"{MAX_SKIPPED_UPDATES} updates in a row of the {stuck} had a loss or gradient that is not finite; "
+                "its parameters are those of the last finite update"
+            )
 
-    def _look(self) -> None:
+    def after_update(self) -> None:
         """Count skipped updates: at once where this costs nothing, else now and then."""
-        self._updates_since_look += 1
-        if self.model.device.type == "cpu" or self._updates_since_look >= MAX_SKIPPED_UPDATES:
+        if self._skips.is_due():
             self.count_skips()
 
-    def update_model(self, samples: SequenceSamples, n_processes: int = 1) -> torch.Tensor:
+    @captured
+    def update_model(self, samples: SequenceSamples, *, n_processes: int = 1) -> torch.Tensor:
         """Update the world model and return the windows' (T + 1, B, Z) latents, detached.
 
         :param samples: windows.
         :param n_processes: number of processes that do the same with windows of their own; all take the same step.
         """
-        latents: torch.Tensor = self._run("_update_model", samples, n_processes=n_processes)
-        self.model.n_model_updates += 1
-        self._look()
+        loss, metrics, latents = self._model_objective(samples)
+        if n_processes > 1:
+            loss = loss * share_of_weight(samples.mask)
+        self._apply("model", loss, metrics, average=n_processes > 1)
         return latents
 
-    def update_policy(
-        self, samples: SequenceSamples, latents: torch.Tensor | None = None, *, bc_coef: float = 0.0
-    ) -> None:
-        """Update the actor once, then the critics.
-
-        :param samples: windows.
-        :param latents: (T + 1, B, Z) their latents, detached; None for those of the present world model.
-        :param bc_coef: weight of the distance to the windows' actions in the actor's loss; if positive, the value of
-            the data's behaviour is learnt too.
-        """
-        self._run("_update_policy", *((samples,) if latents is None else (samples, latents)), bc_coef=bc_coef)
-        self._look()
-
-    def _run(self, name: str, *inputs: Any, **settings: float) -> Any:
-        """Run an update, as a CUDA graph if these are wanted."""
-        update = functools.partial(getattr(self, name), **settings)
-        if not self._captures:
-            return update(*inputs)
-        states = [optimizer.state for optimizer in self.model.policy.optimizers.values()]
-        if any(state is not before for state, before in zip(states, self._captured_states or states, strict=True)):
-            self._captured.clear()  # the optimizers have loaded other states; graphs know the old ones
-        self._captured_states = states
-        key = (name, *settings.items(), *(tensor.shape for tensor in pytree.tree_leaves(inputs)))
-        if key not in self._captured:
-            self._captured[key] = CapturedUpdate(update)
-        return self._captured[key](*inputs)
-
-    def _objective(self, name: str) -> Callable[..., Any]:
-        """Return a method, compiled if this is wanted."""
-        if not self._compiles:
-            return getattr(self, name)  # type: ignore[no-any-return]
-        if name not in self._compiled:
-            self._compiled[name] = torch.compile(getattr(self, name), dynamic=False)
-        return self._compiled[name]
-
+    @compiled
     def _model_objective(self, samples: SequenceSamples) -> tuple[torch.Tensor, Metrics, torch.Tensor]:
         """Return the world model's loss, metrics, and the windows' latents."""
         model = self.model.policy.world_model
@@ -195,8 +134,8 @@ class Learner:
             first = encode_windows(model, at_steps(samples.observations, slice(1)))
             with torch.no_grad():
                 following = encode_windows(model, at_steps(samples.observations, slice(1, None)))
-                observation_coef = observation_weight(model, self.model.observation_coef)
-                features = to_each_step(model.features, samples.observations) if observation_coef > 0 else None
+                reads = self.observation_coef > 0
+                features = to_each_step(model.features, samples.observations) if reads else None
             loss, metrics = world_model_loss(
                 model,
                 samples,
@@ -207,17 +146,11 @@ class Learner:
                 consistency_coef=self.model.consistency_coef,
                 reward_coef=self.model.reward_coef,
                 termination_coef=self.model.termination_coef,
-                observation_coef=observation_coef,
+                observation_coef=self.observation_coef,
             )
         return loss, metrics, torch.cat([first.detach(), following])
 
-    def _update_model(self, samples: SequenceSamples, n_processes: int = 1) -> torch.Tensor:
-        loss, metrics, latents = self._objective("_model_objective")(samples)
-        if n_processes > 1:
-            loss = loss * share_of_weight(samples.mask)
-        self._apply("model", loss, metrics, average=n_processes > 1)
-        return latents  # type: ignore[no-any-return]
-
+    @compiled
     def _imagined(self, latents: torch.Tensor) -> tuple[ImaginedRollout, torch.Tensor, torch.Tensor]:
         """Return imagined rollouts from (B, Z) latents, their (H + 1, B) weights and (B,) returns."""
         policy = self.model.policy
@@ -233,13 +166,23 @@ class Learner:
         weights = continuation_weights(rollout.continuations)
         return rollout, weights, imagined_returns(rollout.rewards, weights, values, self.model.gamma)
 
-    def _update_policy(self, samples: SequenceSamples, latents: torch.Tensor | None = None, *, bc_coef: float) -> None:
+    @captured
+    def update_policy(
+        self, samples: SequenceSamples, latents: torch.Tensor | None = None, *, bc_coef: float = 0.0
+    ) -> None:
+        """Update the actor once, then the critics.
+
+        :param samples: windows.
+        :param latents: (T + 1, B, Z) their latents, detached; None for those of the present world model.
+        :param bc_coef: weight of the distance to the windows' actions in the actor's loss; if positive, the value of
+            the data's behaviour is learnt too.
+        """
         policy = self.model.policy
         if latents is None:
             with self._arithmetic(), torch.no_grad():
                 latents = encode_windows(policy.world_model, samples.observations)
         policy.latent_scale.update(latents)
-        rollout, weights, returns = self._objective("_imagined")(latents[0])
+        rollout, weights, returns = self._imagined(latents[0])
         tasks = policy.tasks_of(at_steps(samples.observations, 0))
         policy.return_scale.update(returns.detach(), tasks)
         ent_coef = self._entropy_coefficient(rollout, weights[:-1], tasks)
@@ -283,6 +226,11 @@ class Learner:
         self._apply("entropy", loss, metrics)
         return coefficient.of(tasks).detach().exp()
 
+    @property
+    def _target_settings(self) -> TargetSettings:
+        """What both kinds of targets have in common."""
+        return {"gamma": self.model.gamma, "td_lambda": self.model.td_lambda, "pessimism": self.model.pessimism}
+
     def _update_q_critics(self, samples: SequenceSamples, latents: torch.Tensor, *, behaviour: bool) -> None:
         policy = self.model.policy
         with self._arithmetic():
@@ -292,9 +240,7 @@ class Learner:
                 samples,
                 policy.scaled_rewards(samples),
                 latents[1:],
-                gamma=self.model.gamma,
-                td_lambda=self.model.td_lambda,
-                pessimism=self.model.pessimism,
+                **self._target_settings,
             )
         inputs = torch.cat([latents[:-1], samples.actions], -1).flatten(0, 1)
         self._fit_critics(inputs, targets.flatten(), samples.mask.flatten(), behaviour=behaviour)
@@ -304,9 +250,7 @@ class Learner:
             targets, weights = imagined_targets(
                 self.model.policy.critics_target,
                 rollout,
-                gamma=self.model.gamma,
-                td_lambda=self.model.td_lambda,
-                pessimism=self.model.pessimism,
+                **self._target_settings,
             )
         self._fit_critics(rollout.latents[:-1].detach().flatten(0, 1), targets.flatten(), weights.flatten())
 
@@ -316,10 +260,11 @@ class Learner:
         """Take ``critic_updates`` minibatch steps towards (N,) targets of (N, ...) inputs with (N,) weights."""
         rows = minibatches(len(inputs), self.model.critic_batch_size, self.model.critic_updates, inputs.device)
         for x, y, w in zip(inputs[rows], targets[rows], weights[rows], strict=True):
-            loss, metrics = self._objective("_critic_objective")(x, y, w, behaviour=behaviour)
+            loss, metrics = self._critic_objective(x, y, w, behaviour=behaviour)
             self._apply("critic", loss, metrics)
             move_average(self._parameters["target"], self._parameters["averaged"], 1 - self.model.tau)
 
+    @compiled
     def _critic_objective(
         self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, *, behaviour: bool
     ) -> tuple[torch.Tensor, Metrics]:
@@ -340,7 +285,18 @@ class Learner:
         optimizer = self.model.policy.optimizers[name]
         finite = apply_gradients(optimizer, loss, self._parameters[name], MAX_GRAD_NORM[name], average=average)
         self._metrics.add(metrics, finite)
-        count, in_a_row = self._skips[list(MAX_GRAD_NORM).index(name)]
-        skipped = (~finite).long()
-        count.add_(skipped)
-        in_a_row.add_(skipped).mul_(skipped)
+        self._skips.add(name, finite)
+
+
+def minibatches(n_rows: int, batch_size: int, count: int, device: torch.device) -> torch.Tensor:
+    """Draw the rows of ``count`` minibatches: all rows in random order, over and over.
+
+    :param n_rows: number of rows.
+    :param batch_size: rows per minibatch.
+    :param count: number of minibatches.
+    :param device: device of the result.
+    :return: (count, batch_size) row indices.
+    """
+    passes = -(-count * batch_size // n_rows)
+    order = torch.cat([torch.randperm(n_rows, device=device) for _ in range(passes)])
+    return order[: count * batch_size].view(count, batch_size)

@@ -4,9 +4,9 @@ import functools
 
 import torch
 
+from sb3_pwm.compute.streams import side_by_side
 from sb3_pwm.networks import Actor, CriticEnsemble
 from sb3_pwm.returns import continuation_weights, lambda_returns
-from sb3_pwm.streams import side_by_side
 from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
 from sb3_pwm.world_model import WorldModel
 

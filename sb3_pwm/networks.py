@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_pwm.layers import mlp, orthogonal_init
-from sb3_pwm.streams import side_by_side
+from sb3_pwm.compute.streams import side_by_side
+from sb3_pwm.nn.layers import mlp, orthogonal_init
 
 LOG_STD_RANGE = (-5.0, 2.0)
 LOG_STD_INIT = -1.0  # of the state-independent standard deviation, with its floor (the paper's values)
@@ -27,10 +27,10 @@ class Actor(nn.Module):
     :param hidden: hidden sizes.
     :param activation_fn: class of the activation.
     :param state_dependent_std: predict the standard deviation from the latents; else one learnt vector.
-    :param norm_after_activation: order of the hidden layers, see :func:`sb3_pwm.layers.mlp`.
+    :param norm_after_activation: order of the hidden layers, see :func:`sb3_pwm.nn.layers.mlp`.
     :param masked: the last A of the Z latents say which action dimensions exist (1) and which are padding (0); padding
         is always 0 and has no density.
-    :param latent_scale: what the network sees of the latents, see :class:`sb3_pwm.normalization.LatentScale`.
+    :param latent_scale: what the network sees of the latents, see :class:`sb3_pwm.nn.scales.LatentScale`.
     """
 
     def __init__(
@@ -122,8 +122,8 @@ class CriticEnsemble(nn.Module):
     :param hidden: hidden sizes of each critic.
     :param n_critics: number of critics.
     :param activation_fn: class of the activation.
-    :param norm_after_activation: order of the hidden layers, see :func:`sb3_pwm.layers.mlp`.
-    :param latent_scale: what the networks see of their inputs, see :class:`sb3_pwm.normalization.LatentScale`.
+    :param norm_after_activation: order of the hidden layers, see :func:`sb3_pwm.nn.layers.mlp`.
+    :param latent_scale: what the networks see of their inputs, see :class:`sb3_pwm.nn.scales.LatentScale`.
     """
 
     def __init__(

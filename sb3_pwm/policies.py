@@ -17,13 +17,14 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_pwm.compute.optimizers import RATE_SCALE
 from sb3_pwm.losses import state_values
-from sb3_pwm.multitask import TaskContext
 from sb3_pwm.networks import Actor, CriticEnsemble, EntropyCoefficient
-from sb3_pwm.normalization import LatentScale, ReturnScale, RewardScale
-from sb3_pwm.observation_features import ObservationFeatures
+from sb3_pwm.nn.observation_features import ObservationFeatures
+from sb3_pwm.nn.scales import LatentScale, ReturnScale, RewardScale
+from sb3_pwm.nn.task_context import TaskContext
+from sb3_pwm.observations import at_steps
 from sb3_pwm.type_aliases import Observations, SequenceSamples
-from sb3_pwm.updates import RATE_SCALE, at_steps
 from sb3_pwm.world_model import WorldModel
 
 DEFAULT_NET_ARCH = {

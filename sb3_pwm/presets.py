@@ -46,9 +46,9 @@ from typing import Any
 
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_pwm.checkpoints import POLICY_SIZES, SETTINGS
-from sb3_pwm.layers import Mish
-from sb3_pwm.tasks import TaskSet
+from sb3_pwm.multitask.tasks import TaskSet
+from sb3_pwm.nn.layers import Mish
+from sb3_pwm.published import POLICY_SIZES, SETTINGS
 
 paper_single_task: dict[str, Any] = {
     "learning_rate": LinearSchedule(5e-4, 1e-5, end_fraction=1.0),
@@ -112,7 +112,7 @@ def paper_multi_task(size: str, task_set: TaskSet) -> dict[str, Any]:
 
     World models have TD-MPC2's architecture, so they fit its published ones; those of MT30 have embeddings of 64
     features in the sizes 5M, 19M and 48M, and 512 latents in the size 19M, see
-    :func:`sb3_pwm.checkpoints.checkpoint_policy_kwargs`. Actor and critics, rates, horizon, discount, lambda and batch
+    :func:`sb3_pwm.published.checkpoint_policy_kwargs`. Actor and critics, rates, horizon, discount, lambda and batch
     are the PWM paper's: 10,000 policy updates with a frozen model, each on 512 imagined rollouts of 16 steps, with 32
     critic updates of a quarter of their states.
 

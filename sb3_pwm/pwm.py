@@ -1,46 +1,63 @@
 """PWM as a Stable-Baselines3 algorithm."""
 
 import math
-from typing import Any, ClassVar, Literal, TypeVar
+import pathlib
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFrequencyUnit
-from stable_baselines3.common.utils import LinearSchedule, configure_logger
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, configure_logger
+from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
+from sb3_pwm import published
 from sb3_pwm.buffers import ALL, SequenceReplayBuffer, check_replay_buffer, sequence_buffer_class
-from sb3_pwm.calibration import StartValues, follow_episodes
 from sb3_pwm.checks import (
     check_arguments,
     check_float_actions,
+    check_integer,
     check_precision,
     check_torch_compile,
     check_train_freq,
 )
-from sb3_pwm.compilation import TorchCompile
-from sb3_pwm.learner import Learner, observation_weight
-from sb3_pwm.multitask_algorithm import MultiTaskAlgorithm, storable
-from sb3_pwm.multitask_policies import MultiTaskPolicy
-from sb3_pwm.parallel import Part, own_part, share_from_first
+from sb3_pwm.compute.compilation import TorchCompile
+from sb3_pwm.compute.distributed import Part, own_part, share_from_first
+from sb3_pwm.compute.optimizers import set_learning_rate
+from sb3_pwm.compute.precision import Precision
+from sb3_pwm.diagnostics import evaluation
+from sb3_pwm.diagnostics.start_values import StartValues, follow_episodes
+from sb3_pwm.learner import Learner
+from sb3_pwm.multitask import extraction
+from sb3_pwm.multitask.policies import ExtractedPolicy, MultiTaskPolicy
+from sb3_pwm.offline import (
+    OFFLINE_ARGUMENTS,
+    OFFLINE_POLICY,
+    OFFLINE_PRETRAIN_STEPS,
+    spaces_only,
+    take_over_world_model,
+    world_model_content,
+)
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
-from sb3_pwm.precision import Precision
-from sb3_pwm.sequence_algorithm import close_progress_bars
+from sb3_pwm.replay import statistics
+from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm, close_progress_bars, constructor_parameters
 from sb3_pwm.type_aliases import SequenceSamples
-from sb3_pwm.updates import at_steps
 
 SelfPWM = TypeVar("SelfPWM", bound="PWM")
 
 # High at the start, because there is one update for two environment steps; falling linearly, as the paper's rates do.
 DEFAULT_LEARNING_RATE = LinearSchedule(1e-3, 1e-4, end_fraction=1.0)
+ENTROPY_RATE = 4.0  # times the actor's: the coefficient must follow a policy that changes within hundreds of updates
 CALIBRATION_EPISODES = 10
-PREDICTABILITY_STEPS = 10_000  # from which it is taken how well observations can be foretold
 
 
-class PWM(MultiTaskAlgorithm):
+class PWM(SequenceOffPolicyAlgorithm):
     """Policy learning with large World Models (PWM, arXiv 2407.02466).
 
     Fits a smooth latent world model to replayed windows, improves a stochastic actor by first-order gradients through
@@ -84,7 +101,7 @@ class PWM(MultiTaskAlgorithm):
         the data's average in their state, in the actor's loss, in sizes of the imagined return; 0 for none.
     :param precision: of matrix products in updates: ``"float32"``; ``"bfloat16"``, several times faster where the
         hardware has it and the networks are large; ``"tf32"``, on GPUs only. See
-        :func:`sb3_pwm.precision.arithmetic`.
+        :func:`sb3_pwm.compute.precision.arithmetic`.
     :param torch_compile: ``"auto"``: updates as CUDA graphs on GPUs, as they are on CPUs; True: their objectives also
         through ``torch.compile``, on any device; False: neither.
     :param action_noise: added to the actions that are taken in the environment.
@@ -101,6 +118,7 @@ class PWM(MultiTaskAlgorithm):
     :raises TypeError: if an argument is of the wrong kind.
     """
 
+    policy: PWMPolicy
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,
         "CnnPolicy": CnnPolicy,
@@ -228,13 +246,15 @@ class PWM(MultiTaskAlgorithm):
                     f"with {self.n_envs} environments; allowed: at most {allowed}"
                 )
         # The kind of critic is an argument of the algorithm; the policy's own arguments stay what the user gave.
-        policy_kwargs = storable(self.policy_kwargs)
+        policy_kwargs = extraction.storable(self.policy_kwargs)
         self.policy_kwargs = policy_kwargs | {"critic": self.critic}
         try:
             super()._setup_model()
         finally:
             self.policy_kwargs = policy_kwargs
         check_replay_buffer(self.replay_buffer)
+        extraction.check_tasks_of(self.env, self.policy)
+        self._steps_since_statistics = statistics.STATISTICS_INTERVAL  # due at the first update
         self._learner = Learner(self)
         self._start_values = StartValues(self.gamma, self.n_envs, CALIBRATION_EPISODES)
 
@@ -242,14 +262,33 @@ class PWM(MultiTaskAlgorithm):
         derived = ["_learner", "_schedules", "_start_values", "_steps_since_statistics"]
         return [*super()._excluded_save_params(), *derived]
 
-    def _refresh_statistics(self, *, at_once: bool = False) -> bool:
-        refreshed = super()._refresh_statistics(at_once=at_once)
-        world_model = self.policy.world_model
-        if refreshed and observation_weight(world_model, self.observation_coef) > 0:
-            steps = self.sequences.spread_sequences(PREDICTABILITY_STEPS, 1, self._vec_normalize_env)
-            observations, actions, *_ = self.policy.without_padding(steps)
-            world_model.weigh_observations(at_steps(observations, 0), actions[0], at_steps(observations, 1))
-        return refreshed
+    def _setup_lr_schedule(self) -> None:
+        super()._setup_lr_schedule()
+        own = {"actor": None, "critic": self.critic_learning_rate, "model": self.model_learning_rate, "entropy": None}
+        self._schedules = {name: None if rate is None else FloatSchedule(rate) for name, rate in own.items()}
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", *(f"policy.{name}_optimizer" for name in self._schedules)], []
+
+    def set_env(self, env: GymEnv | VecEnv, force_reset: bool = True) -> None:
+        """Set the environment, see :meth:`stable_baselines3.common.base_class.BaseAlgorithm.set_env`.
+
+        Another ``VecNormalize`` is made up for at the next update, if the replay buffer still holds what the present
+        scales of observations and rewards were taken from.
+
+        :param env: the environment.
+        :param force_reset: reset it before the next step.
+        :raises ValueError: if its tasks are not the model's; nothing is changed then.
+        """
+        extraction.check_tasks_of(env, self.policy)
+        known = self._vec_normalize_env
+        super().set_env(env, force_reset)
+        if self._vec_normalize_env is not known:
+            self._steps_since_statistics = statistics.STATISTICS_INTERVAL
+
+    def _take_over_buffer(self, buffer: ReplayBuffer) -> None:
+        super()._take_over_buffer(buffer)
+        self._steps_since_statistics = statistics.STATISTICS_INTERVAL
 
     def _sample(self, batch_size: int, part: Part = ALL) -> SequenceSamples:
         samples = self.sequences.sample_sequences(batch_size, self.sequence_length, self._vec_normalize_env, part)
@@ -272,8 +311,11 @@ class PWM(MultiTaskAlgorithm):
         self._start_values = StartValues(self.gamma, self.n_envs, CALIBRATION_EPISODES)
 
     def _on_transition(self, observations: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[Any]) -> None:
-        super()._on_transition(observations, rewards, dones, infos)
+        self._steps_since_statistics += self.n_envs
         follow_episodes(self._start_values, self._start_value, observations, rewards, dones, infos)
+
+    def _start_value(self, observation: Any) -> float:
+        return evaluation.start_value(self.policy, observation)
 
     def learn(
         self: SelfPWM,
@@ -294,7 +336,8 @@ class PWM(MultiTaskAlgorithm):
         :param progress_bar: show progress with tqdm and rich.
         :return: the model.
         """
-        known, capacity = self._n_known_transitions, self.sequences.buffer_size * self.n_envs
+        known = statistics.n_known_transitions(self.sequences, self._vec_normalize_env)
+        capacity = self.sequences.buffer_size * self.n_envs
         warm_up = max(0, self.learning_starts - known) if known < capacity else 0
         self._check_first_update(warm_up, total_timesteps)
         total_timesteps, callback = self._setup_learn(
@@ -355,7 +398,7 @@ class PWM(MultiTaskAlgorithm):
         :raises ValueError: if the replay buffer holds too little, or the environment's ``VecNormalize`` has not seen
             what it holds.
         """
-        self._check_normalizer_known()
+        statistics.check_normalizer_known(self.sequences, self._vec_normalize_env, self.learning_starts)
         self._pretrain(gradient_steps, progress_bar, rate_falls=True)
         return self
 
@@ -363,7 +406,7 @@ class PWM(MultiTaskAlgorithm):
         self._prepare_updates()
         if gradient_steps > 0 or self.policy.statistics_size == 0:
             # Never for the policy's updates alone: the world model knows the old scales.
-            self._refresh_statistics(at_once=True)
+            self._take_scales()
         part = own_part()
         if part.n_processes > 1:
             share_from_first(self.policy.world_model)
@@ -372,7 +415,9 @@ class PWM(MultiTaskAlgorithm):
         for update in tqdm(updates, "world model", disable=not progress_bar or part.rank > 0, leave=False):
             if rate_falls:
                 self._set_learning_rate("model", 1 - update / gradient_steps)
-            self._learner.update_model(self._sample(self.batch_size, part), part.n_processes)
+            self._learner.update_model(self._sample(self.batch_size, part), n_processes=part.n_processes)
+            self.n_model_updates += 1
+            self._learner.after_update()
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """Update world model, actor and critics on the present replay buffer.
@@ -381,26 +426,42 @@ class PWM(MultiTaskAlgorithm):
         :param batch_size: number of windows per update.
         """
         self._prepare_updates()
-        self._refresh_statistics()
+        if statistics.is_due(self._steps_since_statistics):
+            self._take_scales()
         for _ in range(gradient_steps):
             samples = self._sample(batch_size)
             latents = self._learner.update_model(samples)
+            self.n_model_updates += 1
+            self._learner.after_update()
             self._n_updates += 1
             due = math.floor(self._n_updates * self.policy_updates)
             for i in range(due - math.floor((self._n_updates - 1) * self.policy_updates)):
                 if i == 0:
                     self._learner.update_policy(samples, latents)
-                else:
-                    self._update_policy(batch_size)
+                else:  # on fresh windows, as the present world model sees them
+                    self._learner.update_policy(self._sample(batch_size))
+                self._learner.after_update()
 
-    def _train_offline(self) -> None:
-        self._prepare_updates()
-        self._update_policy(self.batch_size, bc_coef=self.bc_coef)
-        self._n_updates += 1
+    def _take_scales(self) -> None:
+        """Take the scales of observations and rewards, and the observation head's weights, from the replay buffer."""
+        weigh = self._learner.observation_coef > 0
+        if statistics.take_scales(self.policy, self.sequences, self._vec_normalize_env, weigh_observations=weigh):
+            self._steps_since_statistics = 0
 
-    def _update_policy(self, batch_size: int, *, bc_coef: float = 0.0) -> None:
-        """Update actor and critics on fresh windows, as the present world model sees them."""
-        self._learner.update_policy(self._sample(batch_size), bc_coef=bc_coef)
+    def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
+        """Set each optimizer's own rate; the argument is SB3's and names no rates, so it is not used."""
+        for name in self._schedules:
+            rate = self._set_learning_rate(name, self._current_progress_remaining)
+            self.logger.record("train/learning_rate" if name == "actor" else f"train/{name}_learning_rate", rate)
+
+    def _rate(self, name: str, progress_remaining: float) -> float:
+        schedule = self._schedules[name] or self.lr_schedule  # which callbacks may replace
+        return schedule(progress_remaining) * (ENTROPY_RATE if name == "entropy" else 1.0)
+
+    def _set_learning_rate(self, name: str, progress_remaining: float) -> float:
+        rate = self._rate(name, progress_remaining)
+        set_learning_rate(self.policy.optimizers[name], rate, on_device=self.device.type == "cuda")
+        return rate
 
     def _prepare_updates(self) -> None:
         """Bring learning rates up to date; make a logger if neither ``learn`` nor the user has made one."""
@@ -418,3 +479,249 @@ class PWM(MultiTaskAlgorithm):
             self.logger.record("train/n_skipped_updates", self.n_skipped_updates)
             self.logger.record("train/value_calibration", self._start_values.ratio)
         super().dump_logs()
+
+    @classmethod
+    def from_dataset(
+        cls: type[SelfPWM], dataset: ReplayBuffer, policy: str | type[PWMPolicy] = "MlpPolicy", **kwargs: Any
+    ) -> SelfPWM:
+        """Make a model for a data set, without an environment.
+
+        :param dataset: replay buffer, see :mod:`sb3_pwm.datasets`; the model goes on with it, it is not copied.
+        :param policy: as for the constructor.
+        :param kwargs: constructor arguments; ``env`` and ``buffer_size`` are the data set's, the default of
+            ``pretrain_steps`` is 10,000 for each task, those of ``batch_size`` and ``critic_batch_size`` are 128 and
+            256, that of ``observation_coef`` is 0, and those of ``n_dynamics`` and ``n_critics`` in ``policy_kwargs``
+            are 3.
+        :return: the model; :meth:`learn_offline` trains it, ``set_env`` and ``learn`` go on in an environment.
+        :raises TypeError: if ``dataset`` is no replay buffer, or ``kwargs`` hold what the data set decides.
+        :raises ValueError: if windows cannot be drawn from it, or its images have their channels last.
+        """
+        check_replay_buffer(dataset)
+        decided = sorted({"env", "buffer_size"} & set(kwargs))
+        if decided:
+            raise TypeError(f"from_dataset() takes {' and '.join(decided)} from the data set; leave out the argument")
+        env = cls._wrap_env(spaces_only(dataset.observation_space, dataset.action_space, dataset.n_envs))
+        if env.observation_space != dataset.observation_space:  # SB3 has put VecTransposeImage around it
+            raise ValueError(
+                f"the data set's images have their channels last, {dataset.observation_space}; SB3's networks want "
+                f"them first: give the importer np.moveaxis(images, -1, -3) and the space {env.observation_space}"
+            )
+        kwargs = OFFLINE_ARGUMENTS | kwargs
+        kwargs["policy_kwargs"] = OFFLINE_POLICY | (kwargs.get("policy_kwargs") or {})
+        size = dataset.buffer_size * dataset.n_envs
+        model = cls(policy, env, buffer_size=size, **(kwargs | {"_init_setup_model": False}))
+        model.replay_buffer = dataset  # so that no other of its size is made
+        model._setup_model()
+        model._take_over_buffer(dataset)
+        if "pretrain_steps" not in kwargs:
+            model.pretrain_steps = OFFLINE_PRETRAIN_STEPS * model.policy.n_tasks
+        return model
+
+    def learn_offline(
+        self: SelfPWM,
+        total_updates: int,
+        *,
+        pretrain_steps: int | None = None,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 100,
+        tb_log_name: str = "PWM_offline",
+        progress_bar: bool = False,
+    ) -> SelfPWM:
+        """Learn from the present replay buffer: the world model first, then the policy in imagination.
+
+        No environment is reset or stepped, and the world model no longer changes while the policy learns. In
+        callbacks, schedules and the log ``num_timesteps`` counts policy updates. :meth:`learn` goes on from here.
+
+        :param total_updates: policy updates.
+        :param pretrain_steps: world-model updates before them; None for what is left of the model's
+            ``pretrain_steps``.
+        :param callback: SB3 callback, list of callbacks or function.
+        :param log_interval: policy updates between logs; None for no logs.
+        :param tb_log_name: name of the run in TensorBoard.
+        :param progress_bar: show progress.
+        :return: the model.
+        :raises ValueError: if a number is out of range, the replay buffer holds too little, or the environment's
+            ``VecNormalize`` has not seen what it holds.
+        """
+        check_integer("total_updates", total_updates, 0)
+        if log_interval is not None:
+            check_integer("log_interval", log_interval, 1)
+        if pretrain_steps is None:
+            pretrain_steps = max(0, self.pretrain_steps - self.n_model_updates)
+        check_integer("pretrain_steps", pretrain_steps, 0)
+        self.sequences.check_size(self.batch_size, self.sequence_length)
+        statistics.check_normalizer_known(self.sequences, self._vec_normalize_env, self.learning_starts)
+        total_timesteps = total_updates  # the name under which callbacks look for it
+        if self.env is None:
+            self.env = spaces_only(self.observation_space, self.action_space, self.n_envs)
+        callback = self._setup_learn_offline(total_updates, callback, tb_log_name)
+        self._update_current_progress_remaining(0, max(1, total_timesteps))
+        callback.on_training_start(locals(), globals())
+        try:
+            self.pretrain(pretrain_steps, progress_bar=progress_bar)
+            # SB3's own bar would count a step of every environment at each update.
+            for _ in tqdm(range(total_timesteps), "policy", disable=not progress_bar):
+                self._prepare_updates()
+                self._learner.update_policy(self._sample(self.batch_size), bc_coef=self.bc_coef)
+                self._learner.after_update()
+                self._n_updates += 1
+                self.num_timesteps += 1
+                self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+                callback.update_locals(locals())
+                if not callback.on_step():
+                    break
+                if log_interval is not None and self.num_timesteps % log_interval == 0:
+                    self.dump_logs()
+        except BaseException:
+            close_progress_bars(callback)
+            raise
+        callback.on_training_end()
+        return self
+
+    def save_world_model(self, path: str | pathlib.Path) -> None:
+        """Save the world model and the scales of observations and rewards, without the policy.
+
+        :param path: file; missing folders are made.
+        """
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(world_model_content(self.policy, self.termination_coef, self.n_model_updates), path)
+
+    def load_world_model(self: SelfPWM, path: str | pathlib.Path) -> SelfPWM:
+        """Take over a world model; actor and critics stay as they are.
+
+        One world model so serves many policies: of other sizes, or with other settings. It comes from
+        :meth:`save_world_model`, or from a file that TD-MPC2 or PWM has published, see :mod:`sb3_pwm.published`; such
+        a model counts as pre-trained.
+
+        :param path: file; nothing in it is run.
+        :return: the model.
+        :raises FileNotFoundError: if there is no such file.
+        :raises ValueError: if the file is damaged, or its world model has other sizes or needs other settings; nothing
+            is changed then.
+        """
+        content = published.read_file(path)
+        if published.is_published(content):
+            published.load_checkpoint(self.policy, published.parse(content, path), self.termination_coef)
+            self.n_model_updates = max(self.n_model_updates, self.pretrain_steps)
+        else:
+            self.n_model_updates = take_over_world_model(self.policy, content, path, self.termination_coef)
+        return self
+
+    def model_errors(self, dataset: ReplayBuffer, horizon: int = 16, n_windows: int = 2_000) -> dict[str, np.ndarray]:
+        """Measure how far ahead the world model predicts, best on episodes that it has not learnt from.
+
+        :param dataset: replay buffer with episodes of the same spaces, see :mod:`sb3_pwm.datasets`; it is not changed.
+        :param horizon: number T of steps to look ahead.
+        :param n_windows: number of windows, spread evenly over the data.
+        :return: (T,) arrays of the errors 1 ... T steps ahead, see
+            :func:`sb3_pwm.diagnostics.open_loop.open_loop_errors`: ``latent`` (1 is no better than predicting no
+            change), ``reward`` (1 is no better than the mean) and ``termination`` (cross-entropy in nats).
+        :raises TypeError: if ``dataset`` is no replay buffer.
+        :raises ValueError: if a number is out of range, the spaces differ or the data are shorter than ``horizon``.
+        """
+        check_integer("horizon", horizon, 1)
+        check_integer("n_windows", n_windows, 1)
+        buffer = self._checked_buffer(dataset, "observation_space", "action_space")
+        buffer.device = self.device  # of an object of its own: the data set stays where it is
+        return evaluation.model_errors(self.policy, buffer, self._vec_normalize_env, horizon, n_windows)
+
+    def value_calibration(self, env: GymEnv | VecEnv, n_episodes: int = 10, deterministic: bool = False) -> float:
+        """Compare the critics' value of start states with the discounted returns of evaluation episodes.
+
+        Both are in the units of the training environment's rewards and discounted with ``gamma``; what a time-out cuts
+        off is estimated by the critics. The value is that of the stochastic policy.
+
+        :param env: environment to evaluate in, not the one that the model trains in. It needs a ``VecNormalize`` if
+            that one has it: it takes over the present statistics, and observations and rewards are normalised as in
+            training, whatever its own ``norm_reward``; its statistics do not move.
+        :param n_episodes: number of episodes, divided evenly among its environments.
+        :param deterministic: act deterministically.
+        :return: mean value over mean return; 1 is calibrated, above 1 the critics promise too much.
+        :raises ValueError: if only one of the two environments has a ``VecNormalize``, or ``n_episodes`` is below 1.
+        """
+        return self._evaluated_start_values(env, n_episodes, deterministic).ratio
+
+    def model_gap(self, env: GymEnv | VecEnv, n_episodes: int = 10) -> float:
+        """Return how far the present policy's imagined return lies above its real one.
+
+        Near 1, the policy exploits errors of the model: the world model and the critics promise what the environment
+        does not give. See :attr:`sb3_pwm.diagnostics.start_values.StartValues.gap`;
+        :class:`sb3_pwm.ModelGapCallback` watches it.
+
+        :param env: environment to evaluate in, see :meth:`value_calibration`.
+        :param n_episodes: number of episodes, with the stochastic policy.
+        :return: gap in [-1, 1]; 0 is right.
+        :raises ValueError: if only one of the two environments has a ``VecNormalize``, or ``n_episodes`` is below 1.
+        """
+        return self._evaluated_start_values(env, n_episodes, deterministic=False).gap
+
+    def _evaluated_start_values(self, env: GymEnv | VecEnv, n_episodes: int, deterministic: bool) -> StartValues:
+        return evaluation.evaluated_start_values(
+            self.policy,
+            self._wrap_env(env, monitor_wrapper=False),
+            self._vec_normalize_env,
+            lambda observations: self.predict(observations, deterministic=deterministic)[0],
+            gamma=self.gamma,
+            n_episodes=n_episodes,
+        )
+
+    def extract(
+        self: SelfPWM,
+        task: str,
+        total_updates: int = extraction.EXTRACTION_UPDATES,
+        *,
+        env: gym.Env[Any, Any] | None = None,
+        callback: MaybeCallback = None,
+        progress_bar: bool = False,
+        policy_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> SelfPWM:
+        """Learn a policy for one task in this model's world model, as the paper does (arXiv 2407.02466).
+
+        The policy starts from nothing; windows come from what this model's replay buffer holds of the task. The result
+        is a model of its own, in the task's own spaces: it predicts in the task's environment, can be saved, and, made
+        with ``env``, goes on learning there after ``set_env``. It has this model's settings but for the action noise,
+        which is made for all tasks' actions.
+
+        :param task: name of the task.
+        :param total_updates: policy updates, see :meth:`learn_offline`; 0 for an untrained policy.
+        :param env: the task's environment, for its spaces; None: observations without bounds, actions in [-1, 1].
+        :param callback: as for :meth:`learn_offline`.
+        :param progress_bar: as for :meth:`learn_offline`.
+        :param policy_kwargs: arguments of :class:`PWMPolicy` for actor and critics, such as ``{"net_arch": {"pi":
+            [256]}}``; everything else is this model's.
+        :param kwargs: constructor arguments that differ from this model's.
+        :return: the new model.
+        :raises TypeError: if this model has one task only, or ``env`` is no environment.
+        :raises ValueError: if there is no such task, no data of it, ``env`` has other sizes, ``policy_kwargs`` change
+            the world model, the world model has not been trained, or this model learns behind a ``VecNormalize``.
+        """
+        policy = self.policy
+        if not isinstance(policy, MultiTaskPolicy):
+            raise TypeError(f'extract() needs a model with "MultiTaskPolicy", not {type(policy).__name__}')
+        check_integer("total_updates", total_updates, 0)
+        if env is not None and not isinstance(env, gym.Env):
+            raise TypeError(f"env must be a Gymnasium environment, such as gym.make(id), not {env!r}")
+        if self._vec_normalize_env is not None:
+            raise ValueError(
+                "extract() cannot give a task's environment the statistics of this model's VecNormalize; train without "
+                "it: every task has its own scales of observations and rewards in the model"
+            )
+        own_kwargs = extraction.policy_kwargs_for_extraction(policy, self.policy_kwargs or {}, policy_kwargs or {})
+        own_spaces = extraction.spaces_of_task(policy.task_set, task, env)
+        dataset = extraction.of_task(self.sequences, policy.task_set, task, *own_spaces)
+        if total_updates and self.pretrain_steps and not self.n_model_updates:
+            raise ValueError(
+                "extract() learns in the world model as it is, and this one has not been trained; call pretrain() or "
+                "load_world_model() first"
+            )
+        names = constructor_parameters(type(self)).keys() - extraction.NOT_INHERITED - {"stats_window_size"}
+        inherited = {name: getattr(self, name) for name in names}
+        inherited |= {"pretrain_steps": 0, "stats_window_size": self._stats_window_size}
+        shared = {"task": task, "task_set": policy.task_set.to_dict(), "n_dynamics": policy.n_dynamics}
+        model = type(self).from_dataset(
+            dataset, ExtractedPolicy, policy_kwargs=own_kwargs | shared, **(inherited | kwargs)
+        )
+        extraction.copy_world_model(policy, cast(ExtractedPolicy, model.policy), task, dataset.n_transitions)
+        model.n_model_updates = self.n_model_updates
+        return model.learn_offline(total_updates, pretrain_steps=0, callback=callback, progress_bar=progress_bar)

@@ -3,6 +3,8 @@
 import inspect
 import io
 import pathlib
+import time
+from collections import deque
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,10 +15,11 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import configure_logger
 
-from sb3_pwm.buffer_checks import check_values, find_breaks
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.checks import check_finite
+from sb3_pwm.replay.checks import check_values, find_breaks
 
 SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
 
@@ -48,7 +51,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
         :raises TypeError: if it is no replay buffer.
         :raises ValueError: if it cannot give windows, differs from the model in one of the named attributes, or holds
-            what :func:`sb3_pwm.buffer_checks.check_values` or :func:`sb3_pwm.buffer_checks.find_breaks` refuse.
+            what :func:`sb3_pwm.replay.checks.check_values` or :func:`sb3_pwm.replay.checks.find_breaks` refuse.
         """
         sequences = SequenceReplayBuffer.from_replay_buffer(buffer)
         for name in names:
@@ -94,6 +97,18 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             self._last_obs = None  # reset again next time
             raise
         return result
+
+    def _setup_learn_offline(self, total_updates: int, callback: MaybeCallback, tb_log_name: str) -> BaseCallback:
+        """Do what SB3 does before learning, but for the reset of the environment."""
+        self.start_time = time.time_ns()
+        self.num_timesteps = self._num_timesteps_at_start = self._episode_num = 0
+        self._total_timesteps = total_updates
+        self.ep_info_buffer = deque(maxlen=self._stats_window_size)
+        self.ep_success_buffer = deque(maxlen=self._stats_window_size)
+        self._last_obs = None  # what comes next in an environment does not follow what came last
+        if not self._custom_logger:
+            self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, True)
+        return self._init_callback(callback)
 
     def _check_observations(self, observations: Any) -> None:
         """Check (n_envs, *obs_shape) observations that the environment has just given."""

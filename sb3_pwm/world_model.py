@@ -2,19 +2,23 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_pwm.layers import SimNorm, mlp, truncated_normal_init
-from sb3_pwm.multitask import TaskContext
-from sb3_pwm.predictability import linear_predictability
-from sb3_pwm.streams import side_by_side
-from sb3_pwm.two_hot import two_hot, two_hot_inv
+from sb3_pwm.compute.streams import side_by_side
+from sb3_pwm.nn.layers import SimNorm, mlp, truncated_normal_init
+from sb3_pwm.nn.predictability import linear_predictability
+from sb3_pwm.nn.task_context import TaskContext
+from sb3_pwm.nn.two_hot import two_hot, two_hot_inv
+from sb3_pwm.observations import to_each_step
 from sb3_pwm.type_aliases import Observations
 
 SKIP_OFFSET = 0.1  # keeps the logarithm of residual dynamics, and its slope, bounded where a latent is nearly 0
+OBSERVATION_COEF = 2.0  # weight of the observation head's error, by default
+READ_FEATURES = 1_000  # of observations, at most, by default: more take too much time
 READ_TOGETHER = 30.0  # numbers, foretold in full, that share one weight; of more each has a 30th
 TWO_HOT_RANGE = 10.0  # the bins cover symlog(reward) in [-10, 10]: rewards up to 22,025 reward scales
 
@@ -27,7 +31,7 @@ class WorldModel(nn.Module):
     What nobody can foretell, such as forces of contacts, would fill them with noise: see :meth:`weigh_observations`.
 
     :param features: module that turns observations into (N, features_dim) features, trained with the model. A model of
-        several tasks has one that knows them, see :class:`sb3_pwm.multitask.TaskFeatures`.
+        several tasks has one that knows them, see :class:`sb3_pwm.nn.task_context.TaskFeatures`.
     :param features_dim: number of features.
     :param action_dim: number of action dimensions A.
     :param latent_dim: number of latents Z, a multiple of ``simnorm_dim``.
@@ -42,8 +46,8 @@ class WorldModel(nn.Module):
     :param latent_layer_norm: put LayerNorm in front of SimNorm, behind the last layers of encoder and dynamics.
     :param n_dynamics: number K of dynamics networks, which differ by their start values only.
     :param context: of models of several tasks: module that turns observations into (N, C) features of their tasks, see
-        :class:`sb3_pwm.multitask.TaskContext`. They go into the encoder and, as the last C of Z latents, into every
-        network; no step changes them.
+        :class:`sb3_pwm.nn.task_context.TaskContext`. They go into the encoder and, as the last C of Z latents, into
+        every network; no step changes them.
     """
 
     bins: torch.Tensor
@@ -164,12 +168,25 @@ class WorldModel(nn.Module):
         squares: torch.Tensor = (self.observation(latents) - features).square()
         return (squares * self.observation_weights).sum(-1)
 
+    def observation_weight(self, coefficient: float | Literal["auto"]) -> float:
+        """Return the weight of :meth:`observation_error` in the loss.
+
+        :param coefficient: as given by the user; ``"auto"`` for 2, and for 0 where observations have more than 1,000
+            dimensions.
+        :return: the weight; 0 where there is no observation head.
+        """
+        if self.observation is None:
+            return 0.0
+        if isinstance(coefficient, str):
+            return OBSERVATION_COEF if self.features_dim <= READ_FEATURES else 0.0
+        return coefficient
+
     @torch.no_grad()
     def weigh_observations(self, observations: Observations, actions: torch.Tensor, following: Observations) -> None:
         """Weigh each number's error by its share of variance that a linear model foretells one step ahead.
 
         Divided by the shares' sum S, as long as this is between 1 and 30: the weights' sum is 1 there, S below, and
-        S / 30 above. See :func:`sb3_pwm.predictability.linear_predictability`.
+        S / 30 above. See :func:`sb3_pwm.nn.predictability.linear_predictability`.
 
         :param observations: (N, *obs_shape) observations.
         :param actions: (N, A) actions.
@@ -202,3 +219,8 @@ class WorldModel(nn.Module):
     def termination_error(self, latents: torch.Tensor, terminations: torch.Tensor) -> torch.Tensor:
         """Return the (...) binary cross-entropy of the termination head."""
         return F.binary_cross_entropy_with_logits(self.termination_logits(latents), terminations, reduction="none")
+
+
+def encode_windows(world_model: WorldModel, observations: Observations) -> torch.Tensor:
+    """Encode (T, B, *obs_shape) observations to (T, B, Z) latents."""
+    return to_each_step(world_model.encode, observations)

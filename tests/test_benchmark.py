@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from sb3_pwm.benchmark import speed
-from sb3_pwm.benchmark.matmuls import Product, count_products, floor_seconds, flops_of, seconds_of, seconds_of_each
+from sb3_pwm.speed import measure as speed
+from sb3_pwm.speed.matmuls import Product, count_products, floor_seconds, flops_of, seconds_of, seconds_of_each
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pwm import ModelGapCallback
-from sb3_pwm.calibration import StartValues, follow_episodes, observation_of
+from sb3_pwm.diagnostics.start_values import StartValues, follow_episodes, observation_of
 
 
 def follow(tracker, steps, value=lambda observation: float(observation)):

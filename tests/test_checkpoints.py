@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from sb3_pwm import PWM, presets
-from sb3_pwm.checkpoints import checkpoint_policy_kwargs, read_checkpoint
 from sb3_pwm.datasets import from_tdmpc2
-from sb3_pwm.multitask_algorithm import spaces_of_task
-from sb3_pwm.multitask_policies import ExtractedPolicy, MultiTaskPolicy
+from sb3_pwm.multitask.envs import task_vec_env
+from sb3_pwm.multitask.extraction import spaces_of_task
+from sb3_pwm.multitask.policies import ExtractedPolicy, MultiTaskPolicy
+from sb3_pwm.multitask.tasks import Task, TaskSet
+from sb3_pwm.published import checkpoint_policy_kwargs, read_checkpoint
 from sb3_pwm.suites import mt30, mt80
-from sb3_pwm.task_envs import task_vec_env
-from sb3_pwm.tasks import Task, TaskSet
 
 LATENTS, TASK_DIM, BINS = 24, 5, 11
 ENCODER, HIDDEN = [20, 18], [14, 13]

@@ -16,7 +16,7 @@ from sb3_pwm.benchmark.comparison import Comparison, cut
 from sb3_pwm.benchmark.plan import ALGORITHMS, RunSpec
 from sb3_pwm.benchmark.report import estimate, number
 from sb3_pwm.benchmark.results import FAILED, FINISHED, FORMAT, RUNNING, CurveRow, Run, write_curve, write_json
-from sb3_pwm.subcommands import run_command_line
+from sb3_pwm.cli.subcommands import run_command_line
 
 # final returns by environment, algorithm and seed
 FINALS = {

@@ -20,7 +20,7 @@ from helpers import same
 from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_pwm.benchmark import command, segments, worker
+from sb3_pwm.benchmark import segments, worker
 from sb3_pwm.benchmark.engines import LocalEngine, RayEngine, make_job, run_worker
 from sb3_pwm.benchmark.plan import RunSpec, find_algorithm
 from sb3_pwm.benchmark.results import (
@@ -39,8 +39,9 @@ from sb3_pwm.benchmark.results import (
 from sb3_pwm.benchmark.runner import run_plan
 from sb3_pwm.benchmark.segments import check_models, segment_seed
 from sb3_pwm.benchmark.worker import packages_of, run_job
-from sb3_pwm.generators import untouched_generators
-from sb3_pwm.subcommands import run_command_line
+from sb3_pwm.cli import benchmark as command
+from sb3_pwm.cli.subcommands import run_command_line
+from sb3_pwm.compute.random_state import untouched_generators
 
 TINY = {
     "sac": {"learning_starts": 50, "batch_size": 16, "policy_kwargs": "dict(net_arch=[16])"},

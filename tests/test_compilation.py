@@ -12,11 +12,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb3_pwm import PWM
-from sb3_pwm.compilation import WARM_UP_UPDATES, usable_compiler
-from sb3_pwm.layers import Mish
+from sb3_pwm.compute.compilation import WARM_UP_UPDATES, usable_compiler
+from sb3_pwm.compute.optimizers import set_learning_rate
 from sb3_pwm.learner import Learner
+from sb3_pwm.nn.layers import Mish
 from sb3_pwm.type_aliases import SequenceSamples
-from sb3_pwm.updates import set_learning_rate
 
 
 @pytest.fixture

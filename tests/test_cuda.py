@@ -11,11 +11,11 @@ from helpers import MIXED, make, same, space_envs, truth_envs
 from torch.testing import assert_close
 
 from sb3_pwm import PWM, TaskSet
-from sb3_pwm.compilation import WARM_UP_UPDATES
+from sb3_pwm.compute.compilation import WARM_UP_UPDATES
+from sb3_pwm.compute.optimizers import set_learning_rate
+from sb3_pwm.compute.streams import side_by_side
 from sb3_pwm.datasets import from_tasks
-from sb3_pwm.streams import side_by_side
-from sb3_pwm.tasks import Task
-from sb3_pwm.updates import set_learning_rate
+from sb3_pwm.multitask.tasks import Task
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -171,7 +171,7 @@ def to_gpu(value):
 
 
 def test_a_policy_is_extracted_from_a_model_of_several_tasks():
-    from sb3_pwm.benchmark.speed import Shape, make_model
+    from sb3_pwm.speed.measure import Shape, make_model
 
     tasks = TaskSet([Task("first", None, 5, 2), Task("second", None, 3, 1)])
     data = {

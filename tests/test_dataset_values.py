@@ -8,9 +8,9 @@ from dataset_toys import ACTIONS, OBSERVATIONS, THREE, episode, flat
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 
-from sb3_pwm import buffer_checks
 from sb3_pwm.datasets import from_arrays, from_npz, from_replay_buffer
 from sb3_pwm.datasets.episodes import Episode, build_buffer
+from sb3_pwm.replay import checks as buffer_checks
 
 
 @pytest.mark.parametrize("timeouts", [False, True])
@@ -141,7 +141,7 @@ def test_rows_that_follow_are_found_in_blocks(monkeypatch):
     data = flat(THREE)
     del data["timeouts"]
     whole = from_arrays(data, OBSERVATIONS, ACTIONS)
-    monkeypatch.setattr("sb3_pwm.buffer_checks.BLOCK_VALUES", 6)  # two rows
+    monkeypatch.setattr("sb3_pwm.replay.checks.BLOCK_VALUES", 6)  # two rows
     np.testing.assert_array_equal(from_arrays(data, OBSERVATIONS, ACTIONS).timeouts, whole.timeouts)
 
 

@@ -7,7 +7,7 @@ import torch
 from helpers import make, same
 
 from sb3_pwm import PWM
-from sb3_pwm.decoder import fit_decoder, r_squared
+from sb3_pwm.video.decoder import fit_decoder, r_squared
 from sb3_pwm.video.imagined import encode, fit_latent_decoder
 
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_pwm import SequenceReplayBuffer
 from sb3_pwm.buffers import sequence_buffer_class
 from sb3_pwm.datasets import from_replay_buffer
-from sb3_pwm.device_copy import DeviceCopy, free_memory, record_type
+from sb3_pwm.replay.device_copy import DeviceCopy, free_memory, record_type
 
 CPU = torch.device("cpu")
 SPACES = {
@@ -87,7 +87,7 @@ OPERATIONS = st.lists(
 def test_windows_are_those_of_the_host(space, n_envs, capacity, operations, sent_bytes):
     with pytest.MonkeyPatch.context() as monkeypatch:
         let_cpu_have_copies(monkeypatch)
-        monkeypatch.setattr("sb3_pwm.device_copy.SENT_BYTES", sent_bytes)
+        monkeypatch.setattr("sb3_pwm.replay.device_copy.SENT_BYTES", sent_bytes)
         buffer = filled(space, 2, n_envs, capacity)
         for seed, operation in enumerate([*operations, "sample"]):
             if operation == "add":
@@ -155,7 +155,7 @@ def test_new_steps_travel_in_one_copy(copies, monkeypatch):
         sent.append(len(array))
         return torch.as_tensor(array)
 
-    monkeypatch.setattr("sb3_pwm.device_copy.staged", staged)
+    monkeypatch.setattr("sb3_pwm.replay.device_copy.staged", staged)
     sample(buffer)
     assert sent == [10]
     sample(buffer)

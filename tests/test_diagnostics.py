@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from sb3_pwm import PWM
 from sb3_pwm.buffers import SequenceReplayBuffer
-from sb3_pwm.diagnostics import open_loop_errors
+from sb3_pwm.diagnostics.open_loop import open_loop_errors
 from sb3_pwm.type_aliases import SequenceSamples
 
 BOX = spaces.Box(-1, 1, (2,), np.float32)

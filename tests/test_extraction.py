@@ -8,8 +8,8 @@ from helpers import SMALL, SpaceEnv
 from test_multitask import TASKS, model_of
 
 from sb3_pwm import PWM
-from sb3_pwm.cli import COMMANDS
-from sb3_pwm.subcommands import run_command_line
+from sb3_pwm.cli.main import COMMANDS
+from sb3_pwm.cli.subcommands import run_command_line
 
 
 @pytest.fixture(scope="module")

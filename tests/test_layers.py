@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from sb3_pwm.layers import Mish, SimNorm, mlp, orthogonal_init, truncated_normal_init
-from sb3_pwm.precision import FullPrecisionLinear
+from sb3_pwm.compute.precision import FullPrecisionLinear
+from sb3_pwm.nn.layers import Mish, SimNorm, mlp, orthogonal_init, truncated_normal_init
 
 
 def linear_layers(module):

@@ -8,8 +8,7 @@ from gymnasium import spaces
 from helpers import NoHostReads, TruthEnv, make, same, space_envs, truth_envs
 from torch.testing import assert_close
 
-from sb3_pwm.learner import observation_weight
-from sb3_pwm.updates import encode_windows
+from sb3_pwm.world_model import encode_windows
 
 PICTURE = spaces.Box(0, 255, (1, 36, 36), np.uint8)
 SETTINGS = [{}, {"critic": "v", "ent_coef": 0.1}, {"termination_coef": 0.0, "policy_kwargs": {"reward_bins": 11}}]
@@ -100,9 +99,9 @@ def test_what_nobody_can_foretell_and_what_never_changes_count_little(learning_s
 @pytest.mark.parametrize(("numbers", "weight"), [(1_000, 2), (1_001, 0)])
 def test_by_default_observations_are_read_where_they_are_not_too_many(numbers, weight):
     world_model = make(space_envs(1, spaces.Box(-1, 1, (numbers,)))).policy.world_model
-    assert observation_weight(world_model, "auto") == weight
-    assert observation_weight(world_model, 0.25) == 0.25
-    assert observation_weight(make(space_envs(1, PICTURE), "CnnPolicy").policy.world_model, 0.25) == 0
+    assert world_model.observation_weight("auto") == weight
+    assert world_model.observation_weight(0.25) == 0.25
+    assert make(space_envs(1, PICTURE), "CnnPolicy").policy.world_model.observation_weight(0.25) == 0
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from sb3_pwm.compute.optimizers import apply_gradients
 from sb3_pwm.imagination import imagine
 from sb3_pwm.losses import (
     actor_loss,
@@ -24,7 +25,6 @@ from sb3_pwm.losses import (
 )
 from sb3_pwm.returns import continuation_weights, imagined_returns
 from sb3_pwm.type_aliases import ImaginedRollout, SequenceSamples
-from sb3_pwm.updates import apply_gradients
 
 LENGTH, BATCH, HORIZON = 4, 6, 3
 COEFFICIENTS = {"consistency_coef": 20.0, "reward_coef": 2.0, "termination_coef": 3.0, "observation_coef": 0.5}

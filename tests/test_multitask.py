@@ -15,13 +15,13 @@ from sb3_pwm import PWM, scales
 from sb3_pwm.datasets import from_arrays, from_tasks
 from sb3_pwm.imagination import imagine
 from sb3_pwm.learner import MAX_GRAD_NORM
-from sb3_pwm.multitask import TaskContext, TaskFeatures
-from sb3_pwm.multitask_policies import ExtractedPolicy
+from sb3_pwm.multitask.envs import single_task_env, task_vec_env
+from sb3_pwm.multitask.policies import ExtractedPolicy
+from sb3_pwm.multitask.tasks import Task, TaskSet
 from sb3_pwm.networks import Actor, EntropyCoefficient
-from sb3_pwm.normalization import LATENT_STD_FLOOR, ReturnScale, RewardScale
-from sb3_pwm.task_envs import single_task_env, task_vec_env
-from sb3_pwm.tasks import Task, TaskSet
-from sb3_pwm.updates import at_steps
+from sb3_pwm.nn.scales import LATENT_STD_FLOOR, ReturnScale, RewardScale
+from sb3_pwm.nn.task_context import TaskContext, TaskFeatures
+from sb3_pwm.observations import at_steps
 
 
 def space_env(n_observations, n_actions):

@@ -8,8 +8,8 @@ from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 from torch.testing import assert_close
 
+from sb3_pwm.compute.precision import FullPrecisionLinear
 from sb3_pwm.networks import Actor, CriticEnsemble
-from sb3_pwm.precision import FullPrecisionLinear
 
 state_dependent = pytest.mark.parametrize("state_dependent_std", [True, False])
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sb3_pwm.normalization import LATENT_STD_FLOOR, LatentScale, ReturnScale, RewardScale, Standardizer
+from sb3_pwm.nn.scales import LATENT_STD_FLOOR, LatentScale, ReturnScale, RewardScale, Standardizer
 
 
 def test_standardizer_by_hand():

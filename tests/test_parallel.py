@@ -7,7 +7,7 @@ from torch import distributed, multiprocessing, nn
 from torch.testing import assert_close
 
 from sb3_pwm import PWM, SequenceReplayBuffer
-from sb3_pwm.parallel import Part, average_gradients, own_part, share_of_weight
+from sb3_pwm.compute.distributed import Part, average_gradients, own_part, share_of_weight
 
 UPDATES = 5
 

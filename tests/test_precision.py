@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from sb3_pwm import PWM
-from sb3_pwm.layers import SimNorm, mlp
-from sb3_pwm.precision import FullPrecisionLinear, arithmetic, usable_precision
+from sb3_pwm.compute.precision import FullPrecisionLinear, arithmetic, usable_precision
+from sb3_pwm.nn.layers import SimNorm, mlp
 
 CPU = torch.device("cpu")
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def every_precision(monkeypatch):
     """As if the machine had every precision; what it has not it emulates."""
-    monkeypatch.setattr("sb3_pwm.precision.supports", lambda device, precision: True)
+    monkeypatch.setattr("sb3_pwm.compute.precision.supports", lambda device, precision: True)
 
 
 def test_bfloat16_rounds_products_and_float32_does_not():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from sb3_pwm.predictability import linear_predictability
+from sb3_pwm.nn.predictability import linear_predictability
 
 
 def test_shares_of_known_data():

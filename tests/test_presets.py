@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sb3_pwm import PWM, presets
-from sb3_pwm.layers import Mish
+from sb3_pwm.nn.layers import Mish
 
 SMALL_SIZES: dict[str, Any] = {
     "net_arch": {key: [16] for key in ("encoder", "dynamics", "reward", "termination", "pi", "qf")},

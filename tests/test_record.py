@@ -14,10 +14,10 @@ from stable_baselines3 import PPO, SAC, HerReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pwm import PWM
-from sb3_pwm import record as command
 from sb3_pwm.benchmark.plan import ALGORITHMS, find_algorithm
-from sb3_pwm.record import env_arguments, load_model
-from sb3_pwm.subcommands import run_command_line
+from sb3_pwm.cli import record as command
+from sb3_pwm.cli.record import env_arguments, load_model
+from sb3_pwm.cli.subcommands import run_command_line
 from sb3_pwm.video import record_imagination
 from sb3_pwm.video.frames import read_video
 
@@ -67,7 +67,7 @@ def test_statistics_of_vec_normalize(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("mujoco_renderer")
 def test_imagined(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sb3_pwm.video.imagined.POLICY_STEPS", 100)  # a loaded model has no recorded steps
-    monkeypatch.setattr("sb3_pwm.record.record_imagination", partial(record_imagination, decoder_updates=5))
+    monkeypatch.setattr("sb3_pwm.cli.record.record_imagination", partial(record_imagination, decoder_updates=5))
     make(gym.make("InvertedPendulum-v5")).save(tmp_path / "model.zip")
     out = tmp_path / "v.mp4"
     options = ("--env", "InvertedPendulum-v5", "--out", out, "--imagined", 2, "--max-steps", 2, "--seed", 0)

@@ -5,8 +5,8 @@ import torch
 from helpers import make, truth_envs
 from torch.testing import assert_close
 
-from sb3_pwm.benchmark.reference import ReferenceLearner, neighbouring_simnorm
-from sb3_pwm.layers import SimNorm
+from sb3_pwm.nn.layers import SimNorm
+from sb3_pwm.speed.reference import ReferenceLearner, neighbouring_simnorm
 
 
 def strided_simnorm(x, group_size):

@@ -10,7 +10,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from torch.testing import assert_close
 
 from sb3_pwm import PWM, learner
-from sb3_pwm.learning_rates import ENTROPY_RATE
+from sb3_pwm.pwm import ENTROPY_RATE
 
 
 def rates_of(model):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sb3_pwm.sequences import draw_windows, newest_rows, windows_at
+from sb3_pwm.replay.windows import draw_windows, newest_rows, windows_at
 
 
 class Ring(NamedTuple):

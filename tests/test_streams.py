@@ -2,7 +2,7 @@ import functools
 
 import torch
 
-from sb3_pwm.streams import side_by_side
+from sb3_pwm.compute.streams import side_by_side
 
 
 def test_results_come_in_the_order_of_the_works():

@@ -6,11 +6,11 @@ import pytest
 
 from sb3_pwm import PWM
 from sb3_pwm.callbacks import TaskLogCallback
+from sb3_pwm.multitask.envs import single_task_env, task_vec_env
+from sb3_pwm.multitask.tasks import TaskSet
 from sb3_pwm.suites import mt80
 from sb3_pwm.suites.dmcontrol import SUITE_TASKS, VARIANT_TASKS, make_dmcontrol
 from sb3_pwm.suites.metaworld import MT10_NAMES, MT50_NAMES, make_metaworld
-from sb3_pwm.task_envs import single_task_env, task_vec_env
-from sb3_pwm.tasks import TaskSet
 from sb3_pwm.video import use_headless_rendering
 
 use_headless_rendering()

@@ -17,8 +17,8 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_pwm import PWM
 from sb3_pwm.callbacks import TaskLogCallback
-from sb3_pwm.task_envs import PaddedTaskEnv, pad, single_task_env, task_vec_env
-from sb3_pwm.tasks import Task, TaskSet
+from sb3_pwm.multitask.envs import PaddedTaskEnv, pad, single_task_env, task_vec_env
+from sb3_pwm.multitask.tasks import Task, TaskSet
 
 
 class Echo(gym.Env):

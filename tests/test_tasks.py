@@ -10,7 +10,7 @@ from helpers import SpaceEnv
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sb3_pwm.tasks import Task, TaskSet
+from sb3_pwm.multitask.tasks import Task, TaskSet
 
 SMALL_ENV = partial(SpaceEnv, spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (1,)))
 LARGE_ENV = partial(SpaceEnv, spaces.Box(-1, 1, (5,)), spaces.Box(-1, 1, (2,)))

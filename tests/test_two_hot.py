@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from sb3_pwm.two_hot import symexp, symlog, two_hot, two_hot_inv
+from sb3_pwm.nn.two_hot import symexp, symlog, two_hot, two_hot_inv
 
 BINS = torch.linspace(-2, 2, 5, dtype=torch.float64)  # one apart
 scalars = st.floats(-1e4, 1e4)

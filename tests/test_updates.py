@@ -8,15 +8,11 @@ from helpers import NoHostReads
 from torch import nn
 from torch.testing import assert_close
 
-from sb3_pwm.updates import (
-    RunningMeans,
-    apply_gradients,
-    at_steps,
-    encode_windows,
-    minibatches,
-    move_average,
-    set_learning_rate,
-)
+from sb3_pwm.compute.metrics import RunningMeans
+from sb3_pwm.compute.optimizers import apply_gradients, move_average, set_learning_rate
+from sb3_pwm.learner import minibatches
+from sb3_pwm.observations import at_steps
+from sb3_pwm.world_model import encode_windows
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecVideoRecorder
 
-from sb3_pwm.generators import untouched_generators
+from sb3_pwm.compute.random_state import untouched_generators
 from sb3_pwm.video import RecordVideoCallback
 from sb3_pwm.video.frames import read_video
 

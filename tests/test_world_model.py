@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from sb3_pwm.two_hot import symexp, two_hot
+from sb3_pwm.nn.two_hot import symexp, two_hot
 from sb3_pwm.world_model import WorldModel
 
 LEADING = [(5,), (4, 5)]

@@ -1,1 +1,1 @@
-"""Benchmarks: ``python -m sb3_pwm.benchmark.speed``."""
+"""Benchmarks: ``python -m sb3_pwm.speed.measure``."""

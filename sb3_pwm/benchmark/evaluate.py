@@ -9,7 +9,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, sync_envs_normalization
 
-from sb3_pwm.generators import untouched_generators
+from sb3_pwm.compute.random_state import untouched_generators
 
 EVALUATION_SEED = 1_000_000  # the same start states for every algorithm, seed and evaluation
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from sb3_pwm.buffer_checks import rows_at_once
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.datasets.episodes import Episode, build_buffer, check_field
+from sb3_pwm.replay.checks import rows_at_once
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = ("timeouts", "next_observations")

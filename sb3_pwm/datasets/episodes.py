@@ -11,9 +11,9 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_obs_shape
 
-from sb3_pwm.buffer_checks import check_bounds, check_finite, check_whole_numbers
 from sb3_pwm.buffers import SequenceReplayBuffer, sequence_buffer_class
 from sb3_pwm.checks import check_float_actions, check_integer
+from sb3_pwm.replay.checks import check_bounds, check_finite, check_whole_numbers
 
 ENTRIES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)  # of which observations consist
 

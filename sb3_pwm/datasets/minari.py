@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.datasets.episodes import Arrays, Episode, build_buffer
-from sb3_pwm.observation_features import channels_first
+from sb3_pwm.nn.observation_features import channels_first
 
 if TYPE_CHECKING:
     from minari import MinariDataset
@@ -66,7 +66,7 @@ def episodes_of(dataset: "MinariDataset") -> Iterator[Episode]:
 
 
 def moved_channels(observations: Any, space: spaces.Space[Any]) -> Arrays:
-    """Return observations of a space as :func:`sb3_pwm.observation_features.channels_first` has it."""
+    """Return observations of a space as :func:`sb3_pwm.nn.observation_features.channels_first` has it."""
     if isinstance(space, spaces.Dict):
         return {key: np.asarray(moved_channels(observations[key], part)) for key, part in space.spaces.items()}
     return np.asarray(observations) if channels_first(space) == space else np.moveaxis(observations, -1, -3)

@@ -7,9 +7,9 @@ import numpy as np
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.save_util import load_from_pkl
 
-from sb3_pwm.buffer_checks import check_values, find_breaks
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.datasets.episodes import new_buffer
+from sb3_pwm.replay.checks import check_values, find_breaks
 
 
 def from_replay_buffer(

@@ -10,7 +10,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from sb3_pwm.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer, check_replay_buffer
 from sb3_pwm.checks import check_integer
 from sb3_pwm.datasets.sb3 import from_replay_buffer
-from sb3_pwm.tasks import Task, TaskSet
+from sb3_pwm.multitask.tasks import Task, TaskSet
 
 
 def from_tasks(

@@ -9,9 +9,9 @@ environment can: ``gym.make("sb3_pwm.suites:mt80/cheetah-run-v0")``, ``"sb3_pwm.
 
 import gymnasium as gym
 
+from sb3_pwm.multitask.tasks import TaskSet
 from sb3_pwm.suites.dmcontrol import mt30
 from sb3_pwm.suites.metaworld import mt10, mt50
-from sb3_pwm.tasks import TaskSet
 
 
 def mt80() -> TaskSet:

@@ -14,8 +14,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from sb3_pwm.multitask.tasks import Task, TaskSet
 from sb3_pwm.suites.simulators import ActionRepeat, check_render_mode, require
-from sb3_pwm.tasks import Task, TaskSet
 
 ACTION_REPEAT = 2
 EPISODE_LENGTH = 100

@@ -5,7 +5,7 @@ import pathlib
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_pwm.checks import check_integer
-from sb3_pwm.generators import untouched_generators
+from sb3_pwm.compute.random_state import untouched_generators
 from sb3_pwm.video.episodes import record_video
 from sb3_pwm.video.frames import Path, check_video_path
 from sb3_pwm.video.rendering import EnvFactory, check_spaces, render, rendered_env

@@ -11,9 +11,9 @@ from stable_baselines3.common.buffers import ReplayBuffer
 
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.checks import check_integer
-from sb3_pwm.decoder import FittedDecoder, fit_decoder
-from sb3_pwm.generators import untouched_generators
+from sb3_pwm.compute.random_state import untouched_generators
 from sb3_pwm.pwm import PWM
+from sb3_pwm.video.decoder import FittedDecoder, fit_decoder
 from sb3_pwm.video.episodes import acting, play
 from sb3_pwm.video.frames import Path, VideoWriter, beside, check_video_path, overlay
 from sb3_pwm.video.mujoco_state import StateLayout, set_observed_state, skipped_positions, state_layout
@@ -54,8 +54,8 @@ def record_imagination(
 
     Every ``horizon`` steps the prediction starts again from the true observation; in between it follows the actions
     that were really taken and sees nothing. For the picture a decoder learns to read observations from the latents of
-    recorded steps (:func:`sb3_pwm.decoder.fit_decoder`); the model does not change. What the observation leaves out,
-    the root's x (and y), starts from the truth and follows the predicted velocity.
+    recorded steps (:func:`sb3_pwm.video.decoder.fit_decoder`); the model does not change. What the observation leaves
+    out, the root's x (and y), starts from the truth and follows the predicted velocity.
 
     :param model: the model; its policy acts deterministically.
     :param env: id, or function that makes a Gymnasium MuJoCo environment with ``render_mode="rgb_array"`` whose

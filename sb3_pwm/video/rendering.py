@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_pwm.observation_features import channels_first
+from sb3_pwm.nn.observation_features import channels_first
 
 DEFAULT_FPS = 30  # of environments that name no rate
 FLOOR_FACTOR = 25

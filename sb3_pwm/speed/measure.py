@@ -1,10 +1,10 @@
 """Measure how close each part of PWM comes to what the machine's matrix products allow.
 
-    python -m sb3_pwm.benchmark.speed --json speed.json
+    python -m sb3_pwm.speed.measure --json speed.json
 
 For each shape and each phase: the matrix products that it needs are counted, the same products are timed alone in the
 same run (the *floor*), and *efficiency* is the floor over the measured time. *of peak* compares with one large square
-product instead. *reference ratio* is the time of the same update in :mod:`sb3_pwm.benchmark.reference`, a plain eager
+product instead. *reference ratio* is the time of the same update in :mod:`sb3_pwm.speed.reference`, a plain eager
 version in float32, over the measured time. On a GPU, where updates are CUDA graphs, *eager ratio* is the time of the
 same update without one over the measured time. Times are the lowest of several rounds.
 
@@ -26,13 +26,13 @@ from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_pwm.benchmark.matmuls import count_products, floor_seconds, flops_of, peak_rate, seconds_of_each
-from sb3_pwm.benchmark.reference import ReferenceLearner
+from sb3_pwm.compute.precision import PRECISIONS, Precision, arithmetic, supports
 from sb3_pwm.datasets import from_tasks
-from sb3_pwm.precision import PRECISIONS, Precision, arithmetic, supports
+from sb3_pwm.multitask.tasks import Task, TaskSet
 from sb3_pwm.presets import paper_multi_task, paper_single_task
 from sb3_pwm.pwm import PWM
-from sb3_pwm.tasks import Task, TaskSet
+from sb3_pwm.speed.matmuls import count_products, floor_seconds, flops_of, peak_rate, seconds_of_each
+from sb3_pwm.speed.reference import ReferenceLearner
 
 N_TRANSITIONS = 20_000
 EPISODE_STEPS = 1_000

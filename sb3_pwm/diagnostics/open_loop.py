@@ -3,8 +3,7 @@
 import torch
 
 from sb3_pwm.type_aliases import SequenceSamples
-from sb3_pwm.updates import encode_windows
-from sb3_pwm.world_model import WorldModel
+from sb3_pwm.world_model import WorldModel, encode_windows
 
 
 @torch.no_grad()

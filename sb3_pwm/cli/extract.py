@@ -21,8 +21,8 @@ from sb3_pwm.benchmark.engines import Engine, Job, LocalEngine, RayEngine, impor
 from sb3_pwm.benchmark.results import write_json
 from sb3_pwm.benchmark.worker import end_with_input
 from sb3_pwm.checks import check_integer
-from sb3_pwm.multitask_algorithm import EXTRACTION_UPDATES
-from sb3_pwm.multitask_policies import MultiTaskPolicy
+from sb3_pwm.multitask.extraction import EXTRACTION_UPDATES
+from sb3_pwm.multitask.policies import MultiTaskPolicy
 from sb3_pwm.pwm import PWM
 
 ALL = "all"
@@ -126,7 +126,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"{len(names)} tasks, {len(names) - len(waiting)} of them extracted before", flush=True)
     jobs = [
         {
-            "module": "sb3_pwm.extraction",
+            "module": "sb3_pwm.cli.extract",
             "specification": specifications[name],
             "folder": str((options.out / name).resolve()),
             "paths": import_paths(),

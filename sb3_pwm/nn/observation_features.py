@@ -10,7 +10,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecTransposeImage
 from torch import nn
 
-from sb3_pwm.normalization import Standardizer
+from sb3_pwm.nn.scales import Standardizer
 from sb3_pwm.type_aliases import Observations
 
 CATEGORIES = (spaces.Discrete, spaces.MultiDiscrete)

@@ -1,54 +1,14 @@
-"""Steps that every update shares: encoding windows, drawing minibatches, applying gradients, adding up metrics."""
+"""Optimizer steps that clip, skip what is not finite, and never wait for the device."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from sb3_pwm.parallel import average_gradients
-from sb3_pwm.type_aliases import Metrics, Observations
-from sb3_pwm.world_model import WorldModel
+from sb3_pwm.compute.distributed import average_gradients
 
 RATE_SCALE = "rate_scale"  # entry of an optimizer's group
-
-
-def encode_windows(world_model: WorldModel, observations: Observations) -> torch.Tensor:
-    """Encode (T, B, *obs_shape) observations to (T, B, Z) latents."""
-    return to_each_step(world_model.encode, observations)
-
-
-def to_each_step(function: Callable[[Observations], torch.Tensor], observations: Observations) -> torch.Tensor:
-    """Apply a function of (N, *obs_shape) observations to (T, B, *obs_shape) ones; what it returns is (T, B, ...)."""
-    leading = next(iter(observations.values())) if isinstance(observations, dict) else observations
-    # (T, B, ...) -> (T * B, ...): features extractors know one batch dimension
-    if isinstance(observations, dict):
-        flat: Observations = {key: values.flatten(0, 1) for key, values in observations.items()}
-    else:
-        flat = observations.flatten(0, 1)
-    results = function(flat)
-    return results.view(*leading.shape[:2], *results.shape[1:])
-
-
-def at_steps(observations: Observations, steps: int | slice) -> Observations:
-    """Return one step, (B, *obs_shape), or some steps, (T', B, *obs_shape), of (T, B, *obs_shape) observations."""
-    if isinstance(observations, dict):
-        return {key: values[steps] for key, values in observations.items()}
-    return observations[steps]
-
-
-def minibatches(n_rows: int, batch_size: int, count: int, device: torch.device) -> torch.Tensor:
-    """Draw the rows of ``count`` minibatches: all rows in random order, over and over.
-
-    :param n_rows: number of rows.
-    :param batch_size: rows per minibatch.
-    :param count: number of minibatches.
-    :param device: device of the result.
-    :return: (count, batch_size) row indices.
-    """
-    passes = -(-count * batch_size // n_rows)
-    order = torch.cat([torch.randperm(n_rows, device=device) for _ in range(passes)])
-    return order[: count * batch_size].view(count, batch_size)
 
 
 def is_fused(optimizer: torch.optim.Optimizer) -> bool:
@@ -125,30 +85,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, *, on_devic
             group["lr"].fill_(own)
         else:
             group["lr"] = torch.tensor(own, device=group["params"][0].device) if on_device else own
-
-
-class RunningMeans:
-    """Means of metrics, kept on their device until somebody reads them."""
-
-    def __init__(self) -> None:
-        self._totals: dict[tuple[str, ...], torch.Tensor] = {}
-
-    def add(self, metrics: Metrics, counts: torch.Tensor) -> None:
-        """Add () metrics, if () ``counts`` is true."""
-        names, values = tuple(metrics), torch.stack([*metrics.values()])
-        if names not in self._totals:
-            self._totals[names] = torch.zeros(len(names) + 1, dtype=values.dtype, device=values.device)
-        row = torch.cat([values, torch.ones_like(values[:1])])
-        self._totals[names].add_(row.masked_fill(~counts, 0.0))
-
-    def pop(self) -> dict[str, float]:
-        """Return the means since the last call, of metrics of which there are any."""
-        sums: dict[str, float] = {}
-        counts: dict[str, float] = {}
-        for names, totals in self._totals.items():
-            *values, count = totals.tolist()
-            totals.zero_()
-            for name, value in zip(names, values, strict=True):
-                sums[name] = sums.get(name, 0.0) + value
-                counts[name] = counts.get(name, 0.0) + count
-        return {name: total / counts[name] for name, total in sums.items() if counts[name]}

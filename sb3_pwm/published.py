@@ -19,7 +19,7 @@ published                here                  what changes
 =======================  ====================  ==================================================================
 
 Linear layer ``i`` of a network is number ``3 i`` here and its LayerNorm ``3 i + 1``. Two things must match that no
-shape shows: a SimNorm group is eight neighbours there and has a stride here (:class:`sb3_pwm.layers.SimNorm`), so
+shape shows: a SimNorm group is eight neighbours there and has a stride here (:class:`sb3_pwm.nn.layers.SimNorm`), so
 latents are reordered; and the settings in :data:`SETTINGS`.
 """
 
@@ -33,9 +33,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from sb3_pwm.layers import Mish
+from sb3_pwm.multitask.tasks import TaskSet
+from sb3_pwm.nn.layers import Mish
 from sb3_pwm.policies import PWMPolicy
-from sb3_pwm.tasks import TaskSet
 
 SETTINGS: dict[str, Any] = {
     "activation_fn": Mish,
@@ -227,7 +227,7 @@ def checkpoint_policy_kwargs(path: str | pathlib.Path, task_set: TaskSet | None 
     :param task_set: the tasks that the world model was trained on, in the same order, such as
         :func:`sb3_pwm.suites.mt30`; None for a model of one task.
     :return: arguments of :class:`sb3_pwm.PWMPolicy`; with a task set, of ``"MultiTaskPolicy"`` and, with the further
-        argument ``task``, of :class:`sb3_pwm.multitask_policies.ExtractedPolicy`. Actor and critics have the sizes of
+        argument ``task``, of :class:`sb3_pwm.multitask.policies.ExtractedPolicy`. Actor and critics have the sizes of
         the PWM paper.
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: if the file cannot be read, or its tasks are not those of the set.
@@ -267,13 +267,19 @@ def check_tasks(checkpoint: Checkpoint, task_set: TaskSet | None) -> None:
             )
 
 
-def load_checkpoint(policy: PWMPolicy, checkpoint: Checkpoint) -> None:
+def load_checkpoint(policy: PWMPolicy, checkpoint: Checkpoint, termination_coef: float) -> None:
     """Give a policy a published world model; a termination head that the file lacks stays as it is.
 
     :param policy: policy with the arguments of :func:`checkpoint_policy_kwargs`.
     :param checkpoint: the world model.
+    :param termination_coef: the model's; without a termination head in the file it must be 0.
     :raises ValueError: if a setting, the tasks or a tensor's shape differ; nothing is changed then.
     """
+    if "termination" not in checkpoint.layers and termination_coef:
+        raise ValueError(
+            f"the world model in {checkpoint.path} has no termination head, so imagined episodes cannot end: this "
+            f"model needs termination_coef=0, not {termination_coef}"
+        )
     for name, needed in SETTINGS.items():
         value = getattr(policy, name)
         if not (value == needed or (name == "activation_fn" and issubclass(value, nn.Mish))):

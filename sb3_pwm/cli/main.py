@@ -2,12 +2,11 @@
 
 import sys
 
-from sb3_pwm import extraction, record
-from sb3_pwm.benchmark import command as benchmark
 from sb3_pwm.benchmark import report
-from sb3_pwm.subcommands import Command, run_command_line
+from sb3_pwm.cli import benchmark, extract, record
+from sb3_pwm.cli.subcommands import Command, run_command_line
 
-COMMANDS: dict[str, Command] = {"benchmark": benchmark, "extract": extraction, "record": record, "report": report}
+COMMANDS: dict[str, Command] = {"benchmark": benchmark, "extract": extract, "record": record, "report": report}
 
 
 def main() -> int:

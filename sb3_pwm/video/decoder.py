@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_pwm.layers import mlp
+from sb3_pwm.nn.layers import mlp
 
 N_BLOCKS = 50  # of neighbouring rows
 HELD_OUT = 10  # every tenth block

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sb3_pwm.sequences import newest_rows
+from sb3_pwm.replay.windows import newest_rows
 
 WORD_BYTES = 8
 SENT_BYTES = 2**26  # at most, in one copy to the device: as much pinned memory is needed

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from sb3_pwm.tasks import TaskSet, check_fits, padded_observation_space, space_sizes
+from sb3_pwm.multitask.tasks import TaskSet, check_fits, padded_observation_space, space_sizes
 
 
 class PaddedTaskEnv(gym.Wrapper[dict[str, Any], np.ndarray, Any, np.ndarray]):

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_pwm.layers import Mish
-from sb3_pwm.learner import MAX_GRAD_NORM, observation_weight
+from sb3_pwm.learner import MAX_GRAD_NORM
 from sb3_pwm.networks import VALUE_UNIT
+from sb3_pwm.nn.layers import Mish
+from sb3_pwm.observations import at_steps
 from sb3_pwm.pwm import PWM
 from sb3_pwm.type_aliases import SequenceSamples
-from sb3_pwm.updates import at_steps
 
 
 def neighbouring_simnorm(x: torch.Tensor, group_size: int) -> torch.Tensor:
@@ -91,7 +91,7 @@ class ReferenceLearner:
         rewards = self.policy.reward_scale(samples.rewards)
         count = samples.mask.sum()
         latents, loss = encoded[0], torch.zeros(())
-        observation_coef = observation_weight(world_model, model.observation_coef)
+        observation_coef = world_model.observation_weight(model.observation_coef)
         if observation_coef > 0:
             loss = loss + observation_coef * self._observation_error(latents, samples, 0).sum() / count
         for t in range(length):

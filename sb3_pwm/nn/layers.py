@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sb3_pwm.precision import FullPrecisionLinear
+from sb3_pwm.compute.precision import FullPrecisionLinear
 
 
 class SimNorm(nn.Module):

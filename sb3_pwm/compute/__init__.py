@@ -1,0 +1,1 @@
+"""How updates are carried out: number formats, streams, graphs, processes, optimizers."""

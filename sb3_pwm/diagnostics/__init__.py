@@ -1,0 +1,1 @@
+"""Whether a model predicts well and keeps what it promises."""

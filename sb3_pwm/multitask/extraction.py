@@ -1,0 +1,158 @@
+"""From one model of many tasks to a policy for one of them."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from sb3_pwm.buffers import SequenceReplayBuffer
+from sb3_pwm.multitask.policies import ExtractedPolicy, MultiTaskPolicy
+from sb3_pwm.multitask.tasks import TaskSet, space_sizes
+from sb3_pwm.policies import PWMPolicy, resolve_net_arch
+
+EXTRACTION_UPDATES = 10_000  # the paper's
+# Constructor arguments that an extracted policy does not take over from its model: they belong to the data, to all
+# tasks' actions, or are put together anew.
+NOT_INHERITED = {
+    "policy",
+    "env",
+    "buffer_size",
+    "pretrain_steps",
+    "action_noise",
+    "replay_buffer_class",
+    "replay_buffer_kwargs",
+    "policy_kwargs",
+    "_init_setup_model",
+}
+POLICY_ONLY = ("n_critics", "state_dependent_std", "norm_after_activation", "optimizer_class", "optimizer_kwargs")
+WORLD_MODEL_NETWORKS = ("encoder", "dynamics", "reward", "termination")
+
+
+def check_tasks_of(env: GymEnv | VecEnv | None, policy: PWMPolicy) -> None:
+    """Check that environments of :class:`sb3_pwm.multitask.envs.PaddedTaskEnv` number the tasks as the policy does.
+
+    :raises ValueError: if they do not; their spaces do not tell.
+    """
+    if not isinstance(policy, MultiTaskPolicy) or env is None:
+        return
+    vec_env = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
+    if not (vec_env.has_attr("name") and vec_env.has_attr("task_id")):
+        return
+    names = dict(enumerate(policy.task_set.names))
+    for name, number in zip(vec_env.get_attr("name"), vec_env.get_attr("task_id"), strict=True):
+        own = names.get(number)
+        if own != name:
+            raise ValueError(f"task {number} of the environment is {name!r}; task {number} of the model is {own!r}")
+
+
+def copy_world_model(policy: MultiTaskPolicy, extracted: ExtractedPolicy, task: str, n_transitions: int) -> None:
+    """Give an extracted policy a copy of the world model, and the scales of its task.
+
+    :param policy: the policy of all tasks.
+    :param extracted: the policy of one task; it is changed.
+    :param task: name of the task.
+    :param n_transitions: how many transitions of the task there are.
+    """
+    extracted.world_model.load_state_dict(copy.deepcopy(policy.world_model.state_dict()))
+    extracted.reward_scale.scale.copy_(policy.reward_scale.scale[policy.task_set.task_id(task)])
+    extracted.statistics_size.copy_(policy.statistics_size.clamp(max=n_transitions))
+
+
+def policy_kwargs_for_extraction(
+    policy: MultiTaskPolicy, own: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Put together the arguments of a policy in an existing world model.
+
+    :param policy: the policy that the world model comes from.
+    :param own: its arguments, as far as they were given.
+    :param given: what is to differ for actor and critics.
+    :return: arguments of :class:`PWMPolicy`.
+    :raises ValueError: if ``given`` holds what would change the world model.
+    """
+    networks = resolve_net_arch(policy.net_arch)
+    if isinstance(given.get("net_arch"), Mapping):
+        resolve_net_arch(given["net_arch"])  # checks the keys
+        wanted = networks | given["net_arch"]
+    else:
+        wanted = networks if given.get("net_arch") is None else resolve_net_arch(given["net_arch"])
+    changed = [f"net_arch[{name!r}]" for name in WORLD_MODEL_NETWORKS if wanted[name] != networks[name]]
+    present = policy._get_constructor_parameters()
+    changed += [
+        name
+        for name, value in storable(dict(given)).items()
+        if name not in ("net_arch", *POLICY_ONLY) and not (name in present and value == present[name])
+    ]
+    if changed:
+        raise ValueError(
+            f"policy_kwargs would change {', '.join(changed)} of the world model, which stays as it is; allowed: "
+            f"net_arch with 'pi' and 'qf', {', '.join(POLICY_ONLY)}"
+        )
+    return {**own, **given, "net_arch": wanted}
+
+
+def storable(policy_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the policy's arguments without a task set's environments: not all of them can be saved."""
+    task_set = policy_kwargs.get("task_set")
+    return {**policy_kwargs, "task_set": task_set.to_dict()} if isinstance(task_set, TaskSet) else policy_kwargs
+
+
+def spaces_of_task(
+    task_set: TaskSet, name: str, env: gym.Env[Any, Any] | None
+) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+    """Return the spaces of a task's own observations and actions.
+
+    :raises TypeError: if the environment's observations are no Box.
+    :raises ValueError: if there is no such task, or the environment has other sizes.
+    """
+    task = task_set[task_set.task_id(name)]
+    sizes = (task.observation_size, task.action_size)
+    if env is None:
+        return spaces.Box(-np.inf, np.inf, sizes[:1], np.float32), spaces.Box(-1, 1, sizes[1:], np.float32)
+    if space_sizes(name, env) != sizes:
+        raise ValueError(f"env has {space_sizes(name, env)} observations and actions; task {name!r} has {sizes}")
+    if not isinstance(env.observation_space, spaces.Box):
+        raise TypeError(f"env has {env.observation_space}; put gymnasium.wrappers.FlattenObservation around it")
+    return env.observation_space, env.action_space
+
+
+def of_task(
+    buffer: SequenceReplayBuffer,
+    task_set: TaskSet,
+    name: str,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+) -> SequenceReplayBuffer:
+    """Return what a padded buffer holds of one task, in the task's own spaces.
+
+    :param buffer: buffer with observations of :attr:`TaskSet.observation_space`, each column of one task.
+    :param task_set: the tasks.
+    :param name: name of the task.
+    :param observation_space: Box of the task's own observations.
+    :param action_space: Box of the task's own actions.
+    :return: a copy, with as many environments as there are columns of the task.
+    :raises ValueError: if there are no data of the task, or a column holds several tasks.
+    """
+    stored: Any = buffer.observations
+    tasks = stored["task"][: buffer.size()].reshape(buffer.size(), buffer.n_envs)
+    has_task = tasks == task_set.task_id(name)
+    columns = np.flatnonzero(has_task.any(0))
+    if not len(columns):
+        raise ValueError(f"the replay buffer holds no data of task {name!r}")
+    if not has_task[:, columns].all():
+        raise ValueError(f"task {name!r} shares an environment's column of the replay buffer with other tasks")
+    own = SequenceReplayBuffer(
+        buffer.buffer_size * len(columns), observation_space, action_space, buffer.device, n_envs=len(columns)
+    )
+    task = task_set[task_set.task_id(name)]
+    for key in ("observations", "next_observations"):
+        setattr(own, key, getattr(buffer, key)["observation"][:, columns, : task.observation_size])
+    own.actions = buffer.actions[:, columns, : task.action_size]
+    for key in ("rewards", "dones", "timeouts"):
+        setattr(own, key, getattr(buffer, key)[:, columns])
+    own.pos, own.full = buffer.pos, buffer.full
+    return own

@@ -1,0 +1,108 @@
+"""Learning from data alone: defaults, an environment that only has spaces, and files of world models."""
+
+import pathlib
+from typing import Any
+
+import gymnasium as gym
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_pwm.checks import check_integer
+from sb3_pwm.policies import PWMPolicy
+
+OFFLINE_PRETRAIN_STEPS = 10_000  # for each task: nothing improves the world model afterwards
+# No environment corrects a policy that exploits the errors of one network, or values that promise too much.
+OFFLINE_POLICY = {"n_dynamics": 3, "n_critics": 3}
+# What learning from data was measured with; reading observations from latents was not.
+OFFLINE_ARGUMENTS = {"batch_size": 128, "critic_batch_size": 256, "observation_coef": 0.0}
+
+
+class SpacesOnlyEnv(gym.Env[Any, Any]):
+    """Stands where SB3 wants an environment while a model learns from data; it cannot be acted in.
+
+    :param observation_space: space of the observations.
+    :param action_space: space of the actions.
+    """
+
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Refuse.
+
+        :raises RuntimeError: always.
+        """
+        raise RuntimeError("this model was made from data and has no environment to act in; call set_env(env) first")
+
+    def step(self, action: Any) -> Any:
+        """Refuse.
+
+        :raises RuntimeError: always.
+        """
+        return self.reset()
+
+
+def spaces_only(observation_space: spaces.Space[Any], action_space: spaces.Space[Any], n_envs: int) -> DummyVecEnv:
+    """Return ``n_envs`` environments that have spaces and nothing else."""
+    return DummyVecEnv([lambda: SpacesOnlyEnv(observation_space, action_space)] * n_envs)
+
+
+def world_model_content(policy: PWMPolicy, termination_coef: float, n_model_updates: int) -> dict[str, Any]:
+    """Return what a file of a world model holds: its tensors, its scales, and what they need to be understood."""
+    settings = policy.model_settings
+    return {
+        "world_model": dict(policy.world_model.state_dict()),
+        "reward_scale": dict(policy.reward_scale.state_dict()),
+        "statistics_size": int(policy.statistics_size),
+        "settings": {name: str(getattr(value, "__qualname__", value)) for name, value in settings.items()},
+        "termination_coef": float(termination_coef),
+        "n_model_updates": n_model_updates,
+    }
+
+
+def take_over_world_model(policy: PWMPolicy, content: Any, path: str | pathlib.Path, termination_coef: float) -> int:
+    """Give a policy the world model of a file that :meth:`sb3_pwm.PWM.save_world_model` wrote.
+
+    :param policy: the policy to change.
+    :param content: what the file holds.
+    :param path: the file, for messages.
+    :param termination_coef: the model's.
+    :return: the number of updates that the world model has had.
+    :raises ValueError: if it does not fit; nothing is changed then.
+    """
+    own = world_model_content(policy, termination_coef, 0)
+    if not isinstance(content, dict) or kinds(content) != kinds(own):
+        raise ValueError(f"{path} holds no world model of this version of the package")
+    for part in ("settings", "world_model", "reward_scale"):
+        expected, found = ({name: described(value) for name, value in c[part].items()} for c in (own, content))
+        differing = sorted(name for name in expected.keys() | found if expected.get(name) != found.get(name))
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"the world model in {path} does not fit: its {name} is {found.get(name)}, this model's is "
+                f"{expected.get(name)} ({len(differing)} of {part} differ; see policy_kwargs and spaces)"
+            )
+    for name in ("n_model_updates", "statistics_size"):
+        check_integer(f"{name} in {path}", content[name], 0)
+    if termination_coef and not content["termination_coef"]:
+        raise ValueError(
+            f"the world model in {path} was trained with termination_coef=0: its termination head knows nothing; "
+            f"this model needs termination_coef=0 too, not {termination_coef}"
+        )
+    policy.world_model.load_state_dict(content["world_model"])
+    policy.reward_scale.load_state_dict(content["reward_scale"])
+    policy.statistics_size.fill_(content["statistics_size"])
+    updates: int = content["n_model_updates"]
+    return updates
+
+
+def kinds(content: dict[str, Any]) -> dict[str, type]:
+    """Return the class of each value."""
+    return {name: type(value) for name, value in content.items()}
+
+
+def described(value: Any) -> Any:
+    """Return what two values must agree in: tensors in their shape."""
+    return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,1 @@
+"""How fast updates are: ``python -m sb3_pwm.speed``."""
