@@ -1,5 +1,6 @@
 """Clear errors for bad input, raised before anything is changed."""
 
+import inspect
 import math
 from typing import Any
 
@@ -163,3 +164,16 @@ def check_finite(what: str, values: Any, step: int, first_env: int = 0) -> None:
             f"the {what}{f' {key!r}' if key else ''} of environment {first_env + index} at step {step} is {value}, "
             "not a finite float32 number; it was not stored"
         )
+
+
+def constructor_parameters(kind: type) -> dict[str, inspect.Parameter]:
+    """Return a class's constructor arguments by name, those of its base classes too that ``**kwargs`` hands on."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in kind.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        own = inspect.signature(base.__init__).parameters  # type: ignore[misc]
+        found = {n: p for n, p in own.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} | found
+        if not any(p.kind == p.VAR_KEYWORD for p in own.values()):
+            break
+    return {name: parameter for name, parameter in found.items() if name != "self"}

@@ -26,6 +26,7 @@ from sb3_pwm.checks import (
     check_precision,
     check_torch_compile,
     check_train_freq,
+    constructor_parameters,
 )
 from sb3_pwm.compute.compilation import TorchCompile
 from sb3_pwm.compute.distributed import Part, own_part, share_from_first
@@ -46,7 +47,7 @@ from sb3_pwm.offline import (
 )
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.replay import statistics
-from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm, close_progress_bars, constructor_parameters
+from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm, close_progress_bars
 from sb3_pwm.type_aliases import SequenceSamples
 
 SelfPWM = TypeVar("SelfPWM", bound="PWM")

@@ -1,6 +1,5 @@
 """SB3's off-policy loop, made safe for replaying sequences."""
 
-import inspect
 import io
 import pathlib
 import time
@@ -18,7 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import configure_logger
 
 from sb3_pwm.buffers import SequenceReplayBuffer
-from sb3_pwm.checks import check_finite
+from sb3_pwm.checks import check_finite, constructor_parameters
 from sb3_pwm.replay.checks import check_values, find_breaks
 
 SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
@@ -191,19 +190,6 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             if "loading state_dict" in str(error):
                 raise ValueError(f"cannot load {path}: {error}") from error
             raise
-
-
-def constructor_parameters(kind: type) -> dict[str, inspect.Parameter]:
-    """Return a class's constructor arguments by name, those of its base classes too that ``**kwargs`` hands on."""
-    found: dict[str, inspect.Parameter] = {}
-    for base in kind.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        own = inspect.signature(base.__init__).parameters  # type: ignore[misc]
-        found = {n: p for n, p in own.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} | found
-        if not any(p.kind == p.VAR_KEYWORD for p in own.values()):
-            break
-    return {name: parameter for name, parameter in found.items() if name != "self"}
 
 
 def close_progress_bars(callback: BaseCallback) -> None:

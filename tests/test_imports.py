@@ -9,18 +9,19 @@ PACKAGE = Path(sb3_pwm.__file__).parent
 # From the bottom to the top; a unit (a room's module, or a whole room at the top) may import from the lines above its
 # own here, that is, only downwards.
 LEVELS = (
-    {"type_aliases", "returns", "nn/two_hot", "nn/predictability", "compute/distributed", "compute/precision"},
-    {"compute/metrics", "compute/optimizers", "compute/random_state", "compute/streams", "observations"},
+    {"type_aliases", "returns", "nn/two_hot", "nn/predictability", "compute/distributed", "compute/hardware"},
+    {"compute/metrics", "compute/optimizers", "compute/precision", "compute/random_state", "compute/streams"},
+    {"observations"},
     {"compute/compilation", "nn/layers", "nn/task_context", "replay/windows", "cli/subcommands"},
     {"checks", "replay/device_copy", "world_model", "networks", "nn/scales", "diagnostics/start_values"},
     {"imagination", "losses", "nn/observation_features", "multitask/tasks", "replay/checks", "video/decoder"},
+    {"benchmark"},
     {"buffers", "policies", "multitask/envs", "diagnostics/open_loop"},
     {"learner", "multitask/policies", "sequence_algorithm", "diagnostics/evaluation", "replay/statistics"},
     {"multitask_policies", "multitask/extraction", "offline", "published"},
     {"pwm"},
     {"presets", "video", "datasets", "callbacks", "suites"},
     {"speed"},
-    {"benchmark"},
     {"cli/benchmark", "cli/extract", "cli/record"},
     {"cli/main", "benchmark/__main__"},
     {"__init__"},
@@ -86,8 +87,13 @@ def test_pure_modules_know_neither_sb3_nor_gymnasium(unit):
 
 def test_all_is_what_the_package_imports():
     tree = TREES["__init__.py"]
-    imported = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert set(sb3_pwm.__all__) == imported | {"__version__"}
+    typed = next(node for node in tree.body if isinstance(node, ast.If))  # if TYPE_CHECKING
+    imported = {alias.name: node.module for node in typed.body for alias in node.names}
+    assert set(sb3_pwm.__all__) == imported.keys() | {"__version__"}
+    assert imported == sb3_pwm._MODULES
+    assert set(sb3_pwm.__all__) <= set(dir(sb3_pwm))
+    with pytest.raises(AttributeError, match="no attribute 'SAC'"):
+        _ = sb3_pwm.SAC
     assert len(set(sb3_pwm.__all__)) == len(sb3_pwm.__all__)
     namespace = {}
     exec("from sb3_pwm import *", namespace)

@@ -1,5 +1,6 @@
 """What is shipped and documented is true: metadata, version pins, and the Python blocks of README and first pages."""
 
+import importlib
 import inspect
 import re
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 import sb3_pwm
 from sb3_pwm import PWM
+from sb3_pwm.cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -79,6 +81,15 @@ def test_public_names_exist() -> None:
 def test_import_needs_no_display_and_no_mujoco() -> None:
     code = "import sys, sb3_pwm; sys.exit('mujoco' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_commands_help_needs_no_torch() -> None:
+    code = "import sys; from sb3_pwm.cli.main import main\ntry: main()\nexcept SystemExit: sys.exit('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code, "--help"], check=False, capture_output=True, text=True)
+    assert result.returncode == 0
+    for name, (module, text) in COMMANDS.items():
+        assert name in result.stdout
+        assert (importlib.import_module(module).__doc__ or "").partition("\n\n")[0] == text
 
 
 def test_readme_has_its_examples() -> None:

@@ -1,1 +1,1 @@
-"""Benchmarks: ``python -m sb3_pwm.speed.measure``."""
+"""Compare algorithms of SB3's family; nothing here knows PWM."""

@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from sb3_pwm.benchmark.plan import RunSpec, find_algorithm
 from sb3_pwm.benchmark.results import CurveRow, write_json
 from sb3_pwm.benchmark.settings import Settings, default_of, interpret
-from sb3_pwm.sequence_algorithm import constructor_parameters
+from sb3_pwm.checks import constructor_parameters
 
 CHECK_STEPS = 10_000  # a model that is only made to see whether it can be has a buffer for as many
 

@@ -19,7 +19,7 @@ from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, Ornst
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
-from sb3_pwm.sequence_algorithm import constructor_parameters
+from sb3_pwm.checks import constructor_parameters
 
 SCHEDULED = ("learning_rate", "critic_learning_rate", "model_learning_rate", "clip_range", "clip_range_vf")
 EXPRESSIONS = ("policy_kwargs", "replay_buffer_kwargs", "normalize", "env_kwargs")

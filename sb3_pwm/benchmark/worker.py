@@ -55,8 +55,8 @@ from sb3_pwm.benchmark.segments import (
     segment_seed,
 )
 from sb3_pwm.benchmark.settings import interpret
-from sb3_pwm.sequence_algorithm import constructor_parameters
-from sb3_pwm.speed.measure import processor
+from sb3_pwm.checks import constructor_parameters
+from sb3_pwm.compute.hardware import processor
 
 PACKAGES = (
     *("sb3-pwm", "stable-baselines3", "sb3-contrib", "torch", "gymnasium", "mujoco", "numpy"),

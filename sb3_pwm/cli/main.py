@@ -2,11 +2,26 @@
 
 import sys
 
-from sb3_pwm.benchmark import report
-from sb3_pwm.cli import benchmark, extract, record
-from sb3_pwm.cli.subcommands import Command, run_command_line
+from sb3_pwm.cli.subcommands import Lazy, run_command_line
 
-COMMANDS: dict[str, Command] = {"benchmark": benchmark, "extract": extract, "record": record, "report": report}
+COMMANDS = {
+    "benchmark": Lazy(
+        "sb3_pwm.cli.benchmark",
+        "Compare algorithms: environments x algorithms x seeds, each run in a process of its own.",
+    ),
+    "extract": Lazy(
+        "sb3_pwm.cli.extract",
+        "Extract a policy for each task from a model of many tasks, each in a process of its own.",
+    ),
+    "record": Lazy(
+        "sb3_pwm.cli.record",
+        "Record a saved model: a video of its episodes, or of what its world model imagines beside them.",
+    ),
+    "report": Lazy(
+        "sb3_pwm.benchmark.report",
+        "Show what a benchmark found: one self-contained web page, and its figures as PNG files.",
+    ),
+}
 
 
 def main() -> int:

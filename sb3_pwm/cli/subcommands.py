@@ -1,10 +1,11 @@
 """A command line of subcommands, each a module of the same form."""
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol, cast
 
 
 class Command(Protocol):
@@ -23,7 +24,15 @@ class Command(Protocol):
         ...
 
 
-def run_command_line(commands: Mapping[str, Command], arguments: Sequence[str] | None = None) -> int:
+class Lazy(NamedTuple):
+    """A subcommand that is imported only when it is called, so that ``--help`` needs not wait for torch."""
+
+    module: str
+    help: str
+    """The first paragraph of the module's docstring."""
+
+
+def run_command_line(commands: Mapping[str, Command | Lazy], arguments: Sequence[str] | None = None) -> int:
     """Run one of the subcommands of ``sb3-pwm``; bad input ends the process with exit code 2, as argparse does.
 
     :param commands: subcommands by name.
@@ -33,7 +42,11 @@ def run_command_line(commands: Mapping[str, Command], arguments: Sequence[str] |
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="sb3-pwm")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, command in commands.items():
+    for name, given in commands.items():
+        if isinstance(given, Lazy) and arguments[:1] != [name]:
+            subparsers.add_parser(name, help=given.help)
+            continue
+        command = cast(Command, importlib.import_module(given.module)) if isinstance(given, Lazy) else given
         text = str(command.__doc__)
         subparser = subparsers.add_parser(
             name,

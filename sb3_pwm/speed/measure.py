@@ -1,6 +1,6 @@
 """Measure how close each part of PWM comes to what the machine's matrix products allow.
 
-    python -m sb3_pwm.speed.measure --json speed.json
+    python -m sb3_pwm.speed --json speed.json
 
 For each shape and each phase: the matrix products that it needs are counted, the same products are timed alone in the
 same run (the *floor*), and *efficiency* is the floor over the measured time. *of peak* compares with one large square
@@ -14,7 +14,6 @@ same update without one over the measured time. Times are the lowest of several 
 import argparse
 import json
 import pathlib
-import platform
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 
+from sb3_pwm.compute.hardware import processor
 from sb3_pwm.compute.precision import PRECISIONS, Precision, arithmetic, supports
 from sb3_pwm.datasets import from_tasks
 from sb3_pwm.multitask.tasks import Task, TaskSet
@@ -258,15 +258,6 @@ def measure_learning(device: str, steps: int) -> dict[str, float]:
         result[f"{name}_updates_per_second"] = (model._n_updates - updates) / wall
     result["cpu_ratio"] = result["pwm_cpu_milliseconds_per_step"] / result["sac_cpu_milliseconds_per_step"]
     return result
-
-
-def processor() -> str:
-    """Return the name of the processor."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def table(rows: list[dict[str, Any]]) -> str:
