@@ -16,6 +16,8 @@ html_theme = "furo"
 html_title = f"sb3_pwm {release}"
 html_copy_source = False
 
+exclude_patterns = ["research"]  # an archive, to be read in the repository
+
 highlight_language = "none"  # of blocks that name no language: commands, formulas, drawings
 
 # Headings get the anchors that they have where repositories are browsed.

@@ -1,6 +1,6 @@
 """Measure one learning curve: one algorithm, one environment, one seed, one CSV file.
 
-Every figure in docs/results/online comes from this script, for PWM and for the SB3 baselines alike:
+The runs of the set "online" in docs/research/runs.csv come from this script, for PWM and for the SB3 baselines alike:
 
     python examples/learning_curve.py --algo pwm --env HalfCheetah-v5 --seed 0 --steps 100000 --out pwm.csv
     python examples/learning_curve.py --algo sac --env HalfCheetah-v5 --seed 0 --steps 100000 --out sac.csv

@@ -1,7 +1,6 @@
-"""Print the tables of docs/results.md, trials.md and offline.md from CSV files: of the scripts here, or of a benchmark.
+"""Print the tables of docs/results.md and offline.md from CSV files: of the scripts here, or of a benchmark.
 
     python examples/results_table.py docs/results/default docs/results/baselines-100k --until 50000
-    python examples/results_table.py docs/results/online
     python examples/results_table.py docs/results/offline
     python examples/results_table.py docs/results/many-tasks/dmcontrol --final return_mean --at 2000
 
@@ -22,6 +21,8 @@ Row = dict[str, str]
 
 COLUMNS = (1_000, 1_500, 2_000, 2_500, 4_000, 5_000, 6_000, 8_000, 10_000, 12_000, 15_000, 16_000)
 COLUMNS += (20_000, 25_000, 30_000, 40_000, 50_000, 60_000, 80_000, 100_000)
+DISPLAY_NAMES = {"pwm": "PWM", "sac": "SAC", "ppo": "PPO", "td3": "TD3"}
+DISPLAY_NAMES |= {"tqc": "TQC", "tqc_graphs": "TQC", "crossq": "CrossQ", "crossq_graphs": "CrossQ"}
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -115,7 +116,8 @@ def print_final(rows: list[Row], column: str) -> None:
     averages = [[mean(mean(values) for values in column if values)] for column in zip(*table, strict=True)]
     names = [*(env.rpartition("/")[2] for env in environments), "mean"]
     digits = 2 if column.startswith("success") else 0
-    print("| task | " + " | ".join(algorithms) + " |")
+    headings = [DISPLAY_NAMES.get(algorithm, algorithm) for algorithm in algorithms]
+    print("| task | " + " | ".join(headings) + " |")
     print("|" + "---|" * (len(algorithms) + 1))
     for name, line in zip(names, [*table, averages], strict=True):
         print(f"| {name} | " + " | ".join(cell(values, digits) for values in line) + " |")
