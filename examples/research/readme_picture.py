@@ -2,11 +2,12 @@
 
     python examples/research/readme_picture.py
 
-Trains PWM on a CPU for some minutes, records an mp4 video (``--video``), and makes a gif of it (``--out``) that is small
-enough for a page. With ``--from-video`` only the latter.
+Trains PWM on a CPU for some minutes, records an mp4 video (``--video``), and makes a gif of it (``--out``) that is
+small enough for a page. With ``--from-video`` only the latter.
 """
 
 import argparse
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sb3_pwm import PWM
 from sb3_pwm.video import record_imagination, use_headless_rendering
 from sb3_pwm.video.frames import read_video
 
-COLORS = 64  # files are small, and what is drawn has few colours
+COLORS = 48  # files are small, and what is drawn has few colours
 SIZE = {"width": 320, "height": 240}
 
 
@@ -36,11 +37,11 @@ def record(video: Path, steps: int, seed: int, video_steps: int, horizon: int) -
     print(f"model error {episode.errors.mean():.2f} standard deviations on average")
 
 
-def write_gif(video: Path, out: Path) -> None:
-    """Write all frames with one palette; then frames differ only where something moves."""
+def write_gif(video: Path, out: Path, n_frames: int) -> None:
+    """Write the first frames with one palette; then frames differ only where something moves."""
     fps, frames = read_video(video)
-    images = [Image.fromarray(frame) for frame in frames]
-    palette = images[len(images) // 2].quantize(COLORS)
+    images = [Image.fromarray(frame) for frame in islice(frames, n_frames)]
+    palette = images[len(images) // 2].quantize(COLORS, Image.Quantize.MAXCOVERAGE)  # keeps the rare colours
     drawn = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     out.parent.mkdir(parents=True, exist_ok=True)
     duration = 10 * round(100 / fps)  # a gif counts hundredths of seconds
@@ -55,12 +56,13 @@ def main() -> None:
     parser.add_argument("--video-steps", type=int, default=120, help="steps in the video")
     parser.add_argument("--horizon", type=int, default=40, help="steps until the prediction starts again")
     parser.add_argument("--video", type=Path, default=Path("videos/policy_and_imagination.mp4"))
+    parser.add_argument("--gif-steps", type=int, default=80, help="of them in the gif")
     parser.add_argument("--from-video", action="store_true", help="the video is there already")
     parser.add_argument("--out", type=Path, default=Path("docs/images/policy_and_imagination.gif"))
     args = parser.parse_args()
     if not args.from_video:
         record(args.video, args.steps, args.seed, args.video_steps, args.horizon)
-    write_gif(args.video, args.out)
+    write_gif(args.video, args.out, args.gif_steps + 1)
 
 
 if __name__ == "__main__":
