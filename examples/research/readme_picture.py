@@ -19,7 +19,7 @@ from sb3_pwm import PWM
 from sb3_pwm.video import record_imagination, use_headless_rendering
 from sb3_pwm.video.frames import read_video
 
-COLORS = 48  # files are small, and what is drawn has few colours
+COLORS = 96  # files are small, and what is drawn has few colours
 SIZE = {"width": 320, "height": 240}
 
 
