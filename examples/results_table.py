@@ -1,14 +1,16 @@
-"""Print the tables of docs/results.md and offline.md from CSV files: of the scripts here, or of a benchmark.
+"""Print the tables of docs/results.md, trials.md and offline.md from CSV files: of the scripts here, or of a benchmark.
 
     python examples/results_table.py docs/results/default docs/results/baselines-100k --until 50000
+    python examples/results_table.py docs/results/online
     python examples/results_table.py docs/results/offline
     python examples/results_table.py docs/results/many-tasks/dmcontrol --final return_mean --at 2000
+    python examples/results_table.py docs/results/default docs/results/crossq docs/results/untrained --final return_mean
 
 Each cell is the mean over the seeds of the evaluations' mean return, with the lowest and the highest seed. "lowest" is
 the worst evaluation in the second half of a run, a mean over the seeds; "average actor" says what the same evaluations
 gave with the average of the last 100 actors, where that was measured. ``--final`` prints one table with the last
-evaluations of all environments instead, or with those after ``--at`` updates or steps. ``--until`` leaves out what came
-after so many.
+evaluations of all environments instead, or with those after ``--at`` updates or steps, and with the algorithms under
+their proper names. ``--until`` leaves out what came after so many.
 """
 
 import argparse
@@ -19,10 +21,17 @@ from statistics import mean
 
 Row = dict[str, str]
 
+NAMES = {  # as they are written, in the order of the columns; ``_graphs`` is how they were run
+    "pwm": "PWM",
+    "crossq_graphs": "CrossQ",
+    "tqc_graphs": "TQC",
+    "sac": "SAC",
+    "ppo": "PPO",
+    "untrained": "untrained",
+}
+
 COLUMNS = (1_000, 1_500, 2_000, 2_500, 4_000, 5_000, 6_000, 8_000, 10_000, 12_000, 15_000, 16_000)
 COLUMNS += (20_000, 25_000, 30_000, 40_000, 50_000, 60_000, 80_000, 100_000)
-DISPLAY_NAMES = {"pwm": "PWM", "sac": "SAC", "ppo": "PPO", "td3": "TD3"}
-DISPLAY_NAMES |= {"tqc": "TQC", "tqc_graphs": "TQC", "crossq": "CrossQ", "crossq_graphs": "CrossQ"}
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -107,7 +116,8 @@ def print_final(rows: list[Row], column: str) -> None:
     Algorithms for which the column is not known are left out.
     """
     rows = [row for row in rows if row.get(column)]
-    algorithms = sorted({row["algorithm"] for row in rows})
+    found = {row["algorithm"] for row in rows}
+    algorithms = [*(name for name in NAMES if name in found), *sorted(found - NAMES.keys())]
     environments = list(dict.fromkeys(row["environment"] for row in rows))
     last: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for row in rows:  # of a run: in the order of its steps
@@ -116,8 +126,7 @@ def print_final(rows: list[Row], column: str) -> None:
     averages = [[mean(mean(values) for values in column if values)] for column in zip(*table, strict=True)]
     names = [*(env.rpartition("/")[2] for env in environments), "mean"]
     digits = 2 if column.startswith("success") else 0
-    headings = [DISPLAY_NAMES.get(algorithm, algorithm) for algorithm in algorithms]
-    print("| task | " + " | ".join(headings) + " |")
+    print("| task | " + " | ".join(NAMES.get(name, name) for name in algorithms) + " |")
     print("|" + "---|" * (len(algorithms) + 1))
     for name, line in zip(names, [*table, averages], strict=True):
         print(f"| {name} | " + " | ".join(cell(values, digits) for values in line) + " |")

@@ -89,6 +89,7 @@ class Learner:
         self.observation_coef = model.policy.world_model.observation_weight(model.observation_coef)
         self._metrics = RunningMeans()
         self._skips = SkipCounter(list(MAX_GRAD_NORM), MAX_SKIPPED_UPDATES, model.device)
+        self._updates_since_look = 0
 
     def pop_metrics(self) -> dict[str, float]:
         """Return the means of all metrics since the last call."""
@@ -100,6 +101,7 @@ class Learner:
 
         :raises FloatingPointError: after ``MAX_SKIPPED_UPDATES`` skipped updates of one network in a row.
         """
+        self._updates_since_look = 0
         count, stuck = self._skips.pop()
         self.model.n_skipped_updates += count
         if stuck is not None:
@@ -110,7 +112,8 @@ class Learner:
 
     def after_update(self) -> None:
         """Count skipped updates: at once where this costs nothing, else now and then."""
-        if self._skips.is_due():
+        self._updates_since_look += 1
+        if self.model.device.type == "cpu" or self._updates_since_look >= MAX_SKIPPED_UPDATES:
             self.count_skips()
 
     @captured

@@ -418,7 +418,6 @@ class PWM(SequenceOffPolicyAlgorithm):
                 self._set_learning_rate("model", 1 - update / gradient_steps)
             self._learner.update_model(self._sample(self.batch_size, part), n_processes=part.n_processes)
             self.n_model_updates += 1
-            self._learner.after_update()
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """Update world model, actor and critics on the present replay buffer.
@@ -433,7 +432,6 @@ class PWM(SequenceOffPolicyAlgorithm):
             samples = self._sample(batch_size)
             latents = self._learner.update_model(samples)
             self.n_model_updates += 1
-            self._learner.after_update()
             self._n_updates += 1
             due = math.floor(self._n_updates * self.policy_updates)
             for i in range(due - math.floor((self._n_updates - 1) * self.policy_updates)):
@@ -441,7 +439,6 @@ class PWM(SequenceOffPolicyAlgorithm):
                     self._learner.update_policy(samples, latents)
                 else:  # on fresh windows, as the present world model sees them
                     self._learner.update_policy(self._sample(batch_size))
-                self._learner.after_update()
 
     def _take_scales(self) -> None:
         """Take the scales of observations and rewards, and the observation head's weights, from the replay buffer."""
@@ -564,7 +561,6 @@ class PWM(SequenceOffPolicyAlgorithm):
             for _ in tqdm(range(total_timesteps), "policy", disable=not progress_bar):
                 self._prepare_updates()
                 self._learner.update_policy(self._sample(self.batch_size), bc_coef=self.bc_coef)
-                self._learner.after_update()
                 self._n_updates += 1
                 self.num_timesteps += 1
                 self._update_current_progress_remaining(self.num_timesteps, total_timesteps)

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 
-from sb3_pwm import PWM, buffer_checks
+from sb3_pwm import PWM
 from sb3_pwm.datasets import from_replay_buffer
+from sb3_pwm.replay import checks as buffer_checks
 
 SPACE = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 ACTIONS = spaces.Box(-2, 2, (1,), np.float32)

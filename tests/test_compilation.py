@@ -91,7 +91,7 @@ def update(model, rounds, batch_size=16, rate=2**-10, **settings):
     for i in range(rounds):
         torch.manual_seed(i)
         for name, optimizer in model.policy.optimizers.items():
-            set_learning_rate(optimizer, rate * (i + 1) * len(name), on_device=model._learner._captures)
+            set_learning_rate(optimizer, rate * (i + 1) * len(name), on_device=model._learner.acceleration.captures)
         samples = model.sequences.spread_sequences(batch_size + i, model.sequence_length)
         samples = SequenceSamples(*(values[:, i:] for values in samples))
         model._learner.update_policy(samples, model._learner.update_model(samples), **settings)
@@ -162,7 +162,7 @@ def test_a_choice_that_does_not_exist(value):
 
 def captured_and_eager(**settings):
     pair = [make(truth_envs(), **settings).learn(60) for _ in range(2)]
-    pair[0]._learner._captures = True
+    pair[0]._learner.acceleration.captures = True
     return pair
 
 
@@ -213,14 +213,14 @@ def test_what_cannot_be_captured_goes_on_as_it_is(graphs, monkeypatch):
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.RMSprop])
 def test_what_is_compiled_and_captured(monkeypatch, choice, optimizer):
     """Captured: on a GPU, unless the optimizer must ask the host whether to skip."""
-    monkeypatch.setattr("sb3_pwm.learner.usable_compiler", lambda device_type: True)
+    monkeypatch.setattr("sb3_pwm.compute.compilation.usable_compiler", lambda device_type: True)
     model = make(torch_compile=choice, policy_kwargs={"optimizer_class": optimizer})
-    assert (model._learner._compiles, model._learner._captures) == (choice is True, False)
+    assert (model._learner.acceleration.compiles, model._learner.acceleration.captures) == (choice is True, False)
     model.device = torch.device("cuda")
     monkeypatch.setattr(torch, "zeros", lambda *shape, **kwargs: None)  # on a device that is not there
-    learner = Learner(model)
-    assert learner._compiles == (choice is True)
-    assert learner._captures == (choice is not False and optimizer is torch.optim.Adam)
+    used = Learner(model).acceleration
+    assert used.compiles == (choice is True)
+    assert used.captures == (choice is not False and optimizer is torch.optim.Adam)
 
 
 def test_graphs_are_captured_anew_for_loaded_optimizers(graphs):

@@ -41,7 +41,7 @@ def update(model, rounds=ROUNDS, **settings):
 
 
 def graphs(model):
-    return [update._graph for update in model._learner._captured.values() if update._graph is not None]
+    return [update._graph for update in model._learner.acceleration._graphs.values() if update._graph is not None]
 
 
 def assert_close_parameters(first, second, **tolerances):
@@ -139,7 +139,7 @@ def test_compiled_objectives_in_graphs():
     captured, eager = twins(torch_compile=True)
     for model in (captured, eager):
         update(model)
-    assert captured._learner._compiled
+    assert captured._learner.acceleration._compiled
     assert len(graphs(captured)) == 2
     assert captured.n_skipped_updates == 0
     # A compiler draws other noise, and only the world model's updates have none.

@@ -62,19 +62,6 @@ def test_broken_links_are_found(tmp_path: Path) -> None:
     assert broken_links(page) == ["other.md#no-heading", "."]
 
 
-def test_scope_has_the_readmes_table() -> None:
-    def rows(page: Path) -> list[tuple[str, str]]:
-        table = page.read_text().partition("\n| you have |")[2].partition("\n\n")[0]
-        return re.findall(r"^\| (.+?) \| (.+) \|$", table, re.M)
-
-    readme, scope = rows(ROOT / "README.md"), rows(DOCS / "scope.md")
-    assert len(readme) > 10
-    assert [have for have, _ in readme] == [have for have, _ in scope]
-    for (_, first), (have, second) in zip(readme, scope, strict=True):
-        first = first.replace("](docs/", "](").replace("see below", "see [Learning from data](offline.md#data)")
-        assert first == second, have
-
-
 def test_the_api_page_lists_all_public_names() -> None:
     page = (DOCS / "api.md").read_text()
     names = set(sb3_pwm.__all__) - {"__version__"}
@@ -123,7 +110,7 @@ def test_only_cited_results_are_kept() -> None:
 def test_the_readme_has_the_final_results(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     readme = (ROOT / "README.md").read_text()
     script = ROOT / "examples" / "results_table.py"
-    arguments = [f"docs/results/{name}" for name in ("default", "baselines-100k", "crossq", "tqc")]
+    arguments = [f"docs/results/{name}" for name in ("default", "baselines-100k", "crossq", "tqc", "untrained")]
     arguments += ["--final", "return_mean"]
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", [script.name, *arguments])

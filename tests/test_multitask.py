@@ -11,7 +11,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 from torch.testing import assert_close
 
-from sb3_pwm import PWM, scales
+from sb3_pwm import PWM
 from sb3_pwm.datasets import from_arrays, from_tasks
 from sb3_pwm.imagination import imagine
 from sb3_pwm.learner import MAX_GRAD_NORM
@@ -22,6 +22,7 @@ from sb3_pwm.networks import Actor, EntropyCoefficient
 from sb3_pwm.nn.scales import LATENT_STD_FLOOR, ReturnScale, RewardScale
 from sb3_pwm.nn.task_context import TaskContext, TaskFeatures
 from sb3_pwm.observations import at_steps
+from sb3_pwm.replay import statistics as scales
 
 
 def space_env(n_observations, n_actions):

@@ -126,7 +126,9 @@ def test_interrupted_pretraining_is_completed(monkeypatch):
     update = model._learner.update_model
     left = iter(range(2))
     monkeypatch.setattr(
-        model._learner, "update_model", lambda *inputs: update(*inputs) if next(left, -1) >= 0 else 1 / 0
+        model._learner,
+        "update_model",
+        lambda *inputs, **kwargs: update(*inputs, **kwargs) if next(left, -1) >= 0 else 1 / 0,
     )
     with pytest.raises(ZeroDivisionError):
         model.learn(40)
@@ -246,9 +248,9 @@ def test_learning_rate_falls_while_pretraining(monkeypatch):
     model = make(learning_rate=LinearSchedule(1e-3, 1e-4, 1.0), pretrain_steps=4, gradient_steps=0)
     rates, update = [], model._learner.update_model
 
-    def spy(*inputs):
+    def spy(*inputs, **kwargs):
         rates.append(model.policy.model_optimizer.param_groups[0]["lr"])
-        return update(*inputs)
+        return update(*inputs, **kwargs)
 
     monkeypatch.setattr(model._learner, "update_model", spy)
     model.learn(40)  # where the world model goes on learning, the rate is that of the whole run

@@ -49,7 +49,7 @@ def test_pretraining_at_the_start_of_a_run_has_the_rate_of_its_start(tmp_path):
     model = make(learning_rate=LinearSchedule(1e-2, 0, 1.0), learning_starts=100).learn(40)  # ends at rate 0
     model.load_replay_buffer(tmp_path / "buffer")
     rates = []
-    model._learner.update_model = lambda *_: rates.append(rates_of(model)["model"])
+    model._learner.update_model = lambda *_, **__: rates.append(rates_of(model)["model"])
     model.learn(0)
     assert rates == [1e-2] * 3
 

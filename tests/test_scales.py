@@ -6,7 +6,8 @@ import torch
 from helpers import SMALL, SMALL_POLICY, TruthEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_pwm import PWM, scales
+from sb3_pwm import PWM
+from sb3_pwm.replay import statistics as scales
 
 
 def truth_envs(n_envs=1):

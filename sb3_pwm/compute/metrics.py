@@ -46,30 +46,23 @@ class SkipCounter:
         self._names = list(names)
         self._limit = limit
         # (network, 2): skipped updates that nobody has read yet, and those in a row
-        self._skips = torch.zeros(len(self._names), 2, dtype=torch.int64, device=device)
-        self._updates_since_pop = 0
+        self.counts = torch.zeros(len(self._names), 2, dtype=torch.int64, device=device)
 
     def add(self, name: str, finite: torch.Tensor) -> None:
         """Count an update of a network, skipped unless () ``finite``."""
-        count, in_a_row = self._skips[self._names.index(name)]
+        count, in_a_row = self.counts[self._names.index(name)]
         skipped = (~finite).long()
         count.add_(skipped)
         in_a_row.add_(skipped).mul_(skipped)
-
-    def is_due(self) -> bool:
-        """Return, once after each update, whether to read: always where it costs nothing, else now and then."""
-        self._updates_since_pop += 1
-        return self._skips.device.type == "cpu" or self._updates_since_pop >= self._limit
 
     def pop(self) -> tuple[int, str | None]:
         """Read what was counted since the last call; this waits for the device.
 
         :return: the number of skipped updates, and the network that has reached the limit, whose count starts anew.
         """
-        skips = self._skips.tolist()
-        self._skips[:, 0] = 0
-        self._updates_since_pop = 0
+        skips = self.counts.tolist()
+        self.counts[:, 0] = 0
         stuck = next((name for name, (_, row) in zip(self._names, skips, strict=True) if row >= self._limit), None)
         if stuck is not None:
-            self._skips.zero_()
+            self.counts.zero_()
         return sum(count for count, _ in skips), stuck
