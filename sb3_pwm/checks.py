@@ -60,6 +60,25 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         check_learning_rate(name, arguments[name])
     if arguments["critic"] not in ("q", "v"):
         raise ValueError(f'critic={arguments["critic"]!r}: allowed are "q" and "v"')
+    check_precision(arguments["precision"])
+    check_torch_compile(arguments["torch_compile"])
+
+
+def check_capacity(buffer_size: int, n_envs: int, *, sequence_length: int, batch_size: int) -> None:
+    """Check that a replay buffer of a size can hold a window, and a batch of them.
+
+    :raises ValueError: if it cannot.
+    """
+    rows = max(buffer_size // n_envs, 1)
+    for name, value, allowed in (
+        ("sequence_length", sequence_length, rows),
+        ("batch_size", batch_size, rows * n_envs),
+    ):
+        if value > allowed:
+            raise ValueError(
+                f"{name}={value} is more than buffer_size={buffer_size} can hold with {n_envs} environments; "
+                f"allowed: at most {allowed}"
+            )
 
 
 def check_integer(name: str, value: Any, lowest: int) -> None:

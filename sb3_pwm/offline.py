@@ -1,21 +1,25 @@
 """Learning from data alone: defaults, an environment that only has spaces, and files of world models."""
 
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from sb3_pwm.buffers import check_replay_buffer
 from sb3_pwm.checks import check_integer
 from sb3_pwm.policies import PWMPolicy
 
-OFFLINE_PRETRAIN_STEPS = 10_000  # for each task: nothing improves the world model afterwards
+PRETRAIN_STEPS = 10_000  # for each task: nothing improves the world model afterwards
 # No environment corrects a policy that exploits the errors of one network, or values that promise too much.
-OFFLINE_POLICY = {"n_dynamics": 3, "n_critics": 3}
+POLICY_ARGUMENTS = {"n_dynamics": 3, "n_critics": 3}
 # What learning from data was measured with; reading observations from latents was not.
-OFFLINE_ARGUMENTS = {"batch_size": 128, "critic_batch_size": 256, "observation_coef": 0.0}
+ARGUMENTS = {"batch_size": 128, "critic_batch_size": 256, "observation_coef": 0.0}
 
 
 class SpacesOnlyEnv(gym.Env[Any, Any]):
@@ -47,6 +51,30 @@ class SpacesOnlyEnv(gym.Env[Any, Any]):
 def spaces_only(observation_space: spaces.Space[Any], action_space: spaces.Space[Any], n_envs: int) -> DummyVecEnv:
     """Return ``n_envs`` environments that have spaces and nothing else."""
     return DummyVecEnv([lambda: SpacesOnlyEnv(observation_space, action_space)] * n_envs)
+
+
+def arguments_for(dataset: ReplayBuffer, wrap: Callable[[GymEnv], VecEnv], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the constructor arguments of a model that learns from a data set.
+
+    :param dataset: replay buffer.
+    :param wrap: wraps an environment as SB3's algorithms do.
+    :param given: what differs from the defaults of :meth:`sb3_pwm.PWM.from_dataset`.
+    :raises TypeError: if ``dataset`` is no replay buffer, or ``given`` holds what the data set decides.
+    :raises ValueError: if windows cannot be drawn from it, or its images have their channels last.
+    """
+    check_replay_buffer(dataset)
+    decided = sorted({"env", "buffer_size"} & set(given))
+    if decided:
+        raise TypeError(f"from_dataset() takes {' and '.join(decided)} from the data set; leave out the argument")
+    env = wrap(spaces_only(dataset.observation_space, dataset.action_space, dataset.n_envs))
+    if env.observation_space != dataset.observation_space:  # SB3 has put VecTransposeImage around it
+        raise ValueError(
+            f"the data set's images have their channels last, {dataset.observation_space}; SB3's networks want "
+            f"them first: give the importer np.moveaxis(images, -1, -3) and the space {env.observation_space}"
+        )
+    policy_kwargs = POLICY_ARGUMENTS | (given.get("policy_kwargs") or {})
+    size = dataset.buffer_size * dataset.n_envs
+    return {**ARGUMENTS, **given, "policy_kwargs": policy_kwargs, "env": env, "buffer_size": size}
 
 
 def world_model_content(policy: PWMPolicy, termination_coef: float, n_model_updates: int) -> dict[str, Any]:

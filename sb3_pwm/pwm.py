@@ -3,7 +3,7 @@
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -17,14 +17,13 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, config
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
-from sb3_pwm import published
+from sb3_pwm import offline, published
 from sb3_pwm.buffers import ALL, SequenceReplayBuffer, check_replay_buffer, sequence_buffer_class
 from sb3_pwm.checks import (
     check_arguments,
+    check_capacity,
     check_float_actions,
     check_integer,
-    check_precision,
-    check_torch_compile,
     check_train_freq,
     constructor_parameters,
 )
@@ -37,14 +36,6 @@ from sb3_pwm.diagnostics.start_values import StartValues, follow_episodes
 from sb3_pwm.learner import Learner
 from sb3_pwm.multitask import extraction
 from sb3_pwm.multitask.policies import ExtractedPolicy, MultiTaskPolicy
-from sb3_pwm.offline import (
-    OFFLINE_ARGUMENTS,
-    OFFLINE_POLICY,
-    OFFLINE_PRETRAIN_STEPS,
-    spaces_only,
-    take_over_world_model,
-    world_model_content,
-)
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.replay import statistics
 from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm, close_progress_bars
@@ -227,8 +218,6 @@ class PWM(SequenceOffPolicyAlgorithm):
                 "algorithm has saved it"
             )
         check_arguments(self.__dict__)
-        check_precision(self.precision)
-        check_torch_compile(self.torch_compile)
         check_train_freq(self.train_freq, self.n_envs)
         check_float_actions(self.action_space)
         if "critic" in self.policy_kwargs:
@@ -239,13 +228,7 @@ class PWM(SequenceOffPolicyAlgorithm):
             raise TypeError(
                 f"replay_buffer_class must be a SequenceReplayBuffer, not {self.replay_buffer_class.__name__}"
             )
-        rows = max(self.buffer_size // self.n_envs, 1)
-        for name, allowed in (("sequence_length", rows), ("batch_size", rows * self.n_envs)):
-            if getattr(self, name) > allowed:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} is more than buffer_size={self.buffer_size} can hold "
-                    f"with {self.n_envs} environments; allowed: at most {allowed}"
-                )
+        check_capacity(self.buffer_size, self.n_envs, sequence_length=self.sequence_length, batch_size=self.batch_size)
         # The kind of critic is an argument of the algorithm; the policy's own arguments stay what the user gave.
         policy_kwargs = extraction.storable(self.policy_kwargs)
         self.policy_kwargs = policy_kwargs | {"critic": self.critic}
@@ -494,25 +477,13 @@ class PWM(SequenceOffPolicyAlgorithm):
         :raises TypeError: if ``dataset`` is no replay buffer, or ``kwargs`` hold what the data set decides.
         :raises ValueError: if windows cannot be drawn from it, or its images have their channels last.
         """
-        check_replay_buffer(dataset)
-        decided = sorted({"env", "buffer_size"} & set(kwargs))
-        if decided:
-            raise TypeError(f"from_dataset() takes {' and '.join(decided)} from the data set; leave out the argument")
-        env = cls._wrap_env(spaces_only(dataset.observation_space, dataset.action_space, dataset.n_envs))
-        if env.observation_space != dataset.observation_space:  # SB3 has put VecTransposeImage around it
-            raise ValueError(
-                f"the data set's images have their channels last, {dataset.observation_space}; SB3's networks want "
-                f"them first: give the importer np.moveaxis(images, -1, -3) and the space {env.observation_space}"
-            )
-        kwargs = OFFLINE_ARGUMENTS | kwargs
-        kwargs["policy_kwargs"] = OFFLINE_POLICY | (kwargs.get("policy_kwargs") or {})
-        size = dataset.buffer_size * dataset.n_envs
-        model = cls(policy, env, buffer_size=size, **(kwargs | {"_init_setup_model": False}))
+        arguments = offline.arguments_for(dataset, cls._wrap_env, kwargs)
+        model = cls(policy, **(arguments | {"_init_setup_model": False}))
         model.replay_buffer = dataset  # so that no other of its size is made
         model._setup_model()
         model._take_over_buffer(dataset)
         if "pretrain_steps" not in kwargs:
-            model.pretrain_steps = OFFLINE_PRETRAIN_STEPS * model.policy.n_tasks
+            model.pretrain_steps = offline.PRETRAIN_STEPS * model.policy.n_tasks
         return model
 
     def learn_offline(
@@ -549,31 +520,23 @@ class PWM(SequenceOffPolicyAlgorithm):
         check_integer("pretrain_steps", pretrain_steps, 0)
         self.sequences.check_size(self.batch_size, self.sequence_length)
         statistics.check_normalizer_known(self.sequences, self._vec_normalize_env, self.learning_starts)
-        total_timesteps = total_updates  # the name under which callbacks look for it
         if self.env is None:
-            self.env = spaces_only(self.observation_space, self.action_space, self.n_envs)
-        callback = self._setup_learn_offline(total_updates, callback, tb_log_name)
-        self._update_current_progress_remaining(0, max(1, total_timesteps))
-        callback.on_training_start(locals(), globals())
-        try:
-            self.pretrain(pretrain_steps, progress_bar=progress_bar)
-            # SB3's own bar would count a step of every environment at each update.
-            for _ in tqdm(range(total_timesteps), "policy", disable=not progress_bar):
-                self._prepare_updates()
-                self._learner.update_policy(self._sample(self.batch_size), bc_coef=self.bc_coef)
-                self._n_updates += 1
-                self.num_timesteps += 1
-                self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-                callback.update_locals(locals())
-                if not callback.on_step():
-                    break
-                if log_interval is not None and self.num_timesteps % log_interval == 0:
-                    self.dump_logs()
-        except BaseException:
-            close_progress_bars(callback)
-            raise
-        callback.on_training_end()
+            self.env = offline.spaces_only(self.observation_space, self.action_space, self.n_envs)
+        self._run_offline(
+            total_updates,
+            callback,
+            log_interval,
+            tb_log_name,
+            progress_bar,
+            prepare=lambda: self.pretrain(pretrain_steps, progress_bar=progress_bar),
+            update=self._update_policy_offline,
+        )
         return self
+
+    def _update_policy_offline(self) -> None:
+        self._prepare_updates()
+        self._learner.update_policy(self._sample(self.batch_size), bc_coef=self.bc_coef)
+        self._n_updates += 1
 
     def save_world_model(self, path: str | pathlib.Path) -> None:
         """Save the world model and the scales of observations and rewards, without the policy.
@@ -581,7 +544,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         :param path: file; missing folders are made.
         """
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(world_model_content(self.policy, self.termination_coef, self.n_model_updates), path)
+        torch.save(offline.world_model_content(self.policy, self.termination_coef, self.n_model_updates), path)
 
     def load_world_model(self: SelfPWM, path: str | pathlib.Path) -> SelfPWM:
         """Take over a world model; actor and critics stay as they are.
@@ -601,7 +564,7 @@ class PWM(SequenceOffPolicyAlgorithm):
             published.load_checkpoint(self.policy, published.parse(content, path), self.termination_coef)
             self.n_model_updates = max(self.n_model_updates, self.pretrain_steps)
         else:
-            self.n_model_updates = take_over_world_model(self.policy, content, path, self.termination_coef)
+            self.n_model_updates = offline.take_over_world_model(self.policy, content, path, self.termination_coef)
         return self
 
     def model_errors(self, dataset: ReplayBuffer, horizon: int = 16, n_windows: int = 2_000) -> dict[str, np.ndarray]:
@@ -645,10 +608,9 @@ class PWM(SequenceOffPolicyAlgorithm):
         does not give. See :attr:`sb3_pwm.diagnostics.start_values.StartValues.gap`;
         :class:`sb3_pwm.ModelGapCallback` watches it.
 
-        :param env: environment to evaluate in, see :meth:`value_calibration`.
+        :param env: environment to evaluate in; it, and errors, are as for :meth:`value_calibration`.
         :param n_episodes: number of episodes, with the stochastic policy.
         :return: gap in [-1, 1]; 0 is right.
-        :raises ValueError: if only one of the two environments has a ``VecNormalize``, or ``n_episodes`` is below 1.
         """
         return self._evaluated_start_values(env, n_episodes, deterministic=False).gap
 
@@ -693,32 +655,24 @@ class PWM(SequenceOffPolicyAlgorithm):
         :raises ValueError: if there is no such task, no data of it, ``env`` has other sizes, ``policy_kwargs`` change
             the world model, the world model has not been trained, or this model learns behind a ``VecNormalize``.
         """
-        policy = self.policy
-        if not isinstance(policy, MultiTaskPolicy):
-            raise TypeError(f'extract() needs a model with "MultiTaskPolicy", not {type(policy).__name__}')
         check_integer("total_updates", total_updates, 0)
-        if env is not None and not isinstance(env, gym.Env):
-            raise TypeError(f"env must be a Gymnasium environment, such as gym.make(id), not {env!r}")
         if self._vec_normalize_env is not None:
             raise ValueError(
                 "extract() cannot give a task's environment the statistics of this model's VecNormalize; train without "
                 "it: every task has its own scales of observations and rewards in the model"
             )
-        own_kwargs = extraction.policy_kwargs_for_extraction(policy, self.policy_kwargs or {}, policy_kwargs or {})
-        own_spaces = extraction.spaces_of_task(policy.task_set, task, env)
-        dataset = extraction.of_task(self.sequences, policy.task_set, task, *own_spaces)
+        dataset, own_kwargs = extraction.data_and_policy_kwargs(
+            self.policy, self.sequences, task, env, self.policy_kwargs or {}, policy_kwargs or {}
+        )
         if total_updates and self.pretrain_steps and not self.n_model_updates:
             raise ValueError(
                 "extract() learns in the world model as it is, and this one has not been trained; call pretrain() or "
                 "load_world_model() first"
             )
-        names = constructor_parameters(type(self)).keys() - extraction.NOT_INHERITED - {"stats_window_size"}
+        names = constructor_parameters(PWM).keys() - extraction.NOT_INHERITED
         inherited = {name: getattr(self, name) for name in names}
         inherited |= {"pretrain_steps": 0, "stats_window_size": self._stats_window_size}
-        shared = {"task": task, "task_set": policy.task_set.to_dict(), "n_dynamics": policy.n_dynamics}
-        model = type(self).from_dataset(
-            dataset, ExtractedPolicy, policy_kwargs=own_kwargs | shared, **(inherited | kwargs)
-        )
-        extraction.copy_world_model(policy, cast(ExtractedPolicy, model.policy), task, dataset.n_transitions)
+        model = type(self).from_dataset(dataset, ExtractedPolicy, policy_kwargs=own_kwargs, **(inherited | kwargs))
+        extraction.copy_world_model(self.policy, model.policy, task, dataset.n_transitions)
         model.n_model_updates = self.n_model_updates
         return model.learn_offline(total_updates, pretrain_steps=0, callback=callback, progress_bar=progress_bar)

@@ -4,6 +4,7 @@ import io
 import pathlib
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import configure_logger
+from tqdm.auto import tqdm
 
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.checks import check_finite, constructor_parameters
@@ -108,6 +110,47 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         if not self._custom_logger:
             self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, True)
         return self._init_callback(callback)
+
+    def _run_offline(
+        self,
+        total_timesteps: int,  # the name under which callbacks look for it
+        callback: MaybeCallback,
+        log_interval: int | None,
+        tb_log_name: str,
+        progress_bar: bool,
+        *,
+        prepare: Callable[[], object],
+        update: Callable[[], None],
+    ) -> None:
+        """Call ``update`` as SB3's loop calls ``train``: with callbacks, schedules and log, but no environment.
+
+        :param total_timesteps: number of updates.
+        :param callback: SB3 callback, list of callbacks or function.
+        :param log_interval: updates between logs; None for no logs.
+        :param tb_log_name: name of the run in TensorBoard.
+        :param progress_bar: show progress.
+        :param prepare: called once before the first update.
+        :param update: one update.
+        """
+        callback = self._setup_learn_offline(total_timesteps, callback, tb_log_name)
+        self._update_current_progress_remaining(0, max(1, total_timesteps))
+        callback.on_training_start(locals(), globals())
+        try:
+            prepare()
+            # SB3's own bar would count a step of every environment at each update.
+            for _ in tqdm(range(total_timesteps), "policy", disable=not progress_bar):
+                update()
+                self.num_timesteps += 1
+                self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+                callback.update_locals(locals())
+                if not callback.on_step():
+                    break
+                if log_interval is not None and self.num_timesteps % log_interval == 0:
+                    self.dump_logs()
+        except BaseException:
+            close_progress_bars(callback)
+            raise
+        callback.on_training_end()
 
     def _check_observations(self, observations: Any) -> None:
         """Check (n_envs, *obs_shape) observations that the environment has just given."""

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_pwm.buffers import SequenceReplayBuffer
-from sb3_pwm.multitask.policies import ExtractedPolicy, MultiTaskPolicy
+from sb3_pwm.multitask.policies import MultiTaskPolicy
 from sb3_pwm.multitask.tasks import TaskSet, space_sizes
 from sb3_pwm.policies import PWMPolicy, resolve_net_arch
 
@@ -27,6 +27,7 @@ NOT_INHERITED = {
     "replay_buffer_class",
     "replay_buffer_kwargs",
     "policy_kwargs",
+    "stats_window_size",  # which SB3 keeps under another name
     "_init_setup_model",
 }
 POLICY_ONLY = ("n_critics", "state_dependent_std", "norm_after_activation", "optimizer_class", "optimizer_kwargs")
@@ -50,16 +51,48 @@ def check_tasks_of(env: GymEnv | VecEnv | None, policy: PWMPolicy) -> None:
             raise ValueError(f"task {number} of the environment is {name!r}; task {number} of the model is {own!r}")
 
 
-def copy_world_model(policy: MultiTaskPolicy, extracted: ExtractedPolicy, task: str, n_transitions: int) -> None:
-    """Give an extracted policy a copy of the world model, and the scales of its task.
+def data_and_policy_kwargs(
+    policy: PWMPolicy,
+    buffer: SequenceReplayBuffer,
+    task: str,
+    env: gym.Env[Any, Any] | None,
+    own: Mapping[str, Any],
+    given: Mapping[str, Any],
+) -> tuple[SequenceReplayBuffer, dict[str, Any]]:
+    """Return what :meth:`sb3_pwm.PWM.extract` makes a task's model of.
 
     :param policy: the policy of all tasks.
+    :param buffer: the model's replay buffer.
+    :param task: name of the task.
+    :param env: the task's environment; None: observations without bounds, actions in [-1, 1].
+    :param own: the policy's arguments, as far as they were given.
+    :param given: what is to differ for actor and critics.
+    :return: the task's data, and the arguments of an :class:`sb3_pwm.multitask.policies.ExtractedPolicy`.
+    :raises TypeError: if the policy has one task only, or ``env`` is no environment.
+    :raises ValueError: if there is no such task or no data of it, ``env`` has other sizes, or ``given`` would change
+        the world model.
+    """
+    if not isinstance(policy, MultiTaskPolicy):
+        raise TypeError(f'extract() needs a model with "MultiTaskPolicy", not {type(policy).__name__}')
+    if env is not None and not isinstance(env, gym.Env):
+        raise TypeError(f"env must be a Gymnasium environment, such as gym.make(id), not {env!r}")
+    policy_kwargs = policy_kwargs_for_extraction(policy, own, given)
+    dataset = of_task(buffer, policy.task_set, task, *spaces_of_task(policy.task_set, task, env))
+    shared = {"task": task, "task_set": policy.task_set.to_dict(), "n_dynamics": policy.n_dynamics}
+    return dataset, policy_kwargs | shared
+
+
+def copy_world_model(policy: PWMPolicy, extracted: PWMPolicy, task: str, n_transitions: int) -> None:
+    """Give an extracted policy a copy of the world model, and the scales of its task.
+
+    :param policy: the :class:`sb3_pwm.multitask.policies.MultiTaskPolicy` of all tasks.
     :param extracted: the policy of one task; it is changed.
     :param task: name of the task.
     :param n_transitions: how many transitions of the task there are.
     """
+    task_set = cast(MultiTaskPolicy, policy).task_set
     extracted.world_model.load_state_dict(copy.deepcopy(policy.world_model.state_dict()))
-    extracted.reward_scale.scale.copy_(policy.reward_scale.scale[policy.task_set.task_id(task)])
+    extracted.reward_scale.scale.copy_(policy.reward_scale.scale[task_set.task_id(task)])
     extracted.statistics_size.copy_(policy.statistics_size.clamp(max=n_transitions))
 
 
