@@ -21,7 +21,7 @@ from torch.testing import assert_close
 from sb3_pwm import PWM, TaskSet
 from sb3_pwm.datasets import from_arrays, from_npz, from_replay_buffer, from_tasks
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "research"
 SETTINGS = [
     f"--set={name}={json.dumps(value)}"
     for name, value in (SMALL | {"policy_kwargs": SMALL_POLICY}).items()

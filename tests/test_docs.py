@@ -91,11 +91,11 @@ COMPARED = [f"docs/results/{name}" for name in ("default", "baselines-100k", "cr
 def test_the_tables_of_results_are_those_that_the_script_prints(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = ROOT / "examples" / "results_table.py"
+    script = ROOT / "examples" / "research" / "results_table.py"
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", [script.name, *arguments])
     page = (DOCS / "results.md").read_text()
-    assert f"    python examples/results_table.py {' '.join(arguments)}\n" in page
+    assert f"    python examples/research/results_table.py {' '.join(arguments)}\n" in page
     runpy.run_path(str(script), run_name="__main__")
     rows = capsys.readouterr().out.splitlines()[:-1]  # without the mean over the environments
     assert len(rows) > 2
@@ -109,7 +109,7 @@ def test_only_cited_results_are_kept() -> None:
 
 def test_the_readme_has_the_final_results(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     readme = (ROOT / "README.md").read_text()
-    script = ROOT / "examples" / "results_table.py"
+    script = ROOT / "examples" / "research" / "results_table.py"
     arguments = [f"docs/results/{name}" for name in ("default", "baselines-100k", "crossq", "tqc", "untrained")]
     arguments += ["--final", "return_mean"]
     monkeypatch.chdir(ROOT)
@@ -118,7 +118,7 @@ def test_the_readme_has_the_final_results(monkeypatch: pytest.MonkeyPatch, capsy
     rows = capsys.readouterr().out.splitlines()[:-1]  # without the mean over the environments
     assert len(rows) == 2 + 5
     assert "\n".join(rows) in readme
-    assert f"    python examples/results_table.py {' '.join(arguments)}\n" in readme
+    assert f"    python examples/research/results_table.py {' '.join(arguments)}\n" in readme
 
 
 def test_final_results_are_the_means_of_the_last_rows(
@@ -131,7 +131,7 @@ def test_final_results_are_the_means_of_the_last_rows(
     lines += [f"two,a:b/{env}-v0,1,90,9,d,{value},1" for env, value in (("x", 1_000), ("y", 3_000))]
     lines += ["who knows,a:b/x-v0,1,90,9,d,7,"]  # and not y
     (tmp_path / "runs.csv").write_text("\n".join(lines))
-    script = ROOT / "examples" / "results_table.py"
+    script = ROOT / "examples" / "research" / "results_table.py"
     returns = ["x-v0 | 92 (91 to 93) | 1,000 | 7", "y-v0 | 92 (91 to 93) | 3,000", "mean | 92 | 2,000 | 7"]
     rates = [*(f"{name} | 0.20 (0.10 to 0.30) | 1.00" for name in ("x-v0", "y-v0")), "mean | 0.20 | 1.00"]
     for column, expected in (

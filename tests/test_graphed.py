@@ -1,4 +1,4 @@
-"""examples/graphed.py updates as sb3-contrib's algorithms do."""
+"""examples/research/graphed.py updates as sb3-contrib's algorithms do."""
 
 import importlib
 from pathlib import Path
@@ -10,7 +10,7 @@ from sb3_contrib.common.torch_layers import BatchRenorm1d
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch.distributions import Distribution
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "research"
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 
 

@@ -3,7 +3,7 @@
     python examples/research/untrained.py --out docs/results/untrained/untrained.csv
 
 A fresh ``PWM("MlpPolicy", env, seed=seed)`` acts deterministically, from the start states of ``sb3-pwm benchmark``'s
-evaluations. ``examples/results_table.py`` reads the file.
+evaluations. ``examples/research/results_table.py`` reads the file.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Fit one world model to data of several tasks, then extract a policy for each: a CSV file per run.
 
-    python examples/multitask_offline.py --task HalfCheetah-v5=sac_cheetah.npz --task Hopper-v5=sac_hopper.npz \\
-        --seed 0 --out multitask.csv
+    python examples/research/multitask_offline.py --task HalfCheetah-v5=sac_cheetah.npz \\
+        --task Hopper-v5=sac_hopper.npz --seed 0 --out multitask.csv
 
 A task is a Gymnasium environment, which gives the spaces and evaluates, and a file of data, see ``offline_curve.py``.
 Evaluations use deterministic actions and are not counted in ``cpu_seconds``; those of the world model are shared out
@@ -19,7 +19,7 @@ number of states in an update: the first ones of the windows, where imagined rol
 Under ``torchrun`` the processes share the work on the world model, each with its own part of every batch; the first one
 then extracts the policies:
 
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 examples/multitask_offline.py --task ...
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 examples/research/multitask_offline.py --task ...
 """
 
 import argparse

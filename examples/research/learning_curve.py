@@ -2,8 +2,8 @@
 
 The runs of the set "online" in docs/research/runs.csv come from this script, for PWM and for the SB3 baselines alike:
 
-    python examples/learning_curve.py --algo pwm --env HalfCheetah-v5 --seed 0 --steps 100000 --out pwm.csv
-    python examples/learning_curve.py --algo sac --env HalfCheetah-v5 --seed 0 --steps 100000 --out sac.csv
+    python examples/research/learning_curve.py --algo pwm --env HalfCheetah-v5 --seed 0 --steps 100000 --out pwm.csv
+    python examples/research/learning_curve.py --algo sac --env HalfCheetah-v5 --seed 0 --steps 100000 --out sac.csv
 
 One torch thread, on a CPU unless ``--device`` says otherwise. The evaluation (a separate environment with seeds of its
 own, deterministic actions) is not counted in ``cpu_seconds`` and ``wall_seconds``. ``success_rate`` is the share of

@@ -3,8 +3,8 @@
 The last tenth of a data set is held out, the world model learns from the rest, and the errors on that tenth are
 appended to a CSV file after every fifth of the updates:
 
-    python examples/model_fit.py --data sac_hopper.npz --env Hopper-v5 --name residual --out model_fit.csv
-    python examples/model_fit.py --data sac_hopper.npz --env Hopper-v5 --name plain \\
+    python examples/research/model_fit.py --data sac_hopper.npz --env Hopper-v5 --name residual --out model_fit.csv
+    python examples/research/model_fit.py --data sac_hopper.npz --env Hopper-v5 --name plain \\
         --policy-kwargs '{"residual_dynamics": false}' --out model_fit.csv
 
 ``--data`` is a NumPy file in the D4RL layout, see :func:`sb3_pwm.datasets.from_npz`. One torch thread, CPU.

@@ -1,10 +1,10 @@
 """Print the tables of docs/results.md, trials.md and offline.md from CSV files: of the scripts here, or of a benchmark.
 
-    python examples/results_table.py docs/results/default docs/results/baselines-100k --until 50000
-    python examples/results_table.py docs/results/online
-    python examples/results_table.py docs/results/offline
-    python examples/results_table.py docs/results/many-tasks/dmcontrol --final return_mean --at 2000
-    python examples/results_table.py docs/results/default docs/results/crossq docs/results/untrained --final return_mean
+    python examples/research/results_table.py docs/results/default docs/results/baselines-100k --until 50000
+    python examples/research/results_table.py docs/results/online
+    python examples/research/results_table.py docs/results/offline
+    python examples/research/results_table.py docs/results/many-tasks/dmcontrol --final return_mean --at 2000
+    python examples/research/results_table.py docs/results/default docs/results/untrained --final return_mean
 
 Each cell is the mean over the seeds of the evaluations' mean return, with the lowest and the highest seed. "lowest" is
 the worst evaluation in the second half of a run, a mean over the seeds; "average actor" says what the same evaluations

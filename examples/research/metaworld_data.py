@@ -1,6 +1,6 @@
 """Record Meta-World's scripted experts, with and without noise: data for ``multitask_offline.py``.
 
-    python examples/metaworld_data.py --episodes 100 --seed 0 --out metaworld
+    python examples/research/metaworld_data.py --episodes 100 --seed 0 --out metaworld
 
 This writes ``metaworld/mw-reach.npz`` and so on for the tasks of ``sb3_pwm.suites.mt10()``, in the D4RL layout, and
 needs the simulators (make install-multitask). The episodes are those of the suite: each action is taken twice, and the

@@ -4,7 +4,7 @@ The critics of CrossQ's tuned settings are 2,048 wide: hours of a CPU core for a
 Python launches one by one; a CUDA graph launches them at once. What is computed is sb3-contrib's own code, but for
 CrossQ's BatchRenorm, for which one kernel computes the same numbers to rounding, and Adam, which is fused.
 
-    PYTHONPATH=examples sb3-pwm benchmark --env HalfCheetah-v5 --algo crossq_graphs=graphed:GraphedCrossQ \
+    PYTHONPATH=examples/research sb3-pwm benchmark --env HalfCheetah-v5 --algo crossq_graphs=graphed:GraphedCrossQ \
       --hyperparameters sb3_pwm/benchmark/hyperparameters/crossq.yml --device cuda
 """
 

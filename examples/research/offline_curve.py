@@ -1,7 +1,7 @@
 """Measure how a policy fares while it learns from a data set alone, and then in the environment: a CSV file per run.
 
-    python examples/offline_curve.py --data sac_cheetah.npz --env HalfCheetah-v5 --seed 0 --online-steps 20000 \\
-        --out offline.csv --plot offline.png
+    python examples/research/offline_curve.py --data sac_cheetah.npz --env HalfCheetah-v5 --seed 0 \\
+        --online-steps 20000 --out offline.csv --plot offline.png
 
 ``--data`` is a NumPy file in the D4RL layout, see :func:`sb3_pwm.datasets.from_npz`, or what ``save_replay_buffer`` of
 PWM or another SB3 algorithm wrote (``.pkl``; a pickle runs code: only files that you trust); other formats have

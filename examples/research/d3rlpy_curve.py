@@ -1,7 +1,7 @@
 """Measure how d3rlpy's offline learners fare while they learn from a data set alone: one CSV file per run.
 
-    python -m venv .venv-d3rlpy && .venv-d3rlpy/bin/pip install -r examples/requirements-d3rlpy.txt
-    .venv-d3rlpy/bin/python examples/d3rlpy_curve.py --algo td3bc --data sac_hopper.npz --env Hopper-v5 --out td3bc.csv
+    python -m venv .venv-d3rlpy && .venv-d3rlpy/bin/pip install -r examples/research/requirements-d3rlpy.txt
+    .venv-d3rlpy/bin/python examples/research/d3rlpy_curve.py --algo td3bc --data sac.npz --env Hopper-v5 --out bc.csv
 
 ``--data`` is a NumPy file in the D4RL layout, with actions in [-1, 1]; the environment's action bounds must be those.
 The environment only evaluates (deterministic actions), which is not counted in ``cpu_seconds``; its initial states are

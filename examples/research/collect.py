@@ -1,7 +1,7 @@
 """Train in one environment and keep the replay buffer: data for ``offline_curve.py`` and ``multitask_offline.py``.
 
-    python examples/collect.py --env sb3_pwm.suites:mt80/cheetah-run-v0 --steps 50000 --seed 0 --out data/cheetah-run
-    python examples/collect.py --algo sac --env HalfCheetah-v5 --steps 50000 --every 10000 --npz --out data/sac_cheetah
+    python examples/research/collect.py --env sb3_pwm.suites:mt80/cheetah-run-v0 --steps 50000 --out data/cheetah-run
+    python examples/research/collect.py --algo sac --env HalfCheetah-v5 --steps 50000 --npz --out data/sac_cheetah
 
 The first writes ``data/cheetah-run.pkl``, the replay buffer, and ``data/cheetah-run.csv``, a row with the evaluation of
 the final policy. ``--every`` evaluates in between, too; the best evaluation is printed. ``--npz`` also writes the steps
