@@ -59,26 +59,13 @@ class PWM(SequenceOffPolicyAlgorithm):
         :class:`PWMPolicy` class.
     :param env: Gymnasium environment with a Box action space, its id, or an SB3 VecEnv.
     :param learning_rate: of the actor; a number or a schedule of the remaining progress (1 to 0).
-    :param critic_learning_rate: of the critics; None for the actor's.
-    :param model_learning_rate: of the world model; None for the actor's. Encoders that see images have 0.3 of it.
     :param buffer_size: capacity of the replay buffer, over all environments.
     :param learning_starts: environment steps with random actions before the first update; steps already in the replay
         buffer count, and a full one is enough; those that a learning ``VecNormalize`` has not seen do not count.
     :param pretrain_steps: updates of the world model alone before the first update of the policy.
     :param batch_size: number B of windows per update, and of imagined rollouts.
     :param sequence_length: number T of steps in a window over which the model predicts open-loop.
-    :param horizon: number H of imagined steps.
-    :param critic: ``"q"``: Q(latents, actions) learnt from replayed windows; ``"v"``: the paper's V(latents)
-        learnt from imagined rollouts.
-    :param critic_updates: critic updates per actor update.
-    :param critic_batch_size: transitions per critic update.
-    :param gamma: discount in (0, 1].
-    :param td_lambda: lambda in [0, 1] of the critics' targets; 0 for one-step targets.
-    :param pessimism: in [0, 1]: where the critics' targets are between the mean of the critics (0) and the lowest (1).
-    :param tau: weight in (0, 1] of the critics in each Polyak update of the target critics.
-    :param ent_coef: weight of the entropy bonus: reward scales that one nat is worth; 0 for none; ``"auto"`` learns
-        it, so that the policy's entropy is ``target_entropy``.
-    :param target_entropy: in nats; ``"auto"`` for minus half the number of action dimensions.
+    :param model_learning_rate: of the world model; None for the actor's. Encoders that see images have 0.3 of it.
     :param consistency_coef: weight of the model's latent error.
     :param reward_coef: weight of the model's reward error.
     :param termination_coef: weight of the model's termination error; 0 trains no termination head, and imagined
@@ -86,25 +73,38 @@ class PWM(SequenceOffPolicyAlgorithm):
     :param observation_coef: weight of the error of observations as a linear head reads them from the model's latents;
         nothing reads them where features in front of the encoder are trained, as with pictures. ``"auto"`` for 2, and
         for 0 where observations are more than 1,000 numbers.
+    :param horizon: number H of imagined steps.
+    :param ent_coef: weight of the entropy bonus: reward scales that one nat is worth; 0 for none; ``"auto"`` learns
+        it, so that the policy's entropy is ``target_entropy``.
+    :param target_entropy: in nats; ``"auto"`` for minus half the number of action dimensions.
+    :param bc_coef: in :meth:`learn_offline` only: weight of the squared distance to replayed actions, those better than
+        the data's average in their state, in the actor's loss, in sizes of the imagined return; 0 for none.
+    :param critic: ``"q"``: Q(latents, actions) learnt from replayed windows; ``"v"``: the paper's V(latents)
+        learnt from imagined rollouts.
+    :param critic_learning_rate: of the critics; None for the actor's.
+    :param critic_updates: critic updates per actor update.
+    :param critic_batch_size: transitions per critic update.
+    :param gamma: discount in (0, 1].
+    :param td_lambda: lambda in [0, 1] of the critics' targets; 0 for one-step targets.
+    :param pessimism: in [0, 1]: where the critics' targets are between the mean of the critics (0) and the lowest (1).
+    :param tau: weight in (0, 1] of the critics in each Polyak update of the target critics.
     :param train_freq: collect this many steps (or ``(n, "episode")``) between updates.
     :param gradient_steps: world-model updates after each collection; -1 for as many as steps were collected.
     :param policy_updates: actor updates per world-model update; 0.125 is one after every eighth.
-    :param bc_coef: in :meth:`learn_offline` only: weight of the squared distance to replayed actions, those better than
-        the data's average in their state, in the actor's loss, in sizes of the imagined return; 0 for none.
     :param precision: of matrix products in updates: ``"float32"``; ``"bfloat16"``, several times faster where the
         hardware has it and the networks are large; ``"tf32"``, on GPUs only. See
         :func:`sb3_pwm.compute.precision.arithmetic`.
     :param torch_compile: ``"auto"``: updates as CUDA graphs on GPUs, as they are on CPUs; True: their objectives also
         through ``torch.compile``, on any device; False: neither.
+    :param device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+    :param seed: of all random generators.
+    :param verbose: 0 for nothing, 1 for training information, 2 for debugging.
+    :param tensorboard_log: folder for TensorBoard; None for none.
+    :param stats_window_size: number of episodes over which the logged training return is averaged.
     :param action_noise: added to the actions that are taken in the environment.
     :param replay_buffer_class: a :class:`SequenceReplayBuffer` class; None for the one that fits the observations.
     :param replay_buffer_kwargs: its further arguments.
     :param policy_kwargs: arguments of :class:`PWMPolicy`: network sizes, activation, extractor, optimizer.
-    :param stats_window_size: number of episodes over which the logged training return is averaged.
-    :param tensorboard_log: folder for TensorBoard; None for none.
-    :param verbose: 0 for nothing, 1 for training information, 2 for debugging.
-    :param seed: of all random generators.
-    :param device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
     :param _init_setup_model: build the networks at once.
     :raises ValueError: if a number is out of its range.
     :raises TypeError: if an argument is of the wrong kind.
@@ -124,42 +124,49 @@ class PWM(SequenceOffPolicyAlgorithm):
         env: GymEnv | str,
         learning_rate: float | Schedule = DEFAULT_LEARNING_RATE,
         *,
-        critic_learning_rate: float | Schedule | None = None,
-        model_learning_rate: float | Schedule | None = None,
+        # replay
         buffer_size: int = 1_000_000,
         learning_starts: int = 1_000,
         pretrain_steps: int = 1_000,
         batch_size: int = 64,
         sequence_length: int = 4,
+        # world model
+        model_learning_rate: float | Schedule | None = None,
+        consistency_coef: float = 20.0,
+        reward_coef: float = 1.0,
+        termination_coef: float = 1.0,
+        observation_coef: float | Literal["auto"] = "auto",
+        # actor
         horizon: int = 4,
+        ent_coef: float | Literal["auto"] = "auto",
+        target_entropy: float | Literal["auto"] = "auto",
+        bc_coef: float = 3.0,
+        # critics
         critic: Literal["q", "v"] = "q",
+        critic_learning_rate: float | Schedule | None = None,
         critic_updates: int = 2,
         critic_batch_size: int = 128,
         gamma: float = 0.995,
         td_lambda: float = 0.5,
         pessimism: float = 1.0,
         tau: float = 0.05,
-        ent_coef: float | Literal["auto"] = "auto",
-        target_entropy: float | Literal["auto"] = "auto",
-        consistency_coef: float = 20.0,
-        reward_coef: float = 1.0,
-        termination_coef: float = 1.0,
-        observation_coef: float | Literal["auto"] = "auto",
+        # schedule
         train_freq: int | tuple[int, str] = 2,
         gradient_steps: int = 1,
         policy_updates: float = 1.0,
-        bc_coef: float = 3.0,
+        # system
         precision: Precision = "float32",
         torch_compile: TorchCompile = "auto",
+        device: torch.device | str = "auto",
+        seed: int | None = None,
+        verbose: int = 0,
+        tensorboard_log: str | None = None,
+        stats_window_size: int = 100,
+        # extensions
         action_noise: ActionNoise | None = None,
         replay_buffer_class: type[SequenceReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
         policy_kwargs: dict[str, Any] | None = None,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
         super().__init__(
