@@ -1,4 +1,4 @@
-"""Where models saved by version 0.1.0.dev look for the policies that are now in :mod:`sb3_pwm.multitask.policies`."""
+"""Old path of :mod:`sb3_pwm.multitask.policies`: files of models hold their policy's class by it."""
 
 from sb3_pwm.multitask.policies import ExtractedPolicy, MultiTaskPolicy
 

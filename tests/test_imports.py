@@ -1,9 +1,11 @@
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
 
 import sb3_pwm
+from sb3_pwm.multitask.policies import MultiTaskPolicy
 
 PACKAGE = Path(sb3_pwm.__file__).parent
 # From the bottom to the top; a unit (a room's module, or a whole room at the top) may import from the lines above its
@@ -131,3 +133,15 @@ def test_functions_are_annotated(file):
 
 def test_the_type_annotations_are_shipped():
     assert (PACKAGE / "py.typed").exists()
+
+
+def test_saved_files_find_their_classes():
+    """Files hold classes by their path: these paths stay."""
+    for module, names in {
+        "policies": ("PWMPolicy", "CnnPolicy", "MultiInputPolicy"),
+        "buffers": ("SequenceReplayBuffer", "DictSequenceReplayBuffer"),
+        "multitask_policies": ("MultiTaskPolicy", "ExtractedPolicy"),  # moved since
+    }.items():
+        for name in names:
+            assert issubclass(getattr(importlib.import_module(f"sb3_pwm.{module}"), name), object)
+    assert importlib.import_module("sb3_pwm.multitask_policies").MultiTaskPolicy is MultiTaskPolicy

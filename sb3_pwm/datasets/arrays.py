@@ -31,7 +31,8 @@ def from_npz(
     :raises ValueError: if it is damaged, or its arrays are not as :func:`from_arrays` wants them.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # np.load leaves a damaged file open
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             data = {name: file[name] for name in (*REQUIRED, *OPTIONAL) if name in file}
     except FileNotFoundError:
         raise
