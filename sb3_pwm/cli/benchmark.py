@@ -1,4 +1,4 @@
-"""Compare algorithms: environments x algorithms x seeds, each run in a process of its own.
+"""Compare algorithms: environments x algorithms x seeds, each run in a separate process.
 
 The same command again goes on where it was interrupted: finished runs are kept, the others start from their last
 checkpoint.

@@ -1,4 +1,4 @@
-"""Extract a policy for each task from a model of many tasks, each in a process of its own.
+"""Extract a policy for each task from a model of many tasks, each in a separate process.
 
 The same command again leaves out the tasks whose policies are there; a policy of another model, other data, updates or
 seed is an error. The replay buffer is a pickle, which runs code: use only files that you trust.

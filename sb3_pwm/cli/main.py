@@ -7,11 +7,11 @@ from sb3_pwm.cli.subcommands import Lazy, run_command_line
 COMMANDS = {
     "benchmark": Lazy(
         "sb3_pwm.cli.benchmark",
-        "Compare algorithms: environments x algorithms x seeds, each run in a process of its own.",
+        "Compare algorithms: environments x algorithms x seeds, each run in a separate process.",
     ),
     "extract": Lazy(
         "sb3_pwm.cli.extract",
-        "Extract a policy for each task from a model of many tasks, each in a process of its own.",
+        "Extract a policy for each task from a model of many tasks, each in a separate process.",
     ),
     "record": Lazy(
         "sb3_pwm.cli.record",

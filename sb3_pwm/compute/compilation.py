@@ -106,7 +106,7 @@ class Acceleration:
         return self.__dict__ | {"_compiled": {}, "_graphs": {}}
 
     def replay(self, update: Callable[..., R], inputs: tuple[Any, ...], settings: Mapping[str, float]) -> R:
-        """Run an update as a CUDA graph of its own for each of its settings and shapes."""
+        """Run an update as a CUDA graph, one for each combination of settings and shapes."""
         states = [optimizer.state for optimizer in self._optimizers.values()]
         if any(state is not before for state, before in zip(states, self._states or states, strict=True)):
             self._graphs.clear()  # the optimizers have loaded other states; graphs know the old ones
