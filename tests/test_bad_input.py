@@ -118,6 +118,7 @@ def test_first_reset_is_not_finite(tmp_path):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("where", ["observation", "reward", "reset"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # in VecNormalize's own arithmetic
 def test_vec_normalize_hides_nothing(tmp_path, where, value, training):
     model = make(VecNormalize(bad_envs(where, value), training=training))
     with pytest.raises(ValueError, match=f"environment 1 at step .* is {value}"):

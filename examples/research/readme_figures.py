@@ -8,7 +8,6 @@ range between the lowest and the highest, and as a dashed line that of policies 
 """
 
 import argparse
-import csv
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
@@ -18,42 +17,42 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from results_table import NAMES, read_rows
 
 RESULTS = Path("docs/results")
 ENVIRONMENTS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5")
-CURVES = {  # name -> folder and colour (Okabe and Ito's, told apart by all eyes); PWM last, on top
-    "PPO": ("baselines-100k/{}/ppo", "#56b4e9"),
-    "SAC": ("baselines-100k/{}/sac", "#009e73"),
-    "TQC": ("tqc/{}/tqc_graphs", "#cc79a7"),
-    "CrossQ": ("crossq/{}/crossq_graphs", "#e69f00"),
-    "PWM": ("default/{}/pwm", "#0072b2"),
+FOLDERS = ("baselines-100k", "tqc", "crossq", "default", "untrained")
+COLOURS = {  # Okabe and Ito's, told apart by all eyes; PWM last, on top
+    "ppo": "#56b4e9",
+    "sac": "#009e73",
+    "tqc_graphs": "#cc79a7",
+    "crossq_graphs": "#e69f00",
+    "pwm": "#0072b2",
 }
 
-
-def read_curve(folder: Path) -> dict[int, list[float]]:
-    """Return the seeds' mean returns for each number of steps at which all of them were evaluated."""
-    returns: dict[int, list[float]] = defaultdict(list)
-    paths = sorted(folder.glob("*/curve.csv"))
-    for path in paths:
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                returns[int(row["env_steps"])].append(float(row["return_mean"]))
-    return {step: values for step, values in sorted(returns.items()) if len(values) == len(paths)}
+Curve = dict[int, list[float]]
 
 
-def read_untrained() -> dict[str, float]:
-    """Return the mean return of untrained policies in each environment."""
-    returns: dict[str, list[float]] = defaultdict(list)
-    with (RESULTS / "untrained" / "untrained.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            returns[row["environment"]].append(float(row["return_mean"]))
-    return {environment: mean(values) for environment, values in returns.items()}
+def read_curves() -> dict[tuple[str, str], Curve]:
+    """Return, by environment and algorithm, the seeds' returns after each number of steps that all of them reached."""
+    runs: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    seeds = defaultdict(set)
+    for row in (row for folder in FOLDERS for row in read_rows(RESULTS / folder)):
+        key = row["environment"], row["algorithm"]
+        runs[key][int(row["step"])].append(float(row["return_mean"]))
+        seeds[key].add(row["seed"])
+    return {
+        key: {step: values for step, values in sorted(curve.items()) if len(values) == len(seeds[key])}
+        for key, curve in runs.items()
+    }
 
 
-def draw(axes: Axes, environment: str, untrained: float) -> None:
-    axes.axhline(untrained, color="#666666", linestyle="--", linewidth=1, label="untrained")
-    for name, (folder, color) in CURVES.items():
-        curve = read_curve(RESULTS / folder.format(environment))
+def draw(axes: Axes, environment: str, curves: dict[tuple[str, str], Curve]) -> None:
+    axes.axhline(
+        mean(curves[environment, "untrained"][0]), color="#666666", linestyle="--", linewidth=1, label="untrained"
+    )
+    for algorithm, color in COLOURS.items():
+        name, curve = NAMES[algorithm], curves[environment, algorithm]
         steps = [step / 1_000 for step in curve]
         low, high = [min(values) for values in curve.values()], [max(values) for values in curve.values()]
         axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
@@ -70,10 +69,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/images/results.png"))
     args = parser.parse_args()
-    untrained = read_untrained()
+    curves = read_curves()
     figure, panels = plt.subplots(2, 3, figsize=(9, 5), layout="constrained")
     for axes, environment in zip(panels.flat, ENVIRONMENTS, strict=False):
-        draw(axes, environment, untrained[environment])
+        draw(axes, environment, curves)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     panels[1, 2].axis("off")
     panels[1, 2].legend(handles[::-1], labels[::-1], loc="center", frameon=False)

@@ -141,16 +141,14 @@ A = TypeVar("A", bound=Accelerated)
 def captured(update: Callable[Concatenate[A, P], R]) -> Callable[Concatenate[A, P], R]:
     """Make a method run as a CUDA graph where its object's acceleration says so, and ``after_update`` after it.
 
-    Positional arguments are what :class:`CapturedUpdate` takes; keywords are numbers that the graph has fixed. None at
-    the end of the positional ones stands for what is left out.
+    Positional arguments are what :class:`CapturedUpdate` takes; keywords are numbers that the graph has fixed.
     """
 
     @functools.wraps(update)
     def run(self: A, /, *inputs: P.args, **settings: P.kwargs) -> R:
         result: R
         if self.acceleration.captures:
-            given = tuple(each for each in inputs if each is not None)
-            result = self.acceleration.replay(update.__get__(self), given, settings)  # type: ignore[arg-type]
+            result = self.acceleration.replay(update.__get__(self), inputs, settings)  # type: ignore[arg-type]
         else:
             result = update(self, *inputs, **settings)
         self.after_update()

@@ -316,7 +316,3 @@ def main(arguments: list[str] | None = None) -> None:
         for precision in [precision for precision in PRECISIONS if supports(device, precision)]:
             result["extraction"].append(measure_extraction(options.device, options.extraction, precision))
             report(result["extraction"][-1:])
-
-
-if __name__ == "__main__":
-    main()
