@@ -229,14 +229,14 @@ class SequenceReplayBuffer(ReplayBuffer):
         self._device_copy, self._stays_on_host = None, True
         warnings.warn(f"the replay buffer stays in host memory, which is slower: {reason}", stacklevel=2)
 
-    def statistics_sample(self, env: VecNormalize | None = None, n_tasks: int = 1) -> tuple[Observations, torch.Tensor]:
-        """Return the observations and rewards of steps spread evenly over the buffer.
+    def statistics_sample(self, env: VecNormalize | None = None, n_tasks: int = 1) -> Observations:
+        """Return the observations of steps spread evenly over the buffer.
 
-        They are at most ``STATISTICS_ROWS`` for each task, and their observations take at most ``STATISTICS_BYTES``.
+        They are at most ``STATISTICS_ROWS`` for each task, and take at most ``STATISTICS_BYTES``.
 
         :param env: normalise with this wrapper's present statistics.
         :param n_tasks: number of tasks that the buffer holds.
-        :return: (N, *obs_shape) observations and (N,) rewards.
+        :return: (N, *obs_shape) observations.
         :raises ValueError: if the buffer is empty.
         """
         if self.size() == 0:
@@ -244,8 +244,18 @@ class SequenceReplayBuffer(ReplayBuffer):
         arrays = self.observations.values() if isinstance(self.observations, dict) else [self.observations]
         bytes_per_row = sum(array.nbytes for array in arrays) // (self.buffer_size * self.n_envs)
         rows, columns = self._spread(min(STATISTICS_ROWS * n_tasks, max(1, STATISTICS_BYTES // bytes_per_row)))
-        rewards = self._tensor(self._normalize_reward(self.rewards[rows, columns], env))
-        return self._gather(self.observations, rows, columns, env), rewards
+        return self._gather(self.observations, rows, columns, env)
+
+    def all_rewards(self, env: VecNormalize | None = None) -> torch.Tensor:
+        """Return the (N,) rewards of all stored steps, on the host: a sample would miss rare ones.
+
+        :param env: normalise with this wrapper's present statistics.
+        """
+        return torch.as_tensor(self._normalize_reward(self.rewards[: self.size()].flatten(), env))
+
+    def all_of(self, key: str) -> torch.Tensor:
+        """Return the (N,) values of a Dict observation's entry that is one number, in the order of all rewards."""
+        return torch.as_tensor(self.observations[key][: self.size()].reshape(-1))
 
     def _window_observations(self, rows: np.ndarray, columns: np.ndarray, env: VecNormalize | None) -> Observations:
         """Return obs[t], next_obs[t], ..., next_obs[t + T - 1]; obs[t + 1] may be the reset of another episode."""
@@ -265,8 +275,6 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         """Move a freshly gathered array to the device, without the copy of SB3's ``to_torch``."""
-        if array.dtype == np.float64:
-            array = array.astype(np.float32)
         return staged(array, self.device).to(self.device, non_blocking=True)
 
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -93,6 +93,8 @@ class PWMPolicy(BasePolicy):
     :param optimizer_kwargs: their arguments but the learning rate.
     """
 
+    task_key: ClassVar[str | None] = None
+    """Entry of Dict observations that holds the task, where there are several."""
     statistics_size: torch.Tensor
     """() number of transitions that the scales of observations and rewards stand for."""
 
@@ -289,12 +291,19 @@ class PWMPolicy(BasePolicy):
         """The part of the world model in front of its encoder."""
         return self.world_model.features
 
-    def set_statistics(self, observations: Observations, rewards: torch.Tensor) -> None:
-        """Take the scales of observations and rewards from (N, *obs_shape) observations and (N,) rewards."""
+    def set_statistics(
+        self, observations: Observations, rewards: torch.Tensor, tasks: torch.Tensor | None = None
+    ) -> None:
+        """Take the scales of observations and rewards.
+
+        :param observations: (N, *obs_shape) observations.
+        :param rewards: (M,) rewards, on the host.
+        :param tasks: (M,) tasks of the rewards, if there are several.
+        """
         if not self.standardize:
             return
         self.features.set_statistics(observations)
-        self.reward_scale.set_statistics(rewards, self.tasks_of(observations))
+        self.reward_scale.set_statistics(rewards, tasks)
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
         """Return the (N, action_dim) actions in [-1, 1] of (N, *obs_shape) observations."""

@@ -296,12 +296,12 @@ def test_statistics_know_every_task_over_all_of_its_time(monkeypatch):
     box = spaces.Box(-1, 1, (1,), np.float32)
     buffer = SequenceReplayBuffer(40 * 3, box, box, "cpu", n_envs=3)
     buffer.full = True
-    buffer.rewards[:] = np.arange(40)[:, None] + [0, 100, 200]
+    buffer.observations[..., 0] = np.arange(40)[:, None] + [0, 100, 200]
     for n_tasks, number in ((1, 20), (2, 40)):
-        rewards = buffer.statistics_sample(n_tasks=n_tasks)[1].numpy()
-        assert len(rewards) == number
+        sample = buffer.statistics_sample(n_tasks=n_tasks)[:, 0].numpy()
+        assert len(sample) == number
         for task in range(3):
-            own = rewards[rewards // 100 == task] - 100 * task
+            own = sample[sample // 100 == task] - 100 * task
             assert number // 3 <= len(own) <= number // 3 + 1
             np.testing.assert_allclose(own.mean(), 19.5, atol=2)
 
@@ -310,11 +310,11 @@ def test_statistics_of_large_observations_take_bounded_memory(monkeypatch):
     model = make(space_envs(1, MIXED), policy="MultiInputPolicy").learn(60)
     image, vector, kind = 3 * 36 * 36, 4 * 8, 8
     monkeypatch.setattr("sb3_pwm.buffers.STATISTICS_BYTES", 10 * (image + vector + kind))
-    observations, rewards = model.replay_buffer.statistics_sample()
+    vectors = model.replay_buffer.observations["vector"]
+    observations = model.replay_buffer.statistics_sample()
     assert observations["image"].shape == (10, 3, 36, 36)
-    assert rewards.shape == (10,)
     # from the oldest to the newest step
-    torch.testing.assert_close(rewards[[0, -1]], torch.tensor(model.replay_buffer.rewards[[0, 59], 0]))
+    torch.testing.assert_close(observations["vector"][[0, -1]], torch.tensor(vectors[[0, 59], 0]))
 
 
 def test_a_gpu_without_room_for_a_copy_gets_its_windows_from_pinned_memory(monkeypatch):

@@ -39,8 +39,15 @@ def test_learns_a_linear_map_with_its_units() -> None:
     decoder, r2 = fit_decoder(latents, observations, updates=600, hidden=[64])
     assert r2[:2].min() > 0.98
     assert r2[2].isnan()
-    torch.testing.assert_close(decoder(latents)[:, 2], torch.full((1_000,), 7.0))
+    torch.testing.assert_close(decoder(latents)[:, 2], torch.full((1_000,), 7.0).double())
     assert (decoder(latents)[:, 0] - observations[:, 0]).abs().mean() < 40
+
+
+def test_decodes_the_differences_of_large_numbers() -> None:
+    latents = torch.rand(1_000, 8)
+    decoder, r2 = fit_decoder(latents, 1.7e9 + latents[:, :1].double(), updates=600, hidden=[64])
+    assert r2[0] > 0.98
+    assert (decoder(latents)[:, 0] - 1.7e9 - latents[:, 0]).abs().mean() < 0.04
 
 
 def test_held_out_rows_are_not_learnt_from() -> None:

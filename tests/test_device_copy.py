@@ -264,7 +264,9 @@ def test_a_buffer_that_moves_gets_another_copy(copies):
 
 
 def test_records_by_hand():
-    record = record_type({"a": np.zeros((0, 1, 3), np.uint8), "b": np.zeros((0, 1)), "c": np.zeros((0, 1, 2, 2), int)})
+    record = record_type(
+        {"a": np.zeros((0, 1, 3), np.uint8), "b": np.zeros((0, 1), np.float32), "c": np.zeros((0, 1, 2, 2), int)}
+    )
     assert {name: record.fields[name][1] for name in record.names} == {"a": 0, "b": 8, "c": 16}
     assert record.itemsize == 48
     assert record["b"] == np.float32

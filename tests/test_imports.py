@@ -11,11 +11,11 @@ PACKAGE = Path(sb3_pwm.__file__).parent
 # From the bottom to the top; a unit (a room's module, or a whole room at the top) may import from the lines above its
 # own here, that is, only downwards.
 LEVELS = (
-    {"type_aliases", "returns", "nn/two_hot", "nn/predictability", "compute/distributed", "compute/hardware"},
+    {"type_aliases", "returns", "nn/two_hot", "nn/scales", "compute/distributed", "compute/hardware"},
     {"compute/metrics", "compute/optimizers", "compute/precision", "compute/random_state", "compute/streams"},
-    {"observations"},
+    {"observations", "nn/predictability"},
     {"compute/compilation", "nn/layers", "nn/task_context", "replay/windows", "cli/subcommands"},
-    {"checks", "replay/device_copy", "world_model", "networks", "nn/scales", "diagnostics/start_values"},
+    {"checks", "replay/device_copy", "world_model", "networks", "diagnostics/start_values"},
     {"imagination", "losses", "nn/observation_features", "multitask/tasks", "replay/checks", "video/decoder"},
     {"benchmark"},
     {"buffers", "policies", "multitask/envs", "diagnostics/open_loop"},

@@ -65,19 +65,26 @@ def test_features_have_each_tasks_statistics():
     values = torch.tensor([[1.0, 7, 0], [3.0, 7, 0], [10.0, 20, 30]])
     observations = {"observation": values, "task": torch.tensor([[0], [0], [1]])}
     features.set_statistics(observations)
-    assert_close(features.mean, torch.tensor([[2.0, 7, 0], [10, 20, 30]]))
-    assert_close(features.std, torch.tensor([[1.0, 0, 0], [0, 0, 0]]))
-    assert_close(features(observations), torch.tensor([[-1 / 1.001, 0, 0], [1 / 1.001, 0, 0], [0, 0, 0]]))
+    assert_close(features.mean, torch.tensor([[2.0, 7, 0], [10, 20, 30]]).double())
+    assert_close(features.std, torch.tensor([[1.0, 0, 0], [0, 0, 0]]).double())
+    assert_close(features(observations), torch.tensor([[-1.0, 0, 0], [1, 0, 0], [0, 0, 0]]))
     features.set_statistics({"observation": values[:2] + 1, "task": torch.zeros(2, 1)})
-    assert_close(features.mean[1], torch.tensor([10.0, 20, 30]))  # no data of this task
+    assert_close(features.mean[1], torch.tensor([10.0, 20, 30]).double())  # no data of this task
 
 
 def test_features_pad_a_task_of_its_own():
     features = TaskFeatures(2, 4, task=1)
     features.set_statistics(torch.tensor([[1.0, 2], [3, 2]]))
-    assert_close(features.mean[1], torch.tensor([2.0, 2, 0, 0]))
-    assert_close(features(torch.tensor([[4.0, 2]])), torch.tensor([[2 / 1.001, 0, 0, 0]]))
-    assert_close(features.mean[0], torch.zeros(4))
+    assert_close(features.mean[1], torch.tensor([2.0, 2, 0, 0]).double())
+    assert_close(features(torch.tensor([[4.0, 2]])), torch.tensor([[2.0, 0, 0, 0]]))
+    assert_close(features.mean[0], torch.zeros(4).double())
+
+
+def test_features_of_a_task_in_any_unit_and_with_any_offset():
+    features = TaskFeatures(2, 4, task=1)
+    own = torch.tensor([[5e7, 1e-5], [5e7 + 2, 3e-5]], dtype=torch.float64)
+    features.set_statistics(own)
+    assert_close(features(own), torch.tensor([[-1.0, -1, 0, 0], [1, 1, 0, 0]]))
 
 
 def test_features_without_standardisation_are_padded_only():
@@ -90,6 +97,11 @@ def test_reward_scales_by_hand():
     scale = RewardScale(3)
     scale.set_statistics(torch.tensor([1.0, 3, -20, 20, 0]), torch.tensor([0, 0, 2, 2, 2]))
     assert_close(scale.scale, torch.tensor([1.0, 1, (800 / 3) ** 0.5]))
+    scale.set_statistics(torch.tensor([0.0, 0, 9]), torch.tensor([0, 2, 1]))  # nothing but 0 changes nothing
+    assert_close(scale.scale, torch.tensor([1.0, 9 / 4, (800 / 3) ** 0.5]))
+    scale.set_statistics(torch.tensor([3.0, 5]), torch.tensor([1, 1]))
+    assert_close(scale.scale[1], torch.tensor(17**0.5 / 4))
+    scale.scale[1] = 1
     rewards = torch.tensor([[2.0, 4], [6, 8]])
     assert_close(scale(rewards, torch.tensor([1, 0])), rewards)
     assert_close(scale(rewards, torch.tensor([2, 0]))[:, 0], rewards[:, 0] / (800 / 3) ** 0.5)
@@ -241,7 +253,7 @@ def test_an_extracted_policy_sees_the_tasks_own_latents_standardised():
     """Its context, the same in all of its latents, is nothing to it."""
     own = model_of(steps=120).extract("large", 3)
     policy = own.policy
-    observations, _ = own.sequences.statistics_sample()
+    observations = own.sequences.statistics_sample()
     latents = policy.world_model.encode(observations).detach()
     scale, size, own_dim = policy.latent_scale, latents.shape[1], policy.world_model.own_dim
     assert_close(scale.mean[:size], latents.mean(0), rtol=0, atol=0.005)

@@ -4,35 +4,70 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sb3_pwm.nn.scales import LATENT_STD_FLOOR, LatentScale, ReturnScale, RewardScale, Standardizer
+from sb3_pwm.nn.scales import LATENT_STD_FLOOR, LatentScale, ReturnScale, RewardScale, Standardizer, mean_and_std
 
 
 def test_standardizer_by_hand():
     standardizer = Standardizer((2,))
-    standardizer.set_statistics(torch.tensor([1.0, 0.0]), torch.tensor([1.999, 0.099]))
-    # (5 - 1) / (1.999 + 0.001) and (0.5 - 0) / (0.099 + 0.001)
+    standardizer.set_statistics(torch.tensor([[-1.0, 0.1], [3.0, -0.1]]))
+    # (5 - 1) / 2 and (0.5 - 0) / 0.1
     assert_close(standardizer(torch.tensor([[5.0, 0.5]])), torch.tensor([[2.0, 5.0]]))
 
 
-def test_standardizer_starts_as_nearly_the_identity_and_clips():
+def test_standardizer_starts_as_the_identity_and_clips():
     x = torch.tensor([-1e9, -3.0, 0.0, 3.0, 1e9])
-    assert_close(Standardizer(())(x), torch.tensor([-10, -3 / 1.001, 0, 3 / 1.001, 10]))
+    assert_close(Standardizer(())(x), torch.tensor([-10.0, -3, 0, 3, 10]))
 
 
-def test_a_constant_observation_stays_finite():
-    standardizer = Standardizer(())
-    standardizer.set_statistics(torch.tensor(4.0), torch.tensor(0.0))
-    assert_close(standardizer(torch.tensor([4.0, 5.0])), torch.tensor([0.0, 10.0]))
+def test_a_constant_observation_is_harmless():
+    standardizer = Standardizer((3,))
+    # constant; constant but for rounding; computed anew from what else is there
+    standardizer.set_statistics(torch.tensor([[4.0, 0.1 + 0.2, 1e-14], [4.0, 0.3, -1e-14], [4.0, 0.3, 0.0]]).double())
+    assert_close(standardizer.std, torch.zeros(3).double())
+    assert_close(standardizer(torch.tensor([4.0, 0.3, 0.0]).double()), torch.zeros(3))
+    assert_close(standardizer(torch.tensor([5.0, 1.3, 99.0]).double()), torch.tensor([1.0, 1.0, 10.0]))
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 3)])
-def test_standardized_observations_have_mean_0_and_deviation_1(shape):
-    observations = 5 + 3 * torch.randn(5_000, *shape)
+def test_rounding_noise_beside_other_entries_is_constant():
+    observations = torch.randn(500, 3).double() * torch.tensor([1.0, 1.0, 1e-14])
+    assert (mean_and_std(observations)[1] > 0).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-5, 1e-3, 1.0, 1e6, 1e30])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_observations_of_any_unit_are_standardized(shape, unit):
+    observations = unit * (5 + 3 * torch.randn(5_000, *shape).double())
     standardizer = Standardizer(shape)
-    standardizer.set_statistics(observations.mean(0), observations.std(0))
+    standardizer.set_statistics(observations)
     standardized = standardizer(observations)
+    assert standardized.dtype == torch.float32
     assert_close(standardized.mean(0), torch.zeros(shape), atol=1e-4, rtol=0)
     assert_close(standardized.std(0), torch.ones(shape), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("offset", [5e7, -1.7e9])
+def test_an_offset_leaves_all_differences(offset):
+    observations = torch.randn(100, 2).double()
+    plain, shifted = Standardizer((2,)), Standardizer((2,))
+    plain.set_statistics(observations)
+    shifted.set_statistics(observations + offset)
+    assert_close(shifted(observations + offset), plain(observations), rtol=0, atol=1e-5)
+
+
+def test_entries_of_very_different_units_are_all_standardized():
+    units = torch.tensor([1e5, 1.0, 1e-5]).double()
+    observations = torch.randn(5_000, 3) * units
+    assert_close(mean_and_std(observations)[1] / units, torch.ones(3).double(), rtol=0.05, atol=0)
+
+
+def test_statistics_of_earlier_files_mean_the_same():
+    """They were float32, and 0.001 was added to each standard deviation."""
+    standardizer = Standardizer((2,))
+    standardizer.load_state_dict({"mean": torch.tensor([1.0, 4.0]), "std": torch.tensor([1.999, 0.0])})
+    assert_close(standardizer(torch.tensor([5.0, 4.002])), torch.tensor([2.0, 2.0]), rtol=1e-3, atol=0)
+    again = Standardizer((2,))
+    again.load_state_dict(standardizer.state_dict())
+    assert_close(again.std, standardizer.std)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +77,7 @@ def test_standardized_observations_have_mean_0_and_deviation_1(shape):
         ((1.0, 1.0), 0.25),  # deviation 0, root mean square 1
         ((7.0, 9.0), 0.25 * math.sqrt(65)),  # deviation 1 < 0.25 * sqrt((49 + 81) / 2) = 2.02
         ((-2.0, 2.0), 2.0),
+        ((1e-9, 3e-9), 1e-9),  # in any unit
         ((0.0, 0.0), 1.0),
         ((5.0,), 1.25),
     ],
@@ -51,6 +87,13 @@ def test_reward_scale_by_hand(rewards, scale):
     reward_scale.set_statistics(torch.tensor(rewards))
     assert_close(reward_scale.scale, torch.tensor(scale))
     assert_close(reward_scale(torch.tensor(rewards)), torch.tensor(rewards) / scale)
+
+
+def test_rewards_of_zero_keep_the_scale_that_others_had():
+    reward_scale = RewardScale()
+    reward_scale.set_statistics(torch.tensor([0.0, 4.0]))
+    reward_scale.set_statistics(torch.zeros(9))
+    assert_close(reward_scale.scale, torch.tensor(2.0))
 
 
 def test_a_reward_of_zero_stays_zero():
@@ -123,7 +166,7 @@ def test_return_scale_needs_no_gradient():
 def test_statistics_travel_with_the_state_dict(make):
     module, other = make(), make()
     if isinstance(module, Standardizer):
-        module.set_statistics(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+        module.set_statistics(torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
     elif isinstance(module, RewardScale):
         module.set_statistics(torch.tensor([1.0, 5.0]))
     elif isinstance(module, LatentScale):

@@ -1,4 +1,4 @@
-"""How well a linear model foretells features, on data whose answer is known."""
+"""How predictable features are, on data whose answer is known."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def test_shares_of_known_data():
     features, actions, noise = torch.randn(4_000, 3), torch.rand(4_000, 2) * 2 - 1, torch.randn(4_000, 2)
     following = torch.stack(
         [
-            2 * features[:, 0] - 5 * actions[:, 1] + 7,  # foretold
+            2 * features[:, 0] - 5 * actions[:, 1] + 7,  # all of it
             features[:, 1] + noise[:, 0],  # half of the variance
             noise[:, 1],  # nothing
         ],
@@ -21,6 +21,15 @@ def test_shares_of_known_data():
     )
     shares = linear_predictability(features, actions, following)
     assert_close(shares, torch.tensor([1.0, 0.5, 0.0]), atol=0.05, rtol=0)
+
+
+def test_shares_do_not_depend_on_unit_or_offset():
+    features, actions = torch.randn(500, 2).double(), torch.rand(500, 1)
+    following = features @ torch.tensor([[1.0, 0.5], [0.0, 1.0]]).double() + torch.randn(500, 2)
+    expected = linear_predictability(features, actions, following)
+    for unit, offset in ((1e-5, 0), (1, 5e7), (1e6, -1.7e9)):
+        shares = linear_predictability(unit * features + offset, actions, unit * following + offset)
+        assert_close(shares, expected, rtol=0, atol=1e-4)
 
 
 def test_what_is_learnt_by_heart_does_not_count():

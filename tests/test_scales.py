@@ -1,8 +1,10 @@
 """When the scales of observations and rewards follow the replay buffer, and when they must not."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from helpers import SMALL, SMALL_POLICY, TruthEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -14,8 +16,8 @@ def truth_envs(n_envs=1):
     return DummyVecEnv([lambda i=i: TruthEnv(i) for i in range(n_envs)])
 
 
-def make(env=None, **kwargs):
-    return PWM("MlpPolicy", env or truth_envs(), policy_kwargs=SMALL_POLICY, **(SMALL | kwargs))
+def make(env=None, policy="MlpPolicy", **kwargs):
+    return PWM(policy, env or truth_envs(), policy_kwargs=SMALL_POLICY, **(SMALL | kwargs))
 
 
 def scales_of(model):
@@ -163,3 +165,62 @@ def test_refused_learning_changes_nothing(model):
     with pytest.raises(ValueError, match="batch_size=90"):
         model.learn(100)
     assert (model.num_timesteps, model._episode_num, model._n_updates) == counters
+
+
+class InOtherUnits(gym.ObservationWrapper):
+    """The same environment with ``unit * observation + offset``."""
+
+    def __init__(self, env, unit, offset):
+        super().__init__(env)
+        self.unit, self.offset = unit, offset
+        self.observation_space = self._as_space(env.observation_space)
+
+    def _as_space(self, space):
+        if isinstance(space, spaces.Dict):
+            return spaces.Dict({key: self._as_space(part) for key, part in space.items()})
+        return spaces.Box(-np.inf, np.inf, space.shape, np.float64)
+
+    def observation(self, observation):
+        if isinstance(observation, dict):
+            return {key: self.observation(part) for key, part in observation.items()}
+        return observation.astype(np.float64) * self.unit + self.offset
+
+
+@pytest.mark.parametrize(("unit", "offset"), [(1e-5, 0), (1e-3, 0), (1e6, 0), (1, 5e7), (1, 1.7e9)])
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_units_and_offsets_of_observations_do_not_matter(unit, offset, as_dict, interval):
+    """They are standardised before they are cast, in learning and in acting."""
+    env = InOtherUnits(TruthEnv(as_dict=as_dict), unit, offset)
+    model = make(env, policy="MultiInputPolicy" if as_dict else "MlpPolicy").learn(60)
+    stored = model.replay_buffer.observations
+    stored = np.concatenate([stored["place"], stored["rest"]], -1) if as_dict else stored
+    truth = (stored[:60, 0] - offset) / unit
+    with torch.no_grad():
+        features = model.policy.features(model.replay_buffer.statistics_sample()).numpy()
+    varies = np.array([False, True, True, False, True])  # not the number of the environment, nor the end
+    expected = (truth - truth.mean(0))[:, varies] / truth.std(0)[varies]
+    np.testing.assert_allclose(features[:, varies], expected, atol=1e-4)
+    assert np.abs(features[:, ~varies]).max() < 1e-6
+    window = model.sequences.spread_sequences(60, 1)
+    first = {key: part[0] for key, part in window.observations.items()} if as_dict else window.observations[0]
+    np.testing.assert_array_equal(model.policy.features(first).detach(), features)
+    with torch.no_grad():
+        own, _ = model.policy.obs_to_tensor(
+            {key: part[:60, 0] for key, part in model.replay_buffer.observations.items()} if as_dict else stored[:60, 0]
+        )
+        np.testing.assert_array_equal(model.policy.features(own), features)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_rare_rewards_keep_a_steady_scale(n_envs, monkeypatch):
+    """A sample of the stored rewards would miss them now and then."""
+    monkeypatch.setattr("sb3_pwm.buffers.STATISTICS_ROWS", 10)
+    model = make(truth_envs(n_envs), buffer_size=400 * n_envs)
+    buffer = model.sequences
+    buffer.pos = 300
+    buffer.rewards[[7, 150]] = 1
+    for size in range(300, 400):
+        buffer.pos = size
+        model._take_scales()
+        share = 2 / size
+        np.testing.assert_allclose(float(model.policy.reward_scale.scale), (share * (1 - share)) ** 0.5, rtol=1e-5)

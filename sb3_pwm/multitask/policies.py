@@ -31,6 +31,8 @@ class MultiTaskPolicy(PWMPolicy):
     :raises ValueError: if the spaces are not the task set's.
     """
 
+    task_key = "task"
+
     def __init__(
         self,
         observation_space: spaces.Space[Any],

@@ -56,16 +56,17 @@ class ObservationFeatures(nn.Module):
 
     def forward(self, observations: Observations) -> torch.Tensor:
         """Return the (N, features_dim) features of (N, *obs_shape) observations."""
-        observations = self._from_zero(observations)
+        # Before SB3's preprocessing, which casts to float32: there a large mean leaves nothing of the differences.
+        observations = self._standardized(self._from_zero(observations))
         processed = preprocess_obs(observations, self.observation_space, normalize_images=self.normalize_images)
-        if isinstance(processed, dict):
-            processed = dict(processed)
-            for key, standardizer in zip(self.keys, self.standardizers, strict=True):
-                processed[key] = standardizer(processed[key])
-        elif self.standardizers:
-            processed = self.standardizers[0](processed)
         features: torch.Tensor = self.extractor(flattenable(processed))
         return features
+
+    def _standardized(self, observations: Observations) -> Observations:
+        if not isinstance(observations, dict):
+            return self.standardizers[0](observations) if self.standardizers else observations
+        parts = zip(self.keys, self.standardizers, strict=True)
+        return {**observations, **{key: standardizer(observations[key]) for key, standardizer in parts}}
 
     def _from_zero(self, observations: Observations) -> Observations:
         for i, key in enumerate(self.shifted):
@@ -77,11 +78,10 @@ class ObservationFeatures(nn.Module):
         return observations
 
     def set_statistics(self, observations: Observations) -> None:
-        """Take mean and standard deviation from (N, *obs_shape) observations."""
+        """Take means and standard deviations of (N, *obs_shape) observations."""
         parts = observations if isinstance(observations, dict) else {"": observations}
         for key, standardizer in zip(self.keys, self.standardizers, strict=True):
-            values = parts[key].double()
-            standardizer.set_statistics(values.mean(0), values.std(0, correction=0))  # type: ignore[operator]
+            standardizer.set_statistics(parts[key])  # type: ignore[operator]
 
 
 def flattenable(observations: Observations) -> Observations:

@@ -1,10 +1,15 @@
 """Scales that belong to a policy: module buffers, so that they are saved, loaded and moved with it."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 LATENT_STD_FLOOR = 0.02  # of latents in [0, 1]: what varies less is not blown up
+ROUNDINGS = 16  # rounding errors of an entry's largest value: what varies less is constant
+SMALL_ENTRY = 1e-8  # times the median of all entries' standard deviations: what varies less is constant
+OLD_FLOOR = 1e-3  # which files from before float64 statistics expect on top of the standard deviation
 
 
 def move(average: torch.Tensor, new: torch.Tensor, decay: float, *, known: torch.Tensor, finite: torch.Tensor) -> None:
@@ -13,28 +18,70 @@ def move(average: torch.Tensor, new: torch.Tensor, decay: float, *, known: torch
     average.copy_(torch.where(finite, moved, average))
 
 
-class Standardizer(nn.Module):
-    """Shift and scale observations to mean 0 and standard deviation 1, clipped to [-10, 10].
+def mean_and_std(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation of each entry of observations, in float64; 0 for entries that are constant.
 
-    :param shape: shape of one observation.
+    An entry is constant if it varies no more than rounding does, or by less than ``SMALL_ENTRY`` of what the others
+    do: simulators compute some constants anew at every step. All of this is relative, so that no unit is too small.
+
+    :param values: (N, *shape) observations, of the type that they are stored in.
+    :return: two (*shape) tensors.
+    """
+    rounding = ROUNDINGS * torch.finfo(values.dtype).eps if values.is_floating_point() else 0.0
+    values = values.double()
+    mean, std = values.mean(0), values.std(0, correction=0)
+    varies = std > rounding * values.abs().amax(0)
+    if varies.any():
+        varies &= std > SMALL_ENTRY * std[varies].median()
+    return mean, torch.where(varies, std, 0.0)
+
+
+def standardize(values: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Return observations shifted by their mean and in units of ``std``, clipped to [-10, 10], in float32.
+
+    What was constant keeps its own unit. The difference is taken in float64: in float32 a large mean leaves nothing
+    of it.
+    """
+    return ((values - mean) / torch.where(std > 0, std, 1.0)).clamp(-10, 10).float()
+
+
+class Statistics(nn.Module):
+    """Mean and standard deviation of observations, in float64.
+
+    :param shape: shape of both; None for a module without statistics.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...] | None) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(shape))
-        self.register_buffer("std", torch.ones(shape))
+        if shape is not None:
+            self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
+            self.register_buffer("std", torch.ones(shape, dtype=torch.float64))
 
-    def set_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
-        """Replace the statistics by ``mean`` and ``std``, both of one observation's shape."""
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        std = state_dict.get(f"{prefix}std")
+        if std is not None and std.dtype == torch.float32:  # from before these were float64
+            state_dict[f"{prefix}std"] = std + OLD_FLOOR
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Standardizer(Statistics):
+    """Shift and scale observations to mean 0 and standard deviation 1, clipped to [-10, 10].
+
+    :param shape: shape of one observation.
+    """
+
+    def set_statistics(self, observations: torch.Tensor) -> None:
+        """Take the statistics of (N, *shape) observations."""
+        mean, std = mean_and_std(observations)
         self.mean.copy_(mean)
         self.std.copy_(std)
 
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
-        """Standardise (..., *shape) observations."""
-        return ((observations - self.mean) / (self.std + 1e-3)).clamp(-10, 10)
+        """Standardise (..., *shape) observations, to float32."""
+        return standardize(observations, self.mean, self.std)
 
 
 class RewardScale(nn.Module):
@@ -52,22 +99,21 @@ class RewardScale(nn.Module):
     def set_statistics(self, rewards: torch.Tensor, tasks: torch.Tensor | None = None) -> None:
         """Set the scale to the rewards' standard deviation, at least a quarter of their root mean square.
 
-        The second part keeps (nearly) constant rewards, such as 1 per step alive, at a size of at most 4.
+        The second part keeps (nearly) constant rewards, such as 1 per step alive, at a size of at most 4. Without a
+        reward other than 0 the scale stays as it is.
 
-        :param rewards: (N,) rewards in the environment's units; all zero make the scale 1.
-        :param tasks: (N,) task of each, if there is a scale for each; a task without rewards keeps its scale.
+        :param rewards: (N,) rewards in the environment's units, on the host.
+        :param tasks: (N,) task of each, if there is a scale for each.
         """
-        if tasks is None:
-            self.scale.copy_(self._size(rewards))
-            return
-        for task in set(tasks.tolist()):
-            self.scale[task] = self._size(rewards[tasks == task])
-
-    @staticmethod
-    def _size(rewards: torch.Tensor) -> torch.Tensor:
-        root_mean_square = rewards.square().mean().sqrt()
-        scale = torch.maximum(rewards.std(correction=0), 0.25 * root_mean_square)
-        return torch.where(scale > 1e-8, scale, torch.ones_like(scale))
+        groups = torch.zeros(len(rewards), dtype=torch.long) if tasks is None else tasks
+        known = self.scale.cpu().double().reshape(-1)
+        count, total, squares = (
+            torch.bincount(groups, weights, minlength=len(known))
+            for weights in (None, rewards.double(), rewards.double() ** 2)
+        )
+        mean, square = total / count, squares / count  # not a number for a task without rewards
+        scale = torch.maximum((square - mean**2).clamp(min=0).sqrt(), square.sqrt() / 4)
+        self.scale.copy_(torch.where(scale > 0, scale, known).view_as(self.scale))
 
     def of(self, tasks: torch.Tensor | None) -> torch.Tensor:
         """Return the () scale, or the (...) scales of (...) tasks."""

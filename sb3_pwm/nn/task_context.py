@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_pwm.nn.scales import Statistics, mean_and_std, standardize
 from sb3_pwm.type_aliases import Observations
 
 EMBEDDING_INIT = 0.02  # bound of the uniform start values, TD-MPC2's
@@ -50,7 +51,7 @@ class TaskContext(nn.Module):
         return torch.cat([embedding, self.masks[tasks]], -1)
 
 
-class TaskFeatures(nn.Module):
+class TaskFeatures(Statistics):
     """Standardise and pad observations with each task's own statistics; clipped to [-10, 10].
 
     :param n_tasks: number of tasks.
@@ -59,34 +60,27 @@ class TaskFeatures(nn.Module):
     :param standardize: False leaves observations as they are, but for the padding.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
-
     def __init__(
         self, n_tasks: int, observation_size: int, task: int | None = None, *, standardize: bool = True
     ) -> None:
-        super().__init__()
+        super().__init__((n_tasks, observation_size) if standardize else None)
         self.task = task
         self.observation_size = observation_size
         self.standardize = standardize
-        if standardize:
-            self.register_buffer("mean", torch.zeros(n_tasks, observation_size))
-            self.register_buffer("std", torch.ones(n_tasks, observation_size))
 
     def forward(self, observations: Observations) -> torch.Tensor:
         """Return the (N, observation_size) features of (N, ...) observations."""
         values = observations["observation"] if isinstance(observations, dict) else observations
-        padded = F.pad(values.float(), (0, self.observation_size - values.shape[-1]))
+        padded = F.pad(values, (0, self.observation_size - values.shape[-1]))
         if not self.standardize:
-            return padded
+            return padded.float()
         tasks = task_ids(observations, self.task)
-        return ((padded - self.mean[tasks]) / (self.std[tasks] + 1e-3)).clamp(-10, 10)
+        return standardize(padded, self.mean[tasks], self.std[tasks])
 
     def set_statistics(self, observations: Observations) -> None:
         """Take each task's mean and standard deviation from (N, ...) observations; a task without any keeps its own."""
         tasks = task_ids(observations, self.task)
         values = observations["observation"] if isinstance(observations, dict) else observations
         for task in set(tasks.tolist()):
-            own = F.pad(values[tasks == task].double(), (0, self.observation_size - values.shape[-1]))
-            self.mean[task] = own.mean(0)
-            self.std[task] = own.std(0, correction=0)
+            own = F.pad(values[tasks == task], (0, self.observation_size - values.shape[-1]))
+            self.mean[task], self.std[task] = mean_and_std(own)

@@ -77,14 +77,14 @@ class DeviceCopy:
 def record_type(fields: Mapping[str, NDArray[Any]]) -> np.dtype[Any]:
     """Return the type of the record of a step.
 
-    :param fields: (k, n_columns, *shape) arrays by name, k may be 0; float64 becomes float32.
+    :param fields: (k, n_columns, *shape) arrays by name, k may be 0.
     :return: structured type with a field for each, which starts at a whole word.
     """
     formats: list[Any] = []
     offsets: list[int] = []
     size = 0
     for values in fields.values():
-        formats.append((np.float32 if values.dtype == np.float64 else values.dtype, values.shape[2:]))
+        formats.append((values.dtype, values.shape[2:]))
         offsets.append(size)
         size += -(-np.dtype(formats[-1]).itemsize // WORD_BYTES) * WORD_BYTES
     return np.dtype({"names": list(fields), "formats": formats, "offsets": offsets, "itemsize": size})

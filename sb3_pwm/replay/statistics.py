@@ -34,7 +34,9 @@ def take_scales(
     size, capacity = buffer.n_transitions, buffer.buffer_size * buffer.n_envs
     if size < min(int(policy.statistics_size), capacity):
         return False
-    policy.set_statistics(*buffer.statistics_sample(normalizer, policy.n_tasks))
+    tasks = None if policy.task_key is None else buffer.all_of(policy.task_key)
+    observations, rewards = buffer.statistics_sample(normalizer, policy.n_tasks), buffer.all_rewards(normalizer)
+    policy.set_statistics(observations, rewards, tasks)
     policy.statistics_size.fill_(size)
     if weigh_observations:
         steps = buffer.spread_sequences(PREDICTABILITY_STEPS, 1, normalizer)

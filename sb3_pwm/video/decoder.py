@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_pwm.nn.layers import mlp
+from sb3_pwm.nn.scales import mean_and_std
 
 N_BLOCKS = 50  # of neighbouring rows
 HELD_OUT = 10  # every tenth block
@@ -17,7 +18,7 @@ class LatentDecoder(nn.Module):
     """Latents to observations.
 
     :param latent_dim: number of latents Z.
-    :param mean: (D,) mean of the observations.
+    :param mean: (D,) mean of the observations, in float64 as ``std`` is.
     :param std: (D,) their standard deviation; 0 for what never changes.
     :param hidden: sizes of the hidden layers.
     """
@@ -37,7 +38,7 @@ class LatentDecoder(nn.Module):
         return outputs
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return the (..., D) observations of (..., Z) latents, in the units of the environment."""
+        """Return the (..., D) observations of (..., Z) latents, in the units of the environment and in float64."""
         return self.mean + self.std * self.standardized(latents)
 
 
@@ -80,15 +81,15 @@ def fit_decoder(
             f"latents have {len(latents)} rows and observations {len(observations)}; allowed: the same number, at "
             f"least {N_BLOCKS}"
         )
-    latents, observations = latents.detach(), observations.detach().float()
+    latents, observations = latents.detach(), observations.detach()
     held_out = (torch.arange(len(latents)) * N_BLOCKS // len(latents)) % HELD_OUT == HELD_OUT - 1
     held_out = held_out.to(latents.device)
     inputs, targets = latents[~held_out], observations[~held_out]
-    mean, std = targets.mean(0), targets.std(0, correction=0) * changes(targets)
+    mean, std = mean_and_std(targets)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         decoder = LatentDecoder(latents.shape[1], mean.cpu(), std.cpu(), hidden).to(latents.device)
-    standardized = (targets - mean) / std.clamp(min=1e-8)
+    standardized = ((targets - mean) / torch.where(std > 0, std, 1.0)).float()
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(decoder.parameters(), learning_rate, fused=True)  # several times faster
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)

@@ -195,7 +195,7 @@ def fit_latent_decoder(
 
 
 def _recorded_observations(buffer: SequenceReplayBuffer) -> np.ndarray:
-    observations, _ = buffer.statistics_sample()
+    observations = buffer.statistics_sample()
     return cast(torch.Tensor, observations).cpu().numpy()  # Dict observations hold no state to draw
 
 
@@ -210,7 +210,7 @@ def _policy_observations(model: PWM, env: EnvFactory) -> np.ndarray:
             left = POLICY_STEPS - len(observations)
             observations += [step.observation for step in play(model, made, observations[-1], left, False)]
             seed += 1
-    return np.asarray(observations, np.float32)
+    return np.asarray(observations)
 
 
 def _record(
