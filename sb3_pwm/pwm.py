@@ -345,8 +345,8 @@ class PWM(SequenceOffPolicyAlgorithm):
                 self._finish_pretraining(progress_bar)
             while self.num_timesteps < total_timesteps:
                 rollout = self.collect_rollouts(
-                    self.env,  # type: ignore[arg-type]
-                    train_freq=self.train_freq,  # type: ignore[arg-type]
+                    self._watch(self.env),
+                    train_freq=self.train_freq,
                     action_noise=self.action_noise,
                     callback=callback,
                     learning_starts=random_until,
@@ -354,8 +354,6 @@ class PWM(SequenceOffPolicyAlgorithm):
                     log_interval=log_interval,
                 )
                 if not rollout.continue_training:
-                    # SB3 has taken a step without storing it: the next stored step would not follow the newest one.
-                    self._last_obs = None
                     break
                 if self.num_timesteps >= warm_up_end:
                     self._finish_pretraining(progress_bar)

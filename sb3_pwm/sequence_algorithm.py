@@ -3,6 +3,7 @@
 import io
 import pathlib
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,13 +15,15 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Progr
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_pkl
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
 from stable_baselines3.common.utils import configure_logger
+from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.checks import check_finite, constructor_parameters
 from sb3_pwm.replay.checks import check_values, find_breaks
+from sb3_pwm.replay.watched_env import WatchedEnv, own_copy
 
 SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
 
@@ -31,6 +34,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     SB3 may reset an environment without a stored ``done``, takes over any buffer, and stores whatever an environment
     gives; for single transitions this is harmless, for windows it is not.
     """
+
+    _watched: WatchedEnv | None = None
+    _warned_of_others = False
 
     @property
     def sequences(self) -> SequenceReplayBuffer:
@@ -88,16 +94,67 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        if reset_num_timesteps or self._last_obs is None:
+        env = self._watch(self.env)
+        resets = reset_num_timesteps or self._last_obs is None
+        if resets:
             self._on_env_reset()
             self._last_obs = None  # if a reset fails, the next one is due
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if resets:
+            env.note()
+            self._last_obs = own_copy(self._last_obs)
         try:
-            self._check_observations(self._last_obs)
+            self._check_observations(self._last_obs, self._last_original_obs)
         except ValueError:
             self._last_obs = None  # reset again next time
             raise
         return result
+
+    def _watch(self, env: VecEnv | None) -> WatchedEnv:
+        """Return the environment as one that knows who has moved it."""
+        if env is None:
+            raise ValueError("the model has no environment; call set_env(env) first")
+        if isinstance(env, WatchedEnv):
+            return env
+        if self._watched is None or self._watched.venv is not env:
+            self._watched = WatchedEnv(env)
+        return self._watched
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_watched"]
+
+    def _begin_episodes_anew(self, env: WatchedEnv) -> None:
+        """Reset environments that somebody else has moved: what they give next does not follow what is stored."""
+        if not self._warned_of_others:
+            self._warned_of_others = True
+            warnings.warn(
+                "somebody else has stepped or reset the training environment (an evaluation, a callback, or by hand): "
+                "its present episodes end here, and it is reset; evaluate in another environment",
+                UserWarning,
+                stacklevel=2,
+            )
+        self._on_env_reset()
+        self._last_obs = None  # if the reset fails, the next one is due
+        self._last_obs = env.reset()
+        if self._vec_normalize_env is not None:
+            self._last_original_obs = self._vec_normalize_env.get_original_obs()
+        if self.action_noise is not None:
+            self.action_noise.reset()
+        self._check_observations(self._last_obs, self._last_original_obs)
+
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
+        """Collect steps, see :meth:`stable_baselines3.common.off_policy_algorithm.OffPolicyAlgorithm.collect_rollouts`.
+
+        Unlike there, the step at which a callback stops is stored: an episode's reward may lie in it.
+        """
+        rollout = super().collect_rollouts(self._watch(env), callback, *args, **kwargs)
+        if not rollout.continue_training:
+            step = callback.locals
+            self._update_info_buffer(step["infos"], step["dones"])
+            names = ("replay_buffer", "buffer_actions", "new_obs", "rewards", "dones", "infos")
+            self._store_transition(*(step[name] for name in names))
+            self._episode_num += int(step["dones"].sum())
+        return rollout
 
     def _setup_learn_offline(self, total_updates: int, callback: MaybeCallback, tb_log_name: str) -> BaseCallback:
         """Do what SB3 does before learning, but for the reset of the environment."""
@@ -152,18 +209,21 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             raise
         callback.on_training_end()
 
-    def _check_observations(self, observations: Any) -> None:
-        """Check (n_envs, *obs_shape) observations that the environment has just given."""
+    def _check_observations(self, observations: Any, original: Any) -> None:
+        """Check (n_envs, *obs_shape) observations of the environment, and what they were before a ``VecNormalize``."""
         if self._vec_normalize_env is None:
             check_finite("observation", observations, self.num_timesteps)
         else:
             # What is stored; one bad value here spoils the normalised values of all environments.
-            check_finite("observation", self._vec_normalize_env.get_original_obs(), self.num_timesteps)
+            check_finite("observation", original, self.num_timesteps)
             check_finite("normalized observation", observations, self.num_timesteps)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
+        env = self._watch(self.env)
+        if env.moved_by_others:
+            self._begin_episodes_anew(env)
         actions, buffer_actions = super()._sample_action(learning_starts, action_noise, n_envs)
         check_finite("action", buffer_actions, self.num_timesteps)
         return actions, buffer_actions
@@ -177,16 +237,27 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        self._check_observations(new_obs)
+        env = self._watch(self.env)
+        self._check_observations(new_obs, env.original_observations)
         if self._vec_normalize_env is not None:
-            check_finite("reward", self._vec_normalize_env.get_original_reward(), self.num_timesteps)
+            check_finite("reward", env.original_rewards, self.num_timesteps)
         check_finite("reward", reward, self.num_timesteps)
-        for index, info in enumerate(infos):
-            if dones[index] and "terminal_observation" in info:
-                terminal = [info["terminal_observation"]]
-                check_finite("terminal observation", terminal, self.num_timesteps, first_env=index)
+        for index, last in env.last_observations.items():
+            check_finite("terminal observation", [last], self.num_timesteps, first_env=index)
         observations = self._last_obs
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        if self._vec_normalize_env is None:
+            self._last_original_obs, stored_reward = observations, reward  # callbacks may have changed these
+        else:
+            stored_reward = env.original_rewards
+        replay_buffer.add(
+            self._last_original_obs,  # type: ignore[arg-type]
+            env.next_observations(),
+            buffer_action,
+            stored_reward,
+            dones,
+            infos,
+        )
+        self._last_obs, self._last_original_obs = new_obs, env.original_observations
         self._on_transition(observations, reward, dones, infos)
 
     def _on_transition(self, observations: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[Any]) -> None:

@@ -14,7 +14,7 @@ LEVELS = (
     {"type_aliases", "returns", "nn/two_hot", "nn/scales", "compute/distributed", "compute/hardware"},
     {"compute/metrics", "compute/optimizers", "compute/precision", "compute/random_state", "compute/streams"},
     {"observations", "nn/predictability"},
-    {"compute/compilation", "nn/layers", "nn/task_context", "replay/windows", "cli/subcommands"},
+    {"compute/compilation", "nn/layers", "nn/task_context", "replay/windows", "replay/watched_env", "cli/subcommands"},
     {"checks", "replay/device_copy", "world_model", "networks", "diagnostics/start_values"},
     {"imagination", "losses", "nn/observation_features", "multitask/tasks", "replay/checks", "video/decoder"},
     {"benchmark"},

@@ -14,6 +14,7 @@ from sb3_pwm.checks import check_integer
 from sb3_pwm.diagnostics.open_loop import open_loop_errors
 from sb3_pwm.diagnostics.start_values import StartValues, run_episodes
 from sb3_pwm.policies import PWMPolicy
+from sb3_pwm.replay.watched_env import OwnArrays
 
 NORMALIZER_STATISTICS = ("obs_rms", "ret_rms")
 NORMALIZER_SETTINGS = ("norm_obs", "norm_obs_keys", "clip_obs", "norm_reward", "clip_reward", "epsilon")
@@ -69,7 +70,7 @@ def evaluated_start_values(
     check_integer("n_episodes", n_episodes, 1)
     tracker = StartValues(gamma, env.num_envs, n_episodes)
     with normalized_as_in_training(env, normalizer):
-        run_episodes(tracker, lambda observation: start_value(policy, observation), env, act)
+        run_episodes(tracker, lambda observation: start_value(policy, observation), OwnArrays(env), act)
     return tracker
 
 

@@ -1,0 +1,156 @@
+"""What a VecEnv gives at each step, and whether somebody else has moved its environments in between."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, unwrap_vec_normalize
+
+MOVES = ("reset", "step")
+
+
+class OwnArrays(VecEnvWrapper):
+    """Copy what an environment gives, which may use the same arrays at every step; ``dones`` become booleans."""
+
+    def reset(self) -> Any:
+        """Reset all environments."""
+        return own_copy(self.venv.reset())
+
+    def step(self, actions: np.ndarray) -> Any:
+        """Step all environments."""
+        return self._own(*self.venv.step(actions))
+
+    def step_wait(self) -> Any:
+        """Wait for a step that has been begun."""
+        return self._own(*self.venv.step_wait())
+
+    @staticmethod
+    def _own(observations: Any, rewards: np.ndarray, dones: np.ndarray, infos: Any) -> Any:
+        own_infos = [{key: copy.copy(value) for key, value in info.items()} for info in infos]
+        return own_copy(observations), np.array(rewards), np.array(dones).astype(bool), own_infos
+
+
+class WatchedEnv(OwnArrays):
+    """The environment that a model collects steps in: knows what is to be stored, and who else has moved it.
+
+    Calls are counted where everybody's pass through: at the environments themselves, or, where these live in other
+    processes, at the innermost VecEnv.
+
+    :param venv: the environment.
+    """
+
+    def __init__(self, venv: VecEnv) -> None:
+        super().__init__(venv)
+        self.normalizer = unwrap_vec_normalize(venv)
+        self.original_observations: Any = None
+        """Of the newest step, not normalised; after an episode's end those of the next one."""
+        self.original_rewards: Any = None
+        self.last_observations: dict[int, Any] = {}
+        """By environment, of the episodes that the newest step has ended."""
+        self._counters = list(counters_of(venv.unwrapped))
+        self.note()
+
+    def __reduce__(self) -> Any:
+        return WatchedEnv, (self.venv,)  # a VecEnvWrapper can be neither copied nor pickled
+
+    def note(self) -> None:
+        """Remember the present moves as the owner's."""
+        self._noted = self._moves
+
+    @property
+    def _moves(self) -> int:
+        return sum(counter.calls for counter in self._counters)
+
+    @property
+    def moved_by_others(self) -> bool:
+        """Whether somebody has called ``reset`` or ``step`` since the owner's last one."""
+        return self._moves != self._noted
+
+    def reset(self) -> Any:
+        """Reset all environments."""
+        observations = super().reset()
+        self.note()
+        return observations
+
+    def step(self, actions: np.ndarray) -> Any:
+        """Step all environments.
+
+        :raises ValueError: if an episode's last observation is not in its info.
+        """
+        observations, rewards, dones, infos = super().step(actions)
+        self.note()
+        self.original_observations, self.original_rewards = observations, rewards
+        if self.normalizer is not None:
+            self.original_observations = self.normalizer.get_original_obs()
+            self.original_rewards = self.normalizer.get_original_reward()
+        self.last_observations = {i: self._last_observation(i, infos[i]) for i in map(int, np.flatnonzero(dones))}
+        return observations, rewards, dones, infos
+
+    def _last_observation(self, index: int, info: dict[str, Any]) -> Any:
+        last = info.get("terminal_observation")
+        if last is None:
+            raise ValueError(
+                f"environment {index} ended an episode and its info has no 'terminal_observation', so that what the "
+                "last step led to is not known; the VecEnv must put the episode's last observation there"
+            )
+        return last if self.normalizer is None else self.normalizer.unnormalize_obs(last)
+
+    def next_observations(self) -> Any:
+        """Return what the newest step led to, not normalised: (n_envs, *obs_shape), or one such array per key."""
+        following = own_copy(self.original_observations)
+        for index, last in self.last_observations.items():
+            if isinstance(following, dict):
+                for key, values in following.items():
+                    values[index] = last[key]
+            else:
+                following[index] = last
+        return following
+
+
+class CountedMethod:
+    """A method that counts its calls; copied with its object, it goes on as the copy's.
+
+    :param method: bound method.
+    :param only: count only calls whose first argument is one of these; empty for all.
+    """
+
+    def __init__(self, method: Any, only: tuple[str, ...] = ()) -> None:
+        self.method, self.only, self.calls = method, only, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method."""
+        if not self.only or (args and args[0] in self.only) or kwargs.get("method_name") in self.only:
+            self.calls += 1
+        return self.method(*args, **kwargs)
+
+
+def counters_of(venv: VecEnv) -> Iterator[CountedMethod]:
+    """Yield counters of everybody's calls that move an innermost VecEnv's environments.
+
+    :param venv: not a wrapper.
+    """
+    if isinstance(venv, DummyVecEnv):
+        for env in {id(env.unwrapped): env.unwrapped for env in venv.envs}.values():
+            yield from (counted(env, name) for name in MOVES)
+    else:
+        yield from (counted(venv, name) for name in (*MOVES, "step_async"))
+        yield counted(venv, "env_method", MOVES)
+
+
+def counted(owner: Any, name: str, only: tuple[str, ...] = ()) -> CountedMethod:
+    """Return the counter of a method; there is one for all who ask, and one that stays 0 where nothing can be set."""
+    method = getattr(owner, name)
+    if not isinstance(method, CountedMethod):
+        method = CountedMethod(method, only)
+        with contextlib.suppress(AttributeError):
+            setattr(owner, name, method)
+    return method
+
+
+def own_copy(observations: Any) -> Any:
+    """Return observations in arrays that nobody else has."""
+    if isinstance(observations, dict):
+        return {key: np.array(values) for key, values in observations.items()}
+    return np.array(observations)

@@ -1,0 +1,270 @@
+"""What is stored of an environment that others step, that keeps things to itself, or that uses its arrays again."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from helpers import TruthEnv, make, truth_envs
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecNormalize
+
+from sb3_pwm.replay.watched_env import WatchedEnv
+
+WARNING = "somebody else has stepped or reset the training environment"
+
+
+def stored(buffer, key=1):
+    """(steps before, steps after, dones) of a buffer of :class:`TruthEnv`, whose observations count its steps."""
+    size = buffer.size()
+    first, following = buffer.observations, buffer.next_observations
+    if isinstance(first, dict):
+        first, following = first["place"], following["place"]
+    return first[:size, :, key], following[:size, :, key], buffer.dones[:size]
+
+
+def check_every_window(buffer):
+    """Every step takes one step, and whatever follows another in a window begins where that ended."""
+    before, after, dones = stored(buffer)
+    np.testing.assert_array_equal(after, before + 1)
+    running = dones[:-1] == 0
+    np.testing.assert_array_equal(before[1:][running], after[:-1][running])
+
+
+class Evaluation(BaseCallback):
+    """Do something with the training environment at every 7th step."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.act = act
+
+    def _on_step(self):
+        if self.n_calls % 7 == 0:
+            self.act(self.model, self.training_env)
+        return True
+
+
+def episode_by_hand(model, env):
+    observations, done = env.reset(), False
+    while not done:
+        observations, _, dones, _ = env.step(model.predict(observations)[0])
+        done = dones[0]
+
+
+def episode_below(model, env):
+    """With the environment that the user made, which knows nothing of SB3."""
+    below = env.unwrapped.envs[0].unwrapped
+    below.reset()
+    below.step(np.zeros(1, np.float32))
+
+
+WAYS = {
+    "evaluate_policy": lambda model, env: evaluate_policy(model, env, 1, warn=False),
+    "reset": lambda model, env: env.reset(),
+    "episode": episode_by_hand,
+    "another wrapper": lambda model, env: VecNormalize(env.unwrapped).reset(),
+    "env_method": lambda model, env: env.env_method("reset"),
+}
+IN_PROCESS = WAYS | {"below": episode_below}
+ENVS = {
+    "one": truth_envs,
+    "three": lambda: truth_envs(3),
+    "dict": lambda: truth_envs(2, as_dict=True),
+    "processes": lambda: SubprocVecEnv([TruthEnv, TruthEnv]),
+    "normalized": lambda: VecNormalize(truth_envs(2), clip_obs=1e9),
+}
+
+
+def in_a_callback(model, act):
+    model.learn(20 * model.n_envs, callback=Evaluation(act))
+
+
+def between(model, act):
+    for _ in range(3):
+        model.learn(7 * model.n_envs, reset_num_timesteps=False)
+        act(model, model.get_env())
+    model.learn(4, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("kind", ENVS)
+@pytest.mark.parametrize("run", [in_a_callback, between])
+def test_whoever_moves_the_training_environment_ends_its_episodes(kind, run):
+    env = ENVS[kind]()
+    policy = "MultiInputPolicy" if kind == "dict" else "MlpPolicy"
+    for act in (WAYS if kind == "processes" else IN_PROCESS).values():
+        model = make(env, policy, buffer_size=1_000)
+        with pytest.warns(UserWarning, match=WARNING) as caught:
+            run(model, act)
+        assert len([each for each in caught if WARNING in str(each.message)]) == 1  # once for each model
+        if kind == "normalized":  # what is stored comes back from normalised observations with rounding
+            before, after, _ = stored(model.replay_buffer)
+            np.testing.assert_allclose(after, before + 1, rtol=1e-5)
+        else:
+            check_every_window(model.replay_buffer)
+        assert model.replay_buffer.size() >= 20
+    env.close()
+
+
+@pytest.mark.filterwarnings("ignore:Training and eval env are not of the same type")
+def test_eval_callback_in_the_training_environment():
+    model = make(truth_envs(), buffer_size=1_000)
+    with pytest.warns(UserWarning, match=WARNING):
+        model.learn(60, callback=EvalCallback(model.get_env(), eval_freq=7, n_eval_episodes=1, verbose=0, warn=False))
+    check_every_window(model.replay_buffer)
+
+
+def test_the_users_own_environment_is_watched():
+    env = TruthEnv()
+    model = make(env).learn(20)
+    evaluate_policy(model, env, 1, warn=False)
+    with pytest.warns(UserWarning, match=WARNING):
+        model.learn(20, reset_num_timesteps=False)
+    check_every_window(model.replay_buffer)
+
+
+def test_other_environments_are_no_business_of_the_models():
+    model = make(truth_envs()).learn(20, callback=EvalCallback(truth_envs(), eval_freq=7, verbose=0))
+    evaluate_policy(model, truth_envs(), 1)
+    dones = model.replay_buffer.dones.copy()
+    model.learn(20, reset_num_timesteps=False)
+    assert model.replay_buffer.dones[:20].sum() == dones[:20].sum()  # the episode went on
+    check_every_window(model.replay_buffer)
+
+
+def test_a_watched_environment_can_be_copied_and_pickled():
+    env = TruthEnv()
+    model = make(env).learn(7)
+    for twin in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
+        steps = env.steps
+        twin.step(np.zeros(1, np.float32))
+        assert (env.steps, twin.steps) == (steps, steps + 1)
+    model.learn(5, reset_num_timesteps=False)  # no warning
+    again = copy.deepcopy(model)
+    again.learn(5, reset_num_timesteps=False)
+    assert model.replay_buffer.size() == 16  # in fours
+    check_every_window(again.replay_buffer)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_the_step_at_which_a_callback_stops_is_stored(n_envs, normalized):
+    env = VecNormalize(truth_envs(n_envs), clip_obs=1e9) if normalized else truth_envs(n_envs)
+    model = make(env, buffer_size=1_000)
+    for count in range(1, 9):
+        model.learn(100, callback=StopTrainingOnMaxEpisodes(1), reset_num_timesteps=False)
+        assert model.replay_buffer.n_transitions == model.num_timesteps
+        newest = model.replay_buffer.dones[model.replay_buffer.pos - 1]
+        assert newest.any()
+        assert model._episode_num >= count
+    np.testing.assert_array_equal(
+        model.replay_buffer.rewards[: model.replay_buffer.pos, 0], 1 + np.arange(model.replay_buffer.pos)
+    )
+    if not normalized:
+        check_every_window(model.replay_buffer)
+
+
+def test_a_stop_in_the_middle_of_an_episode_lets_it_go_on():
+    class Stop(BaseCallback):
+        def _on_step(self):
+            return self.num_timesteps % 3 != 0
+
+    model = make(truth_envs())
+    for _ in range(4):
+        model.learn(100, callback=Stop(), reset_num_timesteps=False)
+    before, after, dones = stored(model.replay_buffer)
+    assert before[:, 0].tolist() == list(range(12))
+    assert after[:, 0].tolist() == list(range(1, 13))
+    assert np.flatnonzero(dones).tolist() == [4, 10]  # episodes of 5 and 6 steps
+
+
+class Altered(VecEnvWrapper):
+    """A VecEnv with habits that SB3's own do not have."""
+
+    def reset(self):
+        return self.alter_reset(self.venv.reset())
+
+    def step_wait(self):
+        return self.alter(*self.venv.step_wait())
+
+    def alter_reset(self, observations):
+        return observations
+
+
+class FloatDones(Altered):
+    def alter(self, observations, rewards, dones, infos):
+        return observations, rewards, dones.astype(np.float32), infos
+
+
+class SameArrays(Altered):
+    """Gives the same arrays and dictionaries at every step, as wrappers around shared memory do."""
+
+    def alter_reset(self, observations):
+        self.kept = copy.deepcopy(observations)
+        self.rewards, self.dones = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, bool)
+        self.infos = [{} for _ in range(self.num_envs)]
+        return self.kept
+
+    def alter(self, observations, rewards, dones, infos):
+        pairs = [(self.kept, observations)]
+        if isinstance(observations, dict):
+            pairs = [(self.kept[key], observations[key]) for key in observations]
+        for kept, new in (*pairs, (self.rewards, rewards), (self.dones, dones)):
+            kept[:] = new
+        for kept, new in zip(self.infos, infos, strict=True):
+            episode = kept.get("episode", {})
+            kept.clear()
+            kept.update(new)
+            if "episode" in new:
+                episode.update(new["episode"])
+                kept["episode"] = episode
+        return self.kept, self.rewards, self.dones, self.infos
+
+
+@pytest.mark.parametrize("kind", [FloatDones, SameArrays])
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_habits_of_other_vec_envs_change_nothing(kind, n_envs, as_dict):
+    policy = "MultiInputPolicy" if as_dict else "MlpPolicy"
+    plain, model = (
+        make(env, policy).learn(60) for env in (truth_envs(n_envs, as_dict), kind(truth_envs(n_envs, as_dict)))
+    )
+    check_every_window(model.replay_buffer)
+    for name in ("rewards", "dones", "timeouts", "actions"):
+        np.testing.assert_array_equal(getattr(model.replay_buffer, name), getattr(plain.replay_buffer, name))
+    assert list(model.ep_info_buffer) == [
+        {**expected, "t": found["t"]}
+        for expected, found in zip(plain.ep_info_buffer, model.ep_info_buffer, strict=True)
+    ]
+    calibrations = []
+    for each, env in ((model, kind(truth_envs(n_envs, as_dict))), (plain, truth_envs(n_envs, as_dict))):
+        torch.manual_seed(0)
+        calibrations.append(each.value_calibration(env, 4))
+    assert calibrations[0] == calibrations[1]
+
+
+class WithoutTerminalObservation(Altered):
+    def alter(self, observations, rewards, dones, infos):
+        return observations, rewards, dones, [{**info, "terminal_observation": None} for info in infos]
+
+
+def test_an_unknown_last_observation_is_refused_and_never_taught():
+    model = make(WithoutTerminalObservation(truth_envs(2)))
+    with pytest.raises(ValueError, match="environment 0 ended an episode and its info has no 'terminal_observation'"):
+        model.learn(60)
+    assert model.replay_buffer.size() == 4  # the fifth step ends the first episode
+    check_every_window(model.replay_buffer)
+
+
+def test_calls_are_counted_once_for_all_who_watch():
+    env = DummyVecEnv([lambda: Monitor(TruthEnv())])
+    first, second = WatchedEnv(env), WatchedEnv(env)
+    first.reset()
+    assert not first.moved_by_others
+    assert second.moved_by_others
+    second.note()
+    second.step(np.zeros((1, 1)))
+    assert first.moved_by_others
+    assert not second.moved_by_others
