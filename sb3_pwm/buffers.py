@@ -1,5 +1,6 @@
 """Replay buffers that give windows of consecutive steps."""
 
+import uuid
 import warnings
 from typing import Any
 
@@ -37,6 +38,11 @@ class SequenceReplayBuffer(ReplayBuffer):
     _device_copy: DeviceCopy | None = None
     _stays_on_host = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.identity = new_identity()
+        """Which buffer it is, also after it was saved and loaded."""
+
     @classmethod
     def from_replay_buffer(cls, buffer: ReplayBuffer) -> "SequenceReplayBuffer":
         """Take over the arrays of another buffer without copying them.
@@ -55,7 +61,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         else:
             kind = DictSequenceReplayBuffer if isinstance(buffer, DictReplayBuffer) else SequenceReplayBuffer
         sequence_buffer = kind.__new__(kind)
-        sequence_buffer.__dict__.update(buffer.__dict__)
+        sequence_buffer.__dict__.update({"identity": new_identity()} | buffer.__dict__)
         sequence_buffer.drop_device_copy()
         return sequence_buffer
 
@@ -280,6 +286,11 @@ class SequenceReplayBuffer(ReplayBuffer):
 
 class DictSequenceReplayBuffer(SequenceReplayBuffer, DictReplayBuffer):
     """:class:`SequenceReplayBuffer` for Dict observations."""
+
+
+def new_identity() -> str:
+    """Return what no other buffer is called; global random states stay as they are."""
+    return uuid.uuid4().hex
 
 
 def _in_turn(first: Observations, following: Observations) -> Observations:

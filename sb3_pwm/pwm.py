@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 import gymnasium as gym
@@ -13,7 +13,12 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFrequencyUnit
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, configure_logger
+from stable_baselines3.common.utils import (
+    FloatSchedule,
+    LinearSchedule,
+    check_for_correct_spaces,
+    configure_logger,
+)
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
@@ -38,6 +43,7 @@ from sb3_pwm.multitask import extraction
 from sb3_pwm.multitask.policies import ExtractedPolicy, MultiTaskPolicy
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.replay import statistics
+from sb3_pwm.replay.columns import with_columns
 from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm, close_progress_bars
 from sb3_pwm.type_aliases import SequenceSamples
 
@@ -215,6 +221,8 @@ class PWM(SequenceOffPolicyAlgorithm):
         self.torch_compile = torch_compile
         self.n_model_updates = 0
         self.n_skipped_updates = 0
+        self._steps_since_statistics = statistics.STATISTICS_INTERVAL  # due at the first update
+        self._statistics_from: str | None = None  # the replay buffer's identity
         if _init_setup_model:
             self._setup_model()
 
@@ -245,13 +253,11 @@ class PWM(SequenceOffPolicyAlgorithm):
             self.policy_kwargs = policy_kwargs
         check_replay_buffer(self.replay_buffer)
         extraction.check_tasks_of(self.env, self.policy)
-        self._steps_since_statistics = statistics.STATISTICS_INTERVAL  # due at the first update
         self._learner = Learner(self)
         self._start_values = StartValues(self.gamma, self.n_envs, CALIBRATION_EPISODES)
 
     def _excluded_save_params(self) -> list[str]:
-        derived = ["_learner", "_schedules", "_start_values", "_steps_since_statistics"]
-        return [*super()._excluded_save_params(), *derived]
+        return [*super()._excluded_save_params(), "_learner", "_schedules", "_start_values"]
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
@@ -267,19 +273,36 @@ class PWM(SequenceOffPolicyAlgorithm):
         Another ``VecNormalize`` is made up for at the next update, if the replay buffer still holds what the present
         scales of observations and rewards were taken from.
 
+        It may be for another number of environments: what the replay buffer holds is then divided among them.
+
         :param env: the environment.
         :param force_reset: reset it before the next step.
-        :raises ValueError: if its tasks are not the model's; nothing is changed then.
+        :raises ValueError: if its spaces or tasks are not the model's, or ``train_freq`` or ``buffer_size`` do not go
+            with its number of environments; nothing is changed then.
         """
         extraction.check_tasks_of(env, self.policy)
         known = self._vec_normalize_env
-        super().set_env(env, force_reset)
+        super().set_env(self._with_as_many_columns(env), force_reset)
         if self._vec_normalize_env is not known:
             self._steps_since_statistics = statistics.STATISTICS_INTERVAL
 
     def _take_over_buffer(self, buffer: ReplayBuffer) -> None:
         super()._take_over_buffer(buffer)
-        self._steps_since_statistics = statistics.STATISTICS_INTERVAL
+        if self.sequences.identity != self._statistics_from:
+            self._steps_since_statistics = statistics.STATISTICS_INTERVAL
+
+    def _with_as_many_columns(self, env: GymEnv | VecEnv) -> VecEnv:
+        """Wrap an environment as SB3 does, and make the model one for its number of environments."""
+        vec_env = self._wrap_env(env, self.verbose)
+        if vec_env.num_envs != self.n_envs:
+            check_for_correct_spaces(vec_env, self.observation_space, self.action_space)
+            check_train_freq(self.train_freq, vec_env.num_envs)
+            sizes = {"sequence_length": self.sequence_length, "batch_size": self.batch_size}
+            check_capacity(self.buffer_size, vec_env.num_envs, **sizes)
+            self.replay_buffer = with_columns(self.sequences, vec_env.num_envs)
+            self.n_envs = vec_env.num_envs
+            self._last_obs = None
+        return vec_env
 
     def _sample(self, batch_size: int, part: Part = ALL) -> SequenceSamples:
         samples = self.sequences.sample_sequences(batch_size, self.sequence_length, self._vec_normalize_env, part)
@@ -370,42 +393,81 @@ class PWM(SequenceOffPolicyAlgorithm):
 
     def _finish_pretraining(self, progress_bar: bool) -> None:
         if self.n_model_updates < self.pretrain_steps:
-            self._pretrain(self.pretrain_steps - self.n_model_updates, progress_bar, rate_falls=False)
+            left = self.pretrain_steps - self.n_model_updates
+            self._pretrain(left, progress_bar, lambda _: self._current_progress_remaining)
 
-    def pretrain(self: SelfPWM, gradient_steps: int, progress_bar: bool = False) -> SelfPWM:
+    def pretrain(
+        self: SelfPWM,
+        gradient_steps: int,
+        progress_bar: bool = False,
+        *,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 100,
+        tb_log_name: str = "PWM_pretrain",
+        reset_num_timesteps: bool = True,
+    ) -> SelfPWM:
         """Update the world model alone, on the present replay buffer.
 
         Its learning rate follows its schedule over these updates, as if they were a whole run; later updates have the
-        rate of their own time.
+        rate of their own time. Meanwhile ``num_timesteps`` counts them, in callbacks and the log.
 
         In a process group of ``torch.distributed`` every process takes its own part of each batch, ``batch_size``
         windows, and all end with the same world model; give all of them the same seed and data.
 
         :param gradient_steps: number of updates.
         :param progress_bar: show progress.
+        :param callback: SB3 callback, list of callbacks or function.
+        :param log_interval: updates between logs; None for no logs.
+        :param tb_log_name: name of the run in TensorBoard.
+        :param reset_num_timesteps: start counting anew; False goes on from ``n_model_updates``, where an interrupted
+            pre-training has stopped: with its count, and with its learning rate if ``gradient_steps`` are what was
+            left.
         :return: the model.
-        :raises ValueError: if the replay buffer holds too little, or the environment's ``VecNormalize`` has not seen
-            what it holds.
+        :raises ValueError: if a number is out of range, the replay buffer holds too little, or the environment's
+            ``VecNormalize`` has not seen what it holds.
         """
+        check_integer("gradient_steps", gradient_steps, 0)
+        if log_interval is not None:
+            check_integer("log_interval", log_interval, 1)
         statistics.check_normalizer_known(self.sequences, self._vec_normalize_env, self.learning_starts)
-        self._pretrain(gradient_steps, progress_bar, rate_falls=True)
+        known = self.num_timesteps, self._current_progress_remaining
+        try:
+            self._run_offline(
+                gradient_steps,
+                callback,
+                log_interval,
+                tb_log_name,
+                progress_bar and own_part().rank == 0,
+                first=0 if reset_num_timesteps else self.n_model_updates,
+                what="world model",
+                prepare=lambda: self._prepare_pretraining(gradient_steps),
+                update=lambda: self._update_model_alone(self._current_progress_remaining),
+            )
+        finally:
+            self.num_timesteps, self._current_progress_remaining = known
         return self
 
-    def _pretrain(self, gradient_steps: int, progress_bar: bool, *, rate_falls: bool) -> None:
+    def _prepare_pretraining(self, gradient_steps: int) -> None:
         self._prepare_updates()
         if gradient_steps > 0 or self.policy.statistics_size == 0:
             # Never for the policy's updates alone: the world model knows the old scales.
             self._take_scales()
-        part = own_part()
-        if part.n_processes > 1:
+        if own_part().n_processes > 1:
             share_from_first(self.policy.world_model)
             share_from_first(self.policy.reward_scale)
-        updates = range(gradient_steps)
-        for update in tqdm(updates, "world model", disable=not progress_bar or part.rank > 0, leave=False):
-            if rate_falls:
-                self._set_learning_rate("model", 1 - update / gradient_steps)
-            self._learner.update_model(self._sample(self.batch_size, part), n_processes=part.n_processes)
-            self.n_model_updates += 1
+
+    def _pretrain(self, gradient_steps: int, progress_bar: bool, progress_remaining: Callable[[int], float]) -> None:
+        """Pre-train within other learning; each update's learning rate is that of its ``progress_remaining``."""
+        self._prepare_pretraining(gradient_steps)
+        bar = progress_bar and own_part().rank == 0
+        for update in tqdm(range(gradient_steps), "world model", disable=not bar, leave=False):
+            self._update_model_alone(progress_remaining(update))
+
+    def _update_model_alone(self, progress_remaining: float) -> None:
+        self._set_learning_rate("model", progress_remaining)
+        part = own_part()
+        self._learner.update_model(self._sample(self.batch_size, part), n_processes=part.n_processes)
+        self.n_model_updates += 1
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """Update world model, actor and critics on the present replay buffer.
@@ -432,7 +494,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         """Take the scales of observations and rewards, and the observation head's weights, from the replay buffer."""
         weigh = self._learner.observation_coef > 0
         if statistics.take_scales(self.policy, self.sequences, self._vec_normalize_env, weigh_observations=weigh):
-            self._steps_since_statistics = 0
+            self._steps_since_statistics, self._statistics_from = 0, self.sequences.identity
 
     def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
         """Set each optimizer's own rate; the argument is SB3's and names no rates, so it is not used."""
@@ -500,6 +562,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         log_interval: int | None = 100,
         tb_log_name: str = "PWM_offline",
         progress_bar: bool = False,
+        reset_num_timesteps: bool = True,
     ) -> SelfPWM:
         """Learn from the present replay buffer: the world model first, then the policy in imagination.
 
@@ -508,11 +571,13 @@ class PWM(SequenceOffPolicyAlgorithm):
 
         :param total_updates: policy updates.
         :param pretrain_steps: world-model updates before them; None for what is left of the model's
-            ``pretrain_steps``.
+            ``pretrain_steps``, with the learning rate that an interruption left.
         :param callback: SB3 callback, list of callbacks or function.
         :param log_interval: policy updates between logs; None for no logs.
         :param tb_log_name: name of the run in TensorBoard.
         :param progress_bar: show progress.
+        :param reset_num_timesteps: start counting anew; False continues, as if ``total_updates`` more had been asked
+            for at first.
         :return: the model.
         :raises ValueError: if a number is out of range, the replay buffer holds too little, or the environment's
             ``VecNormalize`` has not seen what it holds.
@@ -520,20 +585,27 @@ class PWM(SequenceOffPolicyAlgorithm):
         check_integer("total_updates", total_updates, 0)
         if log_interval is not None:
             check_integer("log_interval", log_interval, 1)
+        done = self.n_model_updates if pretrain_steps is None else 0
         if pretrain_steps is None:
-            pretrain_steps = max(0, self.pretrain_steps - self.n_model_updates)
+            pretrain_steps = max(0, self.pretrain_steps - done)
         check_integer("pretrain_steps", pretrain_steps, 0)
+        wanted = done + pretrain_steps
         self.sequences.check_size(self.batch_size, self.sequence_length)
         statistics.check_normalizer_known(self.sequences, self._vec_normalize_env, self.learning_starts)
         if self.env is None:
             self.env = offline.spaces_only(self.observation_space, self.action_space, self.n_envs)
+        if reset_num_timesteps:
+            self.num_timesteps = self._episode_num = 0
+            self.ep_info_buffer = None
         self._run_offline(
             total_updates,
             callback,
             log_interval,
             tb_log_name,
             progress_bar,
-            prepare=lambda: self.pretrain(pretrain_steps, progress_bar=progress_bar),
+            first=self.num_timesteps,
+            what="policy",
+            prepare=lambda: self._pretrain(pretrain_steps, progress_bar, lambda n: 1 - (done + n) / wanted),
             update=self._update_policy_offline,
         )
         return self

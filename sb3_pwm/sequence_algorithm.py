@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.checks import check_finite, constructor_parameters
 from sb3_pwm.replay.checks import check_values, find_breaks
+from sb3_pwm.replay.columns import with_columns
 from sb3_pwm.replay.watched_env import WatchedEnv, own_copy
 
 SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
@@ -48,10 +49,25 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         return self.replay_buffer  # type: ignore[return-value]
 
     def _take_over_buffer(self, buffer: ReplayBuffer) -> None:
-        sequences = self._checked_buffer(buffer, "observation_space", "action_space", "n_envs")
+        sequences = with_columns(self._checked_buffer(buffer, "observation_space", "action_space"), self.n_envs)
         sequences.device = self.device
-        sequences.end_trajectories()
+        if not self._goes_on_from(sequences):
+            sequences.end_trajectories()
         self.replay_buffer = sequences
+
+    def _goes_on_from(self, buffer: SequenceReplayBuffer) -> bool:
+        """Return whether the environments are where a buffer's newest steps have led them."""
+        if self._last_obs is None or self._last_original_obs is None or buffer.size() == 0:
+            return False
+        newest: Any = (buffer.pos - 1) % buffer.buffer_size
+        stored, present = buffer.next_observations, self._last_original_obs
+        running = buffer.dones[newest] == 0
+        pairs = (
+            [(stored[key][newest], present[key]) for key in present]
+            if isinstance(present, dict)
+            else [(stored[newest], present)]
+        )
+        return all(np.array_equal(led[running], np.reshape(now, led.shape)[running]) for led, now in pairs)
 
     def _checked_buffer(self, buffer: ReplayBuffer, *names: str) -> SequenceReplayBuffer:
         """Return a buffer as one that gives windows; what SB3's own holds is checked, and ends where it breaks off.
@@ -76,9 +92,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         A pickle runs code: load only files that you trust.
 
         :param path: file.
-        :param truncate_last_traj: not used: the newest episode always ends here, since no step can follow it.
+        :param truncate_last_traj: not used: the newest episode goes on if the model's environments are where it left
+            them, and ends otherwise.
         :raises TypeError: if the file holds no SB3 replay buffer.
-        :raises ValueError: if its spaces or number of environments differ, or it cannot give windows.
+        :raises ValueError: if its spaces differ, or it cannot give windows.
         """
         self._take_over_buffer(load_from_pkl(path, self.verbose))
 
@@ -156,16 +173,18 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             self._episode_num += int(step["dones"].sum())
         return rollout
 
-    def _setup_learn_offline(self, total_updates: int, callback: MaybeCallback, tb_log_name: str) -> BaseCallback:
+    def _setup_learn_offline(
+        self, total_updates: int, callback: MaybeCallback, tb_log_name: str, first: int
+    ) -> BaseCallback:
         """Do what SB3 does before learning, but for the reset of the environment."""
         self.start_time = time.time_ns()
-        self.num_timesteps = self._num_timesteps_at_start = self._episode_num = 0
-        self._total_timesteps = total_updates
-        self.ep_info_buffer = deque(maxlen=self._stats_window_size)
-        self.ep_success_buffer = deque(maxlen=self._stats_window_size)
-        self._last_obs = None  # what comes next in an environment does not follow what came last
+        self.num_timesteps = self._num_timesteps_at_start = first
+        self._total_timesteps = first + total_updates
+        if self.ep_info_buffer is None:
+            self.ep_info_buffer = deque(maxlen=self._stats_window_size)
+            self.ep_success_buffer = deque(maxlen=self._stats_window_size)
         if not self._custom_logger:
-            self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, True)
+            self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, first == 0)
         return self._init_callback(callback)
 
     def _run_offline(
@@ -176,6 +195,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         tb_log_name: str,
         progress_bar: bool,
         *,
+        first: int,
+        what: str,
         prepare: Callable[[], object],
         update: Callable[[], None],
     ) -> None:
@@ -186,19 +207,22 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :param log_interval: updates between logs; None for no logs.
         :param tb_log_name: name of the run in TensorBoard.
         :param progress_bar: show progress.
+        :param first: number of updates that have been before, and count too.
+        :param what: is learnt, for the progress bar.
         :param prepare: called once before the first update.
         :param update: one update.
         """
-        callback = self._setup_learn_offline(total_timesteps, callback, tb_log_name)
-        self._update_current_progress_remaining(0, max(1, total_timesteps))
+        callback = self._setup_learn_offline(total_timesteps, callback, tb_log_name, first)
+        total = max(1, self._total_timesteps)
+        self._update_current_progress_remaining(first, total)
         callback.on_training_start(locals(), globals())
         try:
             prepare()
             # SB3's own bar would count a step of every environment at each update.
-            for _ in tqdm(range(total_timesteps), "policy", disable=not progress_bar):
+            for _ in tqdm(range(total_timesteps), what, disable=not progress_bar):
                 update()
                 self.num_timesteps += 1
-                self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+                self._update_current_progress_remaining(self.num_timesteps, total)
                 callback.update_locals(locals())
                 if not callback.on_step():
                     break

@@ -19,6 +19,7 @@ LEVELS = (
     {"imagination", "losses", "nn/observation_features", "multitask/tasks", "replay/checks", "video/decoder"},
     {"benchmark"},
     {"buffers", "policies", "multitask/envs", "diagnostics/open_loop"},
+    {"replay/columns"},
     {"learner", "multitask/policies", "sequence_algorithm", "diagnostics/evaluation", "replay/statistics"},
     {"multitask_policies", "multitask/extraction", "offline", "published"},
     {"pwm"},

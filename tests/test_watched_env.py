@@ -18,12 +18,12 @@ WARNING = "somebody else has stepped or reset the training environment"
 
 
 def stored(buffer, key=1):
-    """(steps before, steps after, dones) of a buffer of :class:`TruthEnv`, whose observations count its steps."""
-    size = buffer.size()
+    """(steps before, steps after, dones), oldest first: the observations of :class:`TruthEnv` count its steps."""
+    order = (buffer.oldest + np.arange(buffer.size())) % buffer.buffer_size
     first, following = buffer.observations, buffer.next_observations
     if isinstance(first, dict):
         first, following = first["place"], following["place"]
-    return first[:size, :, key], following[:size, :, key], buffer.dones[:size]
+    return first[order][..., key], following[order][..., key], buffer.dones[order]
 
 
 def check_every_window(buffer):

@@ -1,0 +1,226 @@
+"""Learning that goes on after it was saved, interrupted, or given other environments, as if nothing had happened."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from helpers import SMALL, SMALL_POLICY, make, same, truth_envs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
+from stable_baselines3.common.vec_env import VecNormalize
+from test_watched_env import check_every_window, stored
+
+from sb3_pwm import PWM
+from sb3_pwm.buffers import SequenceReplayBuffer
+from sb3_pwm.replay import statistics
+from sb3_pwm.replay.columns import with_columns
+
+
+def from_data(n_envs=1, **kwargs):
+    data = make(truth_envs(n_envs), learning_starts=10_000, buffer_size=80 * n_envs).learn(80 * n_envs).replay_buffer
+    settings = {name: value for name, value in SMALL.items() if name not in ("buffer_size", "learning_starts")}
+    return PWM.from_dataset(data, policy_kwargs=SMALL_POLICY | {"n_dynamics": 1}, **(settings | kwargs))
+
+
+class Watch(BaseCallback):
+    def __init__(self, optimizer, stop_at=None):
+        super().__init__()
+        self.optimizer, self.stop_at, self.seen = optimizer, stop_at, []
+
+    def _on_step(self):
+        rate = self.model.policy.optimizers[self.optimizer].param_groups[0]["lr"]
+        self.seen.append((self.num_timesteps, round(rate, 9)))
+        return self.num_timesteps != self.stop_at
+
+
+@pytest.mark.parametrize("interval", [7, 1_000])
+@pytest.mark.parametrize("env_goes_on", [False, True])
+@pytest.mark.parametrize("kind", ["one", "three", "dict", "normalized"])
+def test_a_saved_run_goes_on_as_if_it_had_not_been_interrupted(kind, env_goes_on, interval, tmp_path, monkeypatch):
+    monkeypatch.setattr(statistics, "STATISTICS_INTERVAL", interval)
+    n_envs = {"three": 3}.get(kind, 1)
+    env = truth_envs(n_envs, as_dict=kind == "dict")
+    env = VecNormalize(env) if kind == "normalized" else env
+    model = make(env, "MultiInputPolicy" if kind == "dict" else "MlpPolicy", learning_rate=1e-3).learn(90)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    twin_env = copy.deepcopy(env)
+    if kind == "normalized":
+        twin_env.set_venv(copy.deepcopy(env.venv))
+        twin_env.returns = env.returns.copy()  # of the present episodes, which SB3 forgets
+    if not env_goes_on:
+        model._last_obs = None  # both begin a new episode
+    model.set_random_seed(7)
+    model.learn(60, reset_num_timesteps=False)
+    loaded = PWM.load(tmp_path / "model", env=twin_env, device="cpu", force_reset=not env_goes_on)
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    loaded.set_random_seed(7)
+    loaded.learn(60, reset_num_timesteps=False)
+    assert same(loaded.policy.state_dict(), model.policy.state_dict())
+    for name in ("rewards", "dones", "timeouts", "actions"):
+        np.testing.assert_array_equal(getattr(loaded.replay_buffer, name), getattr(model.replay_buffer, name))
+    check_every_window(loaded.replay_buffer) if kind != "normalized" else None
+
+
+def test_another_buffer_brings_its_scales(tmp_path):
+    model = make(truth_envs()).learn(60)
+    other = make(truth_envs(), seed=5).learn(80)
+    other.save_replay_buffer(tmp_path / "buffer")
+    model.load_replay_buffer(tmp_path / "buffer")
+    model.learn(4, reset_num_timesteps=False)
+    assert int(model.policy.statistics_size) == 84
+
+
+def test_learning_offline_goes_on(tmp_path):
+    whole, first, second = Watch("actor"), Watch("actor"), Watch("actor")
+    uninterrupted = from_data(learning_rate=lambda left: left).learn_offline(20, callback=whole)
+    model = from_data(learning_rate=lambda left: left)
+    model.learn_offline(20, callback=[first, Stop(12), CheckpointCallback(4, tmp_path)])
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "data")
+    loaded = PWM.load(tmp_path / "model", device="cpu")
+    loaded.load_replay_buffer(tmp_path / "data")
+    loaded.learn_offline(8, callback=[second, CheckpointCallback(4, tmp_path)], reset_num_timesteps=False)
+    assert first.seen + second.seen == whole.seen
+    assert whole.seen[-1] == (20, 0.05)
+    steps = {path.name for path in tmp_path.glob("rl_model*")}
+    assert steps == {f"rl_model_{n}_steps.zip" for n in (4, 8, 12, 16, 20)}
+    assert loaded.n_model_updates == uninterrupted.n_model_updates
+    assert loaded._n_updates == uninterrupted._n_updates == 20
+
+
+class Stop(BaseCallback):
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def _on_step(self):
+        return self.num_timesteps != self.at
+
+
+def test_pretraining_takes_callbacks_and_goes_on(tmp_path):
+    whole, first, second = Watch("model"), Watch("model", stop_at=6), Watch("model")
+    from_data(learning_rate=lambda left: left).pretrain(10, callback=whole)
+    model = from_data(learning_rate=lambda left: left).pretrain(10, callback=[first, CheckpointCallback(3, tmp_path)])
+    assert model.n_model_updates == 6
+    model.pretrain(4, callback=[second, CheckpointCallback(3, tmp_path)], reset_num_timesteps=False)
+    assert model.n_model_updates == 10
+    assert first.seen + second.seen == whole.seen == [(n, round(1 - (n - 1) / 10, 9)) for n in range(1, 11)]
+    assert {path.name for path in tmp_path.iterdir()} == {f"rl_model_{n}_steps.zip" for n in (3, 6, 9)}
+
+
+def test_pretraining_leaves_the_count_of_steps():
+    model = make(truth_envs()).learn(40)
+    model.pretrain(5)
+    assert (model.num_timesteps, model._current_progress_remaining) == (40, 0)
+    model.learn(20, reset_num_timesteps=False)
+    assert model.num_timesteps == 60
+    assert stored(model.replay_buffer)[0][:60, 0].tolist() == list(range(60))
+
+
+def test_interrupted_pretraining_of_offline_learning_keeps_its_rate(monkeypatch):
+    rates = []
+    model = from_data(learning_rate=lambda left: left, pretrain_steps=10)
+    update = model._learner.update_model
+
+    def interrupted(*args, **kwargs):
+        rates.append(round(model.policy.optimizers["model"].param_groups[0]["lr"], 9))
+        if len(rates) == 4:
+            raise KeyboardInterrupt
+        return update(*args, **kwargs)
+
+    monkeypatch.setattr(model._learner, "update_model", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn_offline(1)
+    model.learn_offline(1)
+    expected = [round(1 - n / 10, 9) for n in range(10)]
+    assert rates == [*expected[:4], *expected[3:]]
+
+
+@given(
+    n_columns=st.integers(1, 4),
+    n_envs=st.integers(1, 5),
+    n_steps=st.integers(0, 30),
+    capacity=st.integers(1, 20),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_columns_hold_the_same_steps_and_no_window_that_never_was(n_columns, n_envs, n_steps, capacity, seed):
+    space = truth_envs().observation_space
+    buffer = SequenceReplayBuffer(capacity * n_columns, space, truth_envs().action_space, "cpu", n_envs=n_columns)
+    generator = np.random.default_rng(seed)
+    for step in range(n_steps):
+        place = np.zeros((n_columns, 5), np.float32)
+        place[:, 0], place[:, 1] = np.arange(n_columns), step
+        following, done = place + np.eye(5, dtype=np.float32)[1], generator.random(n_columns) < 0.2
+        infos = [{"TimeLimit.truncated": bool(generator.random() < 0.5)} for _ in range(n_columns)]
+        buffer.add(place, following, np.zeros((n_columns, 1)), np.full(n_columns, step), done, infos)
+    before = copy.deepcopy(vars(buffer))
+    result = with_columns(buffer, n_envs)
+    assert same(vars(buffer)["dones"].tolist(), before["dones"].tolist())
+    if n_columns == n_envs:
+        assert result is buffer
+        return
+    assert result.n_transitions == buffer.n_transitions // n_envs * n_envs
+    assert result.buffer_size * n_envs > buffer.buffer_size * n_columns - n_envs or result.buffer_size == 1
+
+    def rows(one):
+        size = one.size()
+        return {
+            (*one.observations[row, column, :2], one.rewards[row, column]): one.dones[row, column]
+            * (1 - one.timeouts[row, column])
+            for row in range(size)
+            for column in range(one.n_envs)
+        }
+
+    assert rows(result).items() <= rows(buffer).items()  # terminations stay what they were
+    assert len(rows(result)) == result.n_transitions
+    if result.size():
+        windows = result.spread_sequences(10_000, min(3, result.size()))
+        valid = windows.mask[1:] > 0
+        steps = windows.observations[:-1]
+        led = steps[1:, :, :2][valid] - steps[:-1, :, :2][valid]
+        torch.testing.assert_close(led, torch.tensor([0.0, 1.0]).expand_as(led))
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (2, 3)])
+@pytest.mark.parametrize("how", ["set_env", "load"])
+def test_learning_goes_on_in_another_number_of_environments(before, after, how, tmp_path):
+    model = from_data(before).learn_offline(3)
+    if how == "set_env":
+        model.set_env(truth_envs(after))
+    else:
+        model.save(tmp_path / "model")
+        model.save_replay_buffer(tmp_path / "buffer")
+        model = PWM.load(tmp_path / "model", env=truth_envs(after), device="cpu")
+        model.load_replay_buffer(tmp_path / "buffer")
+    assert model.n_envs == model.replay_buffer.n_envs == after
+    held = model.replay_buffer.n_transitions
+    assert 80 * before - after < held <= 80 * before
+    updates = model._n_updates
+    model.learn(8 * after)
+    assert model.num_timesteps >= 8 * after
+    assert model._n_updates > updates
+    check_every_window(model.replay_buffer)
+
+
+def test_a_buffer_of_sac_for_another_number_of_environments(tmp_path):
+    data = ReplayBuffer(40, truth_envs().observation_space, truth_envs().action_space, "cpu", n_envs=1)
+    source = make(truth_envs(), learning_starts=1_000).learn(40).replay_buffer
+    vars(data).update({name: value for name, value in vars(source).items() if name in vars(data)})
+    model = make(truth_envs(4))
+    model.replay_buffer = data
+    model.learn(16)
+    assert model.replay_buffer.n_envs == 4
+    check_every_window(model.replay_buffer)
+
+
+def test_a_number_of_environments_that_does_not_go_is_refused_and_nothing_changes():
+    model = make(truth_envs(), train_freq=(1, "episode"))
+    env = model.get_env()
+    with pytest.raises(ValueError, match="episode"):
+        model.set_env(truth_envs(2))
+    assert (model.n_envs, model.replay_buffer.n_envs, model.get_env()) == (1, 1, env)
