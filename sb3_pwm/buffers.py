@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_pwm.checks import check_action_bounds
 from sb3_pwm.compute.distributed import Part
 from sb3_pwm.replay.device_copy import DeviceCopy, free_memory, record_type, staged
 from sb3_pwm.replay.windows import Windows, draw_windows, windows_at
@@ -297,7 +298,8 @@ def check_replay_buffer(buffer: Any) -> None:
     """Check that windows can be drawn from a buffer's arrays.
 
     :raises TypeError: if it is no SB3 replay buffer.
-    :raises ValueError: if it lacks ``next_observations`` or cannot tell time-outs from terminations.
+    :raises ValueError: if it lacks ``next_observations``, cannot tell time-outs from terminations, or its actions have
+        bounds from which they cannot be rescaled.
     """
     if not isinstance(buffer, ReplayBuffer):
         raise TypeError(f"buffer must be a stable_baselines3 ReplayBuffer, not {type(buffer).__name__}")
@@ -311,6 +313,8 @@ def check_replay_buffer(buffer: Any) -> None:
             "the replay buffer was made with handle_timeout_termination=False and cannot tell time-outs from "
             "terminations; allowed: handle_timeout_termination=True"
         )
+    if isinstance(buffer.action_space, spaces.Box):
+        check_action_bounds(buffer.action_space)
 
 
 def sequence_buffer_class(observation_space: spaces.Space[Any]) -> type[SequenceReplayBuffer]:

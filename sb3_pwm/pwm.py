@@ -22,7 +22,6 @@ from sb3_pwm.buffers import ALL, SequenceReplayBuffer, check_replay_buffer, sequ
 from sb3_pwm.checks import (
     check_arguments,
     check_capacity,
-    check_float_actions,
     check_integer,
     check_train_freq,
     constructor_parameters,
@@ -226,7 +225,6 @@ class PWM(SequenceOffPolicyAlgorithm):
             )
         check_arguments(self.__dict__)
         check_train_freq(self.train_freq, self.n_envs)
-        check_float_actions(self.action_space)
         if "critic" in self.policy_kwargs:
             raise ValueError("critic is an argument of PWM itself; leave it out of policy_kwargs")
         if self.replay_buffer_class is None:

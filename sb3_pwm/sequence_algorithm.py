@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 from stable_baselines3.common.noise import ActionNoise
@@ -16,10 +17,11 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import configure_logger
+from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
 from sb3_pwm.buffers import SequenceReplayBuffer
-from sb3_pwm.checks import check_finite, constructor_parameters
+from sb3_pwm.checks import check_action_space, check_finite, constructor_parameters
 from sb3_pwm.replay.checks import check_values, find_breaks
 
 SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
@@ -31,6 +33,13 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     SB3 may reset an environment without a stored ``done``, takes over any buffer, and stores whatever an environment
     gives; for single transitions this is harmless, for windows it is not.
     """
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """Wrap an environment as SB3 does, after a look at its action space."""
+        if isinstance(env.action_space, spaces.Box):  # SB3 says which others it does not support
+            check_action_space(env.action_space)
+        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     @property
     def sequences(self) -> SequenceReplayBuffer:
