@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 
 from sb3_pwm.compute.precision import PRECISIONS
 
@@ -110,6 +111,18 @@ def check_torch_compile(value: Any) -> None:
     """Check whether to compile updates."""
     if not (isinstance(value, bool) or value == "auto"):
         raise ValueError(f'torch_compile={value!r}; allowed: True, False, "auto"')
+
+
+def check_action_noise(noise: ActionNoise | None, n_envs: int) -> None:
+    """Check that noise which a user has already spread over environments is for as many as there are.
+
+    :raises ValueError: if it is not.
+    """
+    if isinstance(noise, VectorizedActionNoise) and noise.n_envs != n_envs:
+        raise ValueError(
+            f"action_noise is for {noise.n_envs} environments, the model has {n_envs}; give the noise of one "
+            "environment, which is copied for each"
+        )
 
 
 def check_train_freq(value: Any, n_envs: int) -> None:

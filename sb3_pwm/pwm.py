@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from sb3_pwm import offline, published
 from sb3_pwm.buffers import ALL, SequenceReplayBuffer, check_replay_buffer, sequence_buffer_class
 from sb3_pwm.checks import (
+    check_action_noise,
     check_arguments,
     check_capacity,
     check_integer,
@@ -192,6 +193,8 @@ class PWM(SequenceOffPolicyAlgorithm):
             sde_support=False,
             supported_action_spaces=(spaces.Box,),
         )
+        if action_noise is not None:
+            check_action_noise(action_noise, self.n_envs)
         self.critic_learning_rate = critic_learning_rate
         self.model_learning_rate = model_learning_rate
         self.pretrain_steps = pretrain_steps
@@ -344,7 +347,7 @@ class PWM(SequenceOffPolicyAlgorithm):
             while self.num_timesteps < total_timesteps:
                 rollout = self.collect_rollouts(
                     self.env,  # type: ignore[arg-type]
-                    train_freq=self.train_freq,  # type: ignore[arg-type]
+                    train_freq=self.train_freq,
                     action_noise=self.action_noise,
                     callback=callback,
                     learning_starts=random_until,
