@@ -68,10 +68,16 @@ class SequenceReplayBuffer(ReplayBuffer):
         self._device_copy, self._stays_on_host = None, False
 
     def add(self, *args: Any, **kwargs: Any) -> None:
-        """Store a step of every environment, as SB3's buffers do."""
+        """Store a step of every environment, as SB3's buffers do; an interrupt leaves it stored as a whole or not at all."""
         if self._device_copy is not None:
             self._device_copy.n_stale += 1
-        super().add(*args, **kwargs)
+        place = self.pos, self.full
+        try:
+            super().add(*args, **kwargs)
+        except BaseException:
+            self.pos, self.full = place
+            super().add(*args, **kwargs)  # what half of a step overwrote is gone
+            raise
 
     @property
     def n_transitions(self) -> int:
@@ -92,8 +98,8 @@ class SequenceReplayBuffer(ReplayBuffer):
             return
         newest = (self.pos - 1) % self.buffer_size
         running = self.dones[newest] == 0
+        self.timeouts[newest, running] = 1  # alone it means nothing, so that an interrupt between the two does no harm
         self.dones[newest, running] = 1
-        self.timeouts[newest, running] = 1
         if self._device_copy is not None:
             self._device_copy.n_stale = max(1, self._device_copy.n_stale)
 
