@@ -68,7 +68,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         self._device_copy, self._stays_on_host = None, False
 
     def add(self, *args: Any, **kwargs: Any) -> None:
-        """Store a step of every environment, as SB3's buffers do; an interrupt leaves it stored as a whole or not at all."""
+        """Store a step of every environment, as SB3's buffers do; as a whole or not at all if interrupted."""
         if self._device_copy is not None:
             self._device_copy.n_stale += 1
         place = self.pos, self.full

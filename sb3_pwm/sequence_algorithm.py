@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.checks import check_action_noise, check_action_space, check_finite, constructor_parameters
+from sb3_pwm.compute.hardware import keep_sigterm
 from sb3_pwm.replay.checks import check_values, find_breaks
 
 SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
@@ -99,6 +100,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        keep_sigterm()
         if reset_num_timesteps or self._last_obs is None:
             self._on_env_reset()
             self._last_obs = None  # if a reset fails, the next one is due
