@@ -38,7 +38,7 @@ from sb3_pwm.multitask import extraction
 from sb3_pwm.multitask.policies import ExtractedPolicy, MultiTaskPolicy
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.replay import statistics
-from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm, close_progress_bars
+from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm, let_go
 from sb3_pwm.type_aliases import SequenceSamples
 
 SelfPWM = TypeVar("SelfPWM", bound="PWM")
@@ -366,9 +366,11 @@ class PWM(SequenceOffPolicyAlgorithm):
         except BaseException:
             # Also Ctrl-C: whatever step was under way, the environment must be reset before the next one.
             self._last_obs = None
-            close_progress_bars(callback)
             raise
-        callback.on_training_end()
+        else:
+            callback.on_training_end()
+        finally:
+            let_go(callback)
         return self
 
     def _finish_pretraining(self, progress_bar: bool) -> None:

@@ -173,10 +173,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                     break
                 if log_interval is not None and self.num_timesteps % log_interval == 0:
                     self.dump_logs()
-        except BaseException:
-            close_progress_bars(callback)
-            raise
-        callback.on_training_end()
+            callback.on_training_end()
+        finally:
+            let_go(callback)
 
     def _check_observations(self, observations: Any) -> None:
         """Check (n_envs, *obs_shape) observations that the environment has just given."""
@@ -300,6 +299,13 @@ def lost_processes_explained(env: VecEnv | None) -> Iterator[None]:
                     "make the environments anew, call set_env(env), and learn again"
                 ) from error
         raise
+
+
+def let_go(callback: BaseCallback) -> None:
+    """Let a callback end with the training, however that ended."""
+    close_progress_bars(callback)
+    # SB3 keeps the callback itself among its locals, with the model: neither would be freed with the last reference.
+    callback.locals.pop("callback", None)
 
 
 def close_progress_bars(callback: BaseCallback) -> None:
