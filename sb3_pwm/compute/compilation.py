@@ -151,7 +151,7 @@ def captured(update: Callable[Concatenate[A, P], R]) -> Callable[Concatenate[A, 
         if self.acceleration.captures:
             # What a graph has captured must not keep the object alive that keeps the graph.
             own = functools.partial(update, weakref.proxy(self))
-            result = self.acceleration.replay(update.__name__, own, inputs, settings)
+            result = self.acceleration.replay(update.__name__, own, inputs, settings)  # type: ignore[arg-type]
         else:
             result = update(self, *inputs, **settings)
         self.after_update()
