@@ -10,6 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_pwm.checks import check_action_bounds
 from sb3_pwm.compute.distributed import Part
 from sb3_pwm.replay.device_copy import DeviceCopy, free_memory, record_type, staged
 from sb3_pwm.replay.windows import Windows, draw_windows, windows_at
@@ -73,10 +74,16 @@ class SequenceReplayBuffer(ReplayBuffer):
         self._device_copy, self._stays_on_host = None, False
 
     def add(self, *args: Any, **kwargs: Any) -> None:
-        """Store a step of every environment, as SB3's buffers do."""
+        """Store a step of every environment, as SB3's buffers do; as a whole or not at all if interrupted."""
         if self._device_copy is not None:
             self._device_copy.n_stale += 1
-        super().add(*args, **kwargs)
+        place = self.pos, self.full
+        try:
+            super().add(*args, **kwargs)
+        except BaseException:
+            self.pos, self.full = place
+            super().add(*args, **kwargs)  # what half of a step overwrote is gone
+            raise
 
     @property
     def n_transitions(self) -> int:
@@ -97,8 +104,8 @@ class SequenceReplayBuffer(ReplayBuffer):
             return
         newest = (self.pos - 1) % self.buffer_size
         running = self.dones[newest] == 0
+        self.timeouts[newest, running] = 1  # alone it means nothing, so that an interrupt between the two does no harm
         self.dones[newest, running] = 1
-        self.timeouts[newest, running] = 1
         if self._device_copy is not None:
             self._device_copy.n_stale = max(1, self._device_copy.n_stale)
 
@@ -316,7 +323,8 @@ def check_replay_buffer(buffer: Any) -> None:
     """Check that windows can be drawn from a buffer's arrays.
 
     :raises TypeError: if it is no SB3 replay buffer.
-    :raises ValueError: if it lacks ``next_observations`` or cannot tell time-outs from terminations.
+    :raises ValueError: if it lacks ``next_observations``, cannot tell time-outs from terminations, or its actions have
+        bounds from which they cannot be rescaled.
     """
     if not isinstance(buffer, ReplayBuffer):
         raise TypeError(f"buffer must be a stable_baselines3 ReplayBuffer, not {type(buffer).__name__}")
@@ -330,6 +338,8 @@ def check_replay_buffer(buffer: Any) -> None:
             "the replay buffer was made with handle_timeout_termination=False and cannot tell time-outs from "
             "terminations; allowed: handle_timeout_termination=True"
         )
+    if isinstance(buffer.action_space, spaces.Box):
+        check_action_bounds(buffer.action_space)
 
 
 def sequence_buffer_class(observation_space: spaces.Space[Any]) -> type[SequenceReplayBuffer]:

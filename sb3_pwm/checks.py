@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 
 from sb3_pwm.compute.precision import PRECISIONS
 
@@ -112,6 +113,18 @@ def check_torch_compile(value: Any) -> None:
         raise ValueError(f'torch_compile={value!r}; allowed: True, False, "auto"')
 
 
+def check_action_noise(noise: ActionNoise | None, n_envs: int) -> None:
+    """Check that noise which a user has already spread over environments is for as many as there are.
+
+    :raises ValueError: if it is not.
+    """
+    if isinstance(noise, VectorizedActionNoise) and noise.n_envs != n_envs:
+        raise ValueError(
+            f"action_noise is for {noise.n_envs} environments, the model has {n_envs}; give the noise of one "
+            "environment, which is copied for each"
+        )
+
+
 def check_train_freq(value: Any, n_envs: int) -> None:
     """Check how much to collect between updates, which SB3 would only do in the middle of ``learn``.
 
@@ -131,13 +144,46 @@ def check_train_freq(value: Any, n_envs: int) -> None:
         raise ValueError(f"train_freq={value!r} does not work with {n_envs} environments; {allowed}")
 
 
-def check_float_actions(action_space: spaces.Space[Any]) -> None:
-    """Check that actions are floats: others would be stored as what was not taken.
+def check_action_space(action_space: spaces.Space[Any]) -> spaces.Box:
+    """Return an action space, now known to be a Box of floats that can be rescaled to [-1, 1].
 
-    :raises ValueError: if they are not.
+    :raises TypeError: if it is no Box.
+    :raises ValueError: if it holds no floats (others would be stored as what was not taken), or as
+        :func:`check_action_bounds` says.
     """
+    if not isinstance(action_space, spaces.Box):
+        raise TypeError(f"action_space must be a Box, not {action_space}")
     if not np.issubdtype(action_space.dtype, np.floating):
         raise ValueError(f"action_space has the type {action_space.dtype}; allowed: float, such as float32")
+    check_action_bounds(action_space)
+    return action_space
+
+
+def check_action_bounds(action_space: spaces.Box, owner: str = "") -> None:
+    """Check that actions can be rescaled from the bounds to [-1, 1] and back.
+
+    :param action_space: Box of any type and number of axes.
+    :param owner: start of the message, such as ``"task 'x': "``.
+    :raises ValueError: if a dimension is unbounded, holds but one value, or is wider than its type can hold; the
+        message names the first such dimension.
+    """
+    low, high = action_space.low, action_space.high
+    with np.errstate(over="ignore", invalid="ignore"):
+        width = high - low if low.dtype.kind == "f" else np.subtract(high, low, dtype=np.float64)
+    bad = np.argwhere(~(np.isfinite(width) & (low < high)))
+    if not len(bad):
+        return
+    place = tuple(bad[0].tolist())
+    if not np.isfinite([low[place], high[place]]).all():
+        advice = "allowed: finite bounds, such as those of useful actions"
+    elif low[place] < high[place]:
+        advice = f"{low.dtype} cannot hold the difference; give it narrower bounds"
+    else:
+        advice = "there is nothing to choose; give it low < high, or drop the dimension and set its value in a wrapper"
+    dimension = place[0] if len(place) == 1 else place
+    raise ValueError(
+        f"{owner}action_space: dimension {dimension} goes from {low[place]!s} to {high[place]!s}: {advice}"
+    )
 
 
 def check_learning_rate(name: str, value: Any) -> None:

@@ -1,7 +1,8 @@
 """The learner: one update of world model, actor and critics, from windows to optimizer steps."""
 
+import weakref
 from contextlib import AbstractContextManager
-from typing import Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 import torch
 
@@ -73,7 +74,7 @@ class Learner:
     """
 
     def __init__(self, model: Trainable) -> None:
-        self.model = model
+        self._model = weakref.ref(model)  # the model owns its learner: the other way round, neither would be freed
         self._precision = usable_precision(model.device, model.precision)
         networks = {
             "actor": model.policy.actor,
@@ -90,6 +91,20 @@ class Learner:
         self._metrics = RunningMeans()
         self._skips = SkipCounter(list(MAX_GRAD_NORM), MAX_SKIPPED_UPDATES, model.device)
         self._updates_since_look = 0
+
+    @property
+    def model(self) -> Trainable:
+        """The policy and the hyperparameters."""
+        model = self._model()
+        if model is None:
+            raise ReferenceError("the model of this learner has been deleted")
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_model": self.model}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _model=weakref.ref(state["_model"]))
 
     def pop_metrics(self) -> dict[str, float]:
         """Return the means of all metrics since the last call."""

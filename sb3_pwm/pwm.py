@@ -25,9 +25,9 @@ from tqdm.auto import tqdm
 from sb3_pwm import offline, published
 from sb3_pwm.buffers import ALL, SequenceReplayBuffer, check_replay_buffer, sequence_buffer_class
 from sb3_pwm.checks import (
+    check_action_noise,
     check_arguments,
     check_capacity,
-    check_float_actions,
     check_integer,
     check_train_freq,
     constructor_parameters,
@@ -44,7 +44,7 @@ from sb3_pwm.multitask.policies import ExtractedPolicy, MultiTaskPolicy
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.replay import statistics
 from sb3_pwm.replay.columns import with_columns
-from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm, close_progress_bars
+from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm, let_go
 from sb3_pwm.type_aliases import SequenceSamples
 
 SelfPWM = TypeVar("SelfPWM", bound="PWM")
@@ -199,6 +199,8 @@ class PWM(SequenceOffPolicyAlgorithm):
             sde_support=False,
             supported_action_spaces=(spaces.Box,),
         )
+        if action_noise is not None:
+            check_action_noise(action_noise, self.n_envs)
         self.critic_learning_rate = critic_learning_rate
         self.model_learning_rate = model_learning_rate
         self.pretrain_steps = pretrain_steps
@@ -234,7 +236,6 @@ class PWM(SequenceOffPolicyAlgorithm):
             )
         check_arguments(self.__dict__)
         check_train_freq(self.train_freq, self.n_envs)
-        check_float_actions(self.action_space)
         if "critic" in self.policy_kwargs:
             raise ValueError("critic is an argument of PWM itself; leave it out of policy_kwargs")
         if self.replay_buffer_class is None:
@@ -386,9 +387,11 @@ class PWM(SequenceOffPolicyAlgorithm):
         except BaseException:
             # Also Ctrl-C: whatever step was under way, the environment must be reset before the next one.
             self._last_obs = None
-            close_progress_bars(callback)
             raise
-        callback.on_training_end()
+        else:
+            callback.on_training_end()
+        finally:
+            let_go(callback)
         return self
 
     def _finish_pretraining(self, progress_bar: bool) -> None:

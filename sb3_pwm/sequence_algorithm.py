@@ -1,27 +1,31 @@
 """SB3's off-policy loop, made safe for replaying sequences."""
 
+import contextlib
 import io
 import pathlib
 import time
+import uuid
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
-from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
 from stable_baselines3.common.utils import configure_logger
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from tqdm.auto import tqdm
 
 from sb3_pwm.buffers import SequenceReplayBuffer
-from sb3_pwm.checks import check_finite, constructor_parameters
+from sb3_pwm.checks import check_action_noise, check_action_space, check_finite, constructor_parameters
+from sb3_pwm.compute.hardware import keep_sigterm
 from sb3_pwm.replay.checks import check_values, find_breaks
 from sb3_pwm.replay.columns import with_columns
 from sb3_pwm.replay.watched_env import WatchedEnv, own_copy
@@ -38,6 +42,13 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     _watched: WatchedEnv | None = None
     _warned_of_others = False
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """Wrap an environment as SB3 does, after a look at its action space."""
+        if isinstance(env.action_space, spaces.Box):  # SB3 says which others it does not support
+            check_action_space(env.action_space)
+        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     @property
     def sequences(self) -> SequenceReplayBuffer:
@@ -111,18 +122,24 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        env = self._watch(self.env)
+        keep_sigterm()
+        if isinstance(self.action_noise, VectorizedActionNoise) and self.action_noise.n_envs != self.n_envs:
+            self.action_noise = self.action_noise.base_noise  # of which SB3 makes one for each environment
         resets = reset_num_timesteps or self._last_obs is None
         if resets:
             self._on_env_reset()
             self._last_obs = None  # if a reset fails, the next one is due
-        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        if resets:
-            env.note()
-            self._last_obs = own_copy(self._last_obs)
         try:
+            with lost_processes_explained(self.env):
+                if resets:
+                    drop_late_answers(self.env)
+                env = self._watch(self.env)
+                result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+            if resets:
+                env.note()
+                self._last_obs = own_copy(self._last_obs)
             self._check_observations(self._last_obs, self._last_original_obs)
-        except ValueError:
+        except BaseException:
             self._last_obs = None  # reset again next time
             raise
         return result
@@ -163,8 +180,11 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         """Collect steps, see :meth:`stable_baselines3.common.off_policy_algorithm.OffPolicyAlgorithm.collect_rollouts`.
 
         Unlike there, the step at which a callback stops is stored: an episode's reward may lie in it.
+
+        :raises RuntimeError: if a process of a ``SubprocVecEnv`` has ended.
         """
-        rollout = super().collect_rollouts(self._watch(env), callback, *args, **kwargs)
+        with lost_processes_explained(env):
+            rollout = super().collect_rollouts(self._watch(env), callback, *args, **kwargs)
         if not rollout.continue_training:
             step = callback.locals
             self._update_info_buffer(step["infos"], step["dones"])
@@ -228,10 +248,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                     break
                 if log_interval is not None and self.num_timesteps % log_interval == 0:
                     self.dump_logs()
-        except BaseException:
-            close_progress_bars(callback)
-            raise
-        callback.on_training_end()
+            callback.on_training_end()
+        finally:
+            let_go(callback)
 
     def _check_observations(self, observations: Any, original: Any) -> None:
         """Check (n_envs, *obs_shape) observations of the environment, and what they were before a ``VecNormalize``."""
@@ -318,7 +337,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         if "stats_window_size" in kwargs:  # SB3 keeps this one under another name
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
         try:
-            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+            model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         except KeyError as error:
             # SB3 answers any mismatch of the parameters' names by looking for DQN's optimizer.
             if error.args == ("policy.optimizer",):
@@ -328,6 +347,54 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             if "loading state_dict" in str(error):
                 raise ValueError(f"cannot load {path}: {error}") from error
             raise
+        check_action_noise(kwargs.get("action_noise"), model.n_envs)
+        return model
+
+
+def drop_late_answers(env: VecEnv | None) -> None:
+    """Read what processes of environments still answer to what an interrupt broke off.
+
+    The next reset would take it for its own answer, and false steps would follow.
+
+    :raises EOFError: if a process has ended.
+    """
+    processes = env and env.unwrapped
+    if not isinstance(processes, SubprocVecEnv):
+        return
+    question = uuid.uuid4().hex  # unlike all earlier ones, of which one may have been interrupted too
+    for pipe, process in zip(processes.remotes, processes.processes, strict=True):
+        if not process.is_alive():
+            raise EOFError
+        pipe.send(("set_attr", ("_last_question", question)))
+        pipe.send(("get_attr", "_last_question"))
+    for pipe in processes.remotes:
+        while not (isinstance(answer := pipe.recv(), str) and answer == question):
+            pass
+    processes.waiting = False
+
+
+@contextlib.contextmanager
+def lost_processes_explained(env: VecEnv | None) -> Iterator[None]:
+    """Say what to do where a process of a ``SubprocVecEnv`` has ended: its pipe only breaks."""
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        for index, process in enumerate(getattr(env and env.unwrapped, "processes", [])):
+            process.join(1)  # one that has just closed its pipe may still be there
+            if not process.is_alive():
+                raise RuntimeError(
+                    f"the process of environment {index} has ended (exit code {process.exitcode}), as after Ctrl-C, "
+                    "which a terminal sends to all processes, or an error in the environment; the model is intact: "
+                    "make the environments anew, call set_env(env), and learn again"
+                ) from error
+        raise
+
+
+def let_go(callback: BaseCallback) -> None:
+    """Let a callback end with the training, however that ended."""
+    close_progress_bars(callback)
+    # SB3 keeps the callback itself among its locals, with the model: neither would be freed with the last reference.
+    callback.locals.pop("callback", None)
 
 
 def close_progress_bars(callback: BaseCallback) -> None:

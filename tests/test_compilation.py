@@ -1,7 +1,9 @@
 """Compiled and captured updates; where there is no GPU, captures are replayed by a stand-in."""
 
 import copy
+import gc
 import warnings
+import weakref
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -232,6 +234,20 @@ def test_graphs_are_captured_anew_for_loaded_optimizers(graphs):
         update(model, WARM_UP_UPDATES + 2)
     assert [graph.replays for graph in graphs] == [1, 1, 2, 2]
     close(captured, eager, rtol=0, atol=0)
+
+
+def test_a_model_with_graphs_is_freed(graphs):
+    model, _ = captured_and_eager()
+    update(model, WARM_UP_UPDATES + 1)
+    learner, actor = weakref.ref(model._learner), weakref.ref(model.policy.actor)
+    gc.collect()
+    gc.disable()
+    try:
+        graphs.clear()
+        del model, _
+        assert learner() is actor() is None
+    finally:
+        gc.enable()
 
 
 def test_a_model_with_graphs_is_copied_and_saved(graphs, tmp_path):

@@ -198,8 +198,8 @@ def test_the_prior_leaves_the_world_model_alone_and_never_asks_its_dynamics(many
 
 
 def test_the_prior_maximises_the_mean_of_the_critics(many):
-    learner = importlib.import_module("multitask_offline").PriorLearner(many.extract("Pendulum-v1", 0))
-    policy = learner.model.policy
+    model = many.extract("Pendulum-v1", 0)
+    learner, policy = importlib.import_module("multitask_offline").PriorLearner(model), model.policy
     latents = torch.rand(6, policy.world_model.latent_dim)
     rollout, weights, returns = learner._imagined(latents)
     inputs = policy.critics.latent_scale(torch.cat([latents, rollout.actions[0]], -1))

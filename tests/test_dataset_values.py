@@ -110,13 +110,13 @@ def test_action_bounds_without_room_between_them():
     data = flat(THREE)
     data["actions"][:, 1] = 0
     bounds = spaces.Box(np.array([-2, 0], np.float32), np.array([2, 0], np.float32))
-    with pytest.raises(ValueError, match=r"the action space must have low < high, not 0.0 in dimension \(1,\)"):
+    with pytest.raises(ValueError, match=r"action_space: dimension 1 goes from 0.0 to 0.0: .*low < high"):
         from_arrays(data, OBSERVATIONS, bounds)
 
 
 def test_action_bounds_whose_difference_is_no_number():
     most = float(np.finfo(np.float32).max)
-    with pytest.raises(ValueError, match="bounds whose difference is a number"):
+    with pytest.raises(ValueError, match="float32 cannot hold the difference"):
         from_arrays(flat(THREE), OBSERVATIONS, spaces.Box(-most, most, (2,), np.float32))
 
 

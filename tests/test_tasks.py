@@ -120,7 +120,7 @@ def test_a_task_larger_than_its_set(task_set):
     [
         (partial(SpaceEnv, action_space=spaces.Discrete(2)), TypeError, "'odd': the action space must be a Box"),
         (partial(SpaceEnv, action_space=spaces.Box(-1, 1, (2, 2))), TypeError, "'odd': the action space must be a Box"),
-        (partial(SpaceEnv, action_space=spaces.Box(0, np.inf, (1,))), ValueError, "'odd': .* must have finite bounds"),
+        (partial(SpaceEnv, action_space=spaces.Box(0, np.inf, (1,))), ValueError, "'odd': .*finite bounds"),
         (partial(SpaceEnv, spaces.Discrete(2)), TypeError, "'odd': the observation space must be a Box"),
         (partial(SpaceEnv, spaces.Box(0, 255, (8, 8, 3), np.uint8)), TypeError, "'odd': the observation space"),
         (partial(SpaceEnv, spaces.Dict({"n": spaces.Discrete(2)})), TypeError, "'odd': the observation space"),

@@ -251,6 +251,7 @@ def test_odd_sizes_get_one_more_row_and_column(tmp_path: Path) -> None:
         ({}, "egl"),
         ({"MUJOCO_GL": ""}, "egl"),
         ({"MUJOCO_GL": "osmesa"}, "osmesa"),
+        ({"SDL_VIDEODRIVER": "kmsdrm"}, "egl"),
         ({"DISPLAY": ":0"}, None),
     ],
 )
@@ -265,6 +266,8 @@ def test_headless_rendering_respects_what_is_set(
     monkeypatch.setattr("sb3_pwm.video.rendering.os.environ", environ := dict(before))
     use_headless_rendering()
     assert environ.get("MUJOCO_GL") == after
+    assert environ.get("SDL_VIDEODRIVER") == before.get("SDL_VIDEODRIVER", None if "DISPLAY" in before else "dummy")
+    assert environ.get("SDL_NO_SIGNAL_HANDLERS") == "1"
 
 
 def test_the_camera_follows_the_body() -> None:

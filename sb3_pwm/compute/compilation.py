@@ -3,6 +3,7 @@
 import functools
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, TypeVar
 
@@ -105,20 +106,20 @@ class Acceleration:
         """Leave out what is compiled or captured: it cannot be copied, and is made anew."""
         return self.__dict__ | {"_compiled": {}, "_graphs": {}}
 
-    def replay(self, update: Callable[..., R], inputs: tuple[Any, ...], settings: Mapping[str, float]) -> R:
-        """Run an update as a CUDA graph, one for each combination of settings and shapes."""
+    def replay(self, name: str, update: Callable[..., R], inputs: tuple[Any, ...], settings: Mapping[str, float]) -> R:
+        """Run the update of a name as a CUDA graph, one for each combination of settings and shapes."""
         states = [optimizer.state for optimizer in self._optimizers.values()]
         if any(state is not before for state, before in zip(states, self._states or states, strict=True)):
             self._graphs.clear()  # the optimizers have loaded other states; graphs know the old ones
         self._states = states
-        key = (update.__name__, *settings.items(), *(tensor.shape for tensor in pytree.tree_leaves(inputs)))
+        key = (name, *settings.items(), *(tensor.shape for tensor in pytree.tree_leaves(inputs)))
         if key not in self._graphs:
             self._graphs[key] = CapturedUpdate(functools.partial(update, **settings))
         result: R = self._graphs[key](*inputs)
         return result
 
     def compile(self, objective: Callable[..., R]) -> Callable[..., R]:
-        """Return a bound method, compiled once."""
+        """Return a method, compiled once."""
         name = objective.__name__
         if name not in self._compiled:
             self._compiled[name] = torch.compile(objective, dynamic=False)
@@ -148,7 +149,9 @@ def captured(update: Callable[Concatenate[A, P], R]) -> Callable[Concatenate[A, 
     def run(self: A, /, *inputs: P.args, **settings: P.kwargs) -> R:
         result: R
         if self.acceleration.captures:
-            result = self.acceleration.replay(update.__get__(self), inputs, settings)  # type: ignore[arg-type]
+            # What a graph has captured must not keep the object alive that keeps the graph.
+            own = functools.partial(update, weakref.proxy(self))
+            result = self.acceleration.replay(update.__name__, own, inputs, settings)  # type: ignore[arg-type]
         else:
             result = update(self, *inputs, **settings)
         self.after_update()
@@ -164,7 +167,7 @@ def compiled(objective: Callable[Concatenate[A, P], R]) -> Callable[Concatenate[
     def run(self: A, /, *args: P.args, **kwargs: P.kwargs) -> R:
         if not self.acceleration.compiles:
             return objective(self, *args, **kwargs)
-        result: R = self.acceleration.compile(objective.__get__(self))(*args, **kwargs)
+        result: R = self.acceleration.compile(objective)(self, *args, **kwargs)
         return result
 
     return run

@@ -1,5 +1,6 @@
-"""What machine this is."""
+"""What machine this is, and how to leave its signals alone."""
 
+import os
 import pathlib
 import platform
 
@@ -11,3 +12,11 @@ def processor() -> str:
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def keep_sigterm() -> None:
+    """Let SIGTERM end this process also while an environment draws with pygame; an existing setting is respected.
+
+    SDL, on which pygame builds, would catch the signal as the wish to close a window, which nobody reads.
+    """
+    os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_obs_shape
 
 from sb3_pwm.buffers import SequenceReplayBuffer, sequence_buffer_class
-from sb3_pwm.checks import check_float_actions, check_integer
+from sb3_pwm.checks import check_action_space, check_integer
 from sb3_pwm.replay.checks import check_bounds, check_finite, check_whole_numbers
 
 ENTRIES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)  # of which observations consist
@@ -192,27 +192,6 @@ def store_observations(storage: Any, observations: Arrays, rows: slice, steps: s
         return
     part = observations[steps]  # type: ignore[index]
     storage[rows, 0] = np.asarray(part).reshape(storage[rows, 0].shape)
-
-
-def check_action_space(action_space: spaces.Space[Any]) -> spaces.Box:
-    """Return the action space, now known to be a Box from whose bounds actions can be rescaled.
-
-    :raises TypeError: if it is no Box.
-    :raises ValueError: if it is not of floats, not bounded, or holds but one value in a dimension.
-    """
-    if not isinstance(action_space, spaces.Box):
-        raise TypeError(f"the action space must be a Box, not {action_space}")
-    check_float_actions(action_space)
-    if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
-        raise ValueError(f"the action space must have finite bounds, not {action_space}")
-    with np.errstate(over="ignore"):
-        if not np.isfinite(action_space.high - action_space.low).all():
-            raise ValueError(f"the action space must have bounds whose difference is a number, not {action_space}")
-    empty = np.argwhere(action_space.low >= action_space.high)
-    if len(empty):
-        place = tuple(empty[0].tolist())
-        raise ValueError(f"the action space must have low < high, not {action_space.low[place]} in dimension {place}")
-    return action_space
 
 
 def check_episode(episode: Episode, observation_space: spaces.Space[Any], action_space: spaces.Box, where: str) -> int:

@@ -27,7 +27,8 @@ class PaddedTaskEnv(gym.Wrapper[dict[str, Any], np.ndarray, Any, np.ndarray]):
     :param observation_size: number of observations of the set.
     :param action_size: number of action dimensions of the set.
     :raises TypeError: if a space is of another kind.
-    :raises ValueError: if the environment has more dimensions than the set, or unbounded actions.
+    :raises ValueError: if the environment has more dimensions than the set, or actions that cannot be rescaled from
+        their bounds.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_pwm.checks import check_integer
+from sb3_pwm.checks import check_action_bounds, check_integer
 
 EnvFactory = str | Callable[..., gym.Env[Any, Any]]
 
@@ -51,7 +51,7 @@ class Task:
         :param env: as in :class:`Task`.
         :return: the task.
         :raises TypeError: if a space is no Box (observations: or Dict of Boxes) with one axis.
-        :raises ValueError: if actions are unbounded.
+        :raises ValueError: if actions cannot be rescaled from their bounds.
         """
         instance = _make(name, env, None)
         try:
@@ -119,7 +119,7 @@ class TaskSet(Sequence[Task]):
         :param min_action_size: as in :class:`TaskSet`.
         :return: the set, in the order of ``envs``.
         :raises TypeError: if a space is no Box (observations: or Dict of Boxes) with one axis; names the task.
-        :raises ValueError: if actions are unbounded.
+        :raises ValueError: if actions cannot be rescaled from their bounds.
         """
         tasks = [Task.from_env(name, env) for name, env in envs.items()]
         return cls(tasks, min_observation_size=min_observation_size, min_action_size=min_action_size)
@@ -244,7 +244,7 @@ def space_sizes(name: str, env: gym.Env[Any, Any]) -> tuple[int, int]:
     :param env: environment.
     :return: the two numbers.
     :raises TypeError: if a space is no Box (observations: or Dict of Boxes) with at most one axis.
-    :raises ValueError: if actions are unbounded.
+    :raises ValueError: if actions cannot be rescaled from their bounds.
     """
     observation_space, action_space = env.observation_space, env.action_space
     parts = observation_space.spaces.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
@@ -255,8 +255,7 @@ def space_sizes(name: str, env: gym.Env[Any, Any]) -> tuple[int, int]:
         )
     if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
         raise TypeError(f"task {name!r}: the action space must be a Box with one axis, not {action_space}")
-    if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
-        raise ValueError(f"task {name!r}: the action space must have finite bounds, not {action_space}")
+    check_action_bounds(action_space, f"task {name!r}: ")
     return sum(int(np.prod(part.shape or ())) for part in parts), action_space.shape[0]
 
 

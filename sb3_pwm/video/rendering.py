@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from sb3_pwm.compute.hardware import keep_sigterm
 from sb3_pwm.nn.observation_features import channels_first
 
 DEFAULT_FPS = 30  # of environments that name no rate
@@ -23,13 +24,17 @@ EnvFactory: TypeAlias = str | Callable[[], gym.Env[Any, Any]]
 
 
 def use_headless_rendering() -> None:
-    """Let MuJoCo render through EGL where there is no display; an existing ``MUJOCO_GL`` is respected.
+    """Let MuJoCo render through EGL, and pygame without looking for a screen, where there is no display.
 
-    Best called before MuJoCo is first imported.
+    Existing settings, ``MUJOCO_GL`` and ``SDL_VIDEODRIVER``, are respected. Best called before MuJoCo is first
+    imported.
     """
+    keep_sigterm()
     has_display = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
-    if sys.platform == "linux" and not has_display and not os.environ.get("MUJOCO_GL"):
-        os.environ["MUJOCO_GL"] = "egl"
+    if sys.platform == "linux" and not has_display:
+        for name, value in (("MUJOCO_GL", "egl"), ("SDL_VIDEODRIVER", "dummy")):
+            if not os.environ.get(name):
+                os.environ[name] = value
 
 
 @contextlib.contextmanager
