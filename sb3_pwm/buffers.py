@@ -301,7 +301,7 @@ def check_replay_buffer(buffer: Any) -> None:
     """
     if not isinstance(buffer, ReplayBuffer):
         raise TypeError(f"buffer must be a stable_baselines3 ReplayBuffer, not {type(buffer).__name__}")
-    if buffer.optimize_memory_usage:
+    if getattr(buffer, "optimize_memory_usage", False):
         raise ValueError(
             "the replay buffer was made with optimize_memory_usage=True and lacks the observations that end "
             "episodes; allowed: optimize_memory_usage=False"
