@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from sb3_pwm.files.tensors import check_tensor_file, check_tensors
+from sb3_pwm.files.tensors import check_tensor_file, check_tensors, reason
 from sb3_pwm.multitask.tasks import TaskSet
 from sb3_pwm.nn.layers import Mish
 from sb3_pwm.policies import PWMPolicy
@@ -173,9 +173,7 @@ def read_file(path: str | pathlib.Path) -> Any:
     except FileNotFoundError:
         raise
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        foreign = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-        reason = f"it holds objects of the class {foreign[1]}, which could run code" if foreign else error
-        raise ValueError(f"cannot read {path} as a world model: {reason}") from error
+        raise ValueError(f"cannot read {path} as a world model: {reason(error)}") from error
 
 
 def is_published(content: Any) -> bool:

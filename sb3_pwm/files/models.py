@@ -15,6 +15,7 @@ import torch
 from sb3_pwm.files.archives import check_archive, opened
 from sb3_pwm.files.atomic import Path, opened_whole, saved_path
 from sb3_pwm.files.plain import build, describe
+from sb3_pwm.files.tensors import reason
 
 RECORD = "sb3_pwm.json"
 PICKLE = ":serialized:"  # SB3's key of what its JSON holds as a pickle
@@ -83,8 +84,9 @@ def opened_model(path: Path | io.BufferedIOBase) -> Iterator[tuple[BinaryIO, str
             if isinstance(error, KeyError) and error.args == ("policy.optimizer",) and error.__context__ is not None:
                 # SB3 answers any mismatch of the parameters' names by looking for DQN's optimizer.
                 raise ValueError(f"cannot load {name}: {error.__context__}") from error
-            reason = str(error) or type(error).__name__
-            raise ValueError(f"cannot load {name}: {reason}") from error
+            # torch's advice on unpickling is not for this door; names of wrong tensors are.
+            text = reason(error) if isinstance(error, pickle.UnpicklingError) else str(error)
+            raise ValueError(f"cannot load {name}: {text or type(error).__name__}") from error
 
 
 def read_record(archive: zipfile.ZipFile, name: str) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ JSON's own values stand for themselves; everything else is ``{"kind": ..., ...}`
 """
 
 import base64
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def describe(value: Any) -> Any:
         return value
     if kind is list:
         return [describe(each) for each in value]
-    if kind is dict:
+    if kind in (dict, OrderedDict):
         return {"kind": "dict", "items": [[describe(key), describe(each)] for key, each in value.items()]}
     if kind is deque:
         return {"kind": "deque", "items": [describe(each) for each in value], "maxlen": value.maxlen}

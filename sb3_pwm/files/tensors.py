@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pathlib
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -33,6 +34,14 @@ def check_tensor_file(path: Path) -> None:
         if zipfile.is_zipfile(file):
             file.seek(0)
             check_archive(file, str(path))
+
+
+def reason(error: Exception) -> str:
+    """Return in a line why ``torch.load`` has refused a file."""
+    foreign = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+    if foreign:
+        return f"it holds objects of the class {foreign[1]}, which could run code"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def leaves(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
