@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import torch
+from stable_baselines3.common.save_util import open_path
 
 from sb3_pwm.files.archives import check_archive, opened
 from sb3_pwm.files.atomic import Path, opened_whole, saved_path
@@ -45,7 +46,7 @@ def save_model(path: Path | io.BufferedIOBase, write: Callable[[Any], None], val
     memory = io.BytesIO()  # the user's file may be one that cannot be read
     write(memory)
     add_record(memory, values)
-    path.write(memory.getbuffer())
+    open_path(path, "w").write(memory.getbuffer())
 
 
 def add_record(file: BinaryIO, values: Mapping[str, Any]) -> None:

@@ -118,7 +118,7 @@ def check_finite(name: str, values: np.ndarray) -> None:
 
     :raises ValueError: if they are not.
     """
-    if not np.issubdtype(values.dtype, np.number) and values.dtype != bool:
+    if values.dtype.kind not in "biuf":
         raise ValueError(f"{name} are of type {values.dtype}, expected numbers")
     if values.dtype.kind in "iub":
         return
