@@ -27,7 +27,7 @@ def opened(path: Path | io.BufferedIOBase, suffix: str) -> Iterator[tuple[Binary
         yield file, NO_FILE_NAME
         return
     with file:
-        yield file, str(path)
+        yield file, str(getattr(file, "name", path))  # with its suffix
 
 
 def check_archive(file: BinaryIO, name: str) -> None:
