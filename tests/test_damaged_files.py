@@ -100,9 +100,10 @@ class BufferFile:
 
 
 class SacBufferFile(BufferFile):
-    """SB3's own have no checksum."""
+    """SB3's own have no checksum; a damaged pickle may be one of another object."""
 
     checksum = False
+    errors = (ValueError, TypeError)
 
     def __init__(self, folder):
         self.path = folder / "buffer.pkl"
@@ -111,6 +112,10 @@ class SacBufferFile(BufferFile):
 
 
 class NpzFile:
+    """Every part has a checksum, but no part says which one it is."""
+
+    knows_parts = False
+
     def __init__(self, folder, save=np.savez):
         self.path = folder / "data.npz"
         save(self.path, **flat(THREE))
@@ -125,6 +130,8 @@ class CompressedNpzFile(NpzFile):
 
 
 class Tdmpc2File:
+    knows_parts = False
+
     def __init__(self, folder):
         self.path = folder / "chunk.pt"
         rng = torch.Generator().manual_seed(0)
@@ -184,12 +191,13 @@ def attack(kind, count, folder, monkeypatch):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", module="minari|h5py")
                 found = file.load()
-        except ValueError as error:
+        except getattr(kind, "errors", ValueError) as error:
             refused += 1
             unnamed += not any(name in str(error) for name in (file.path.name, "test/three-v0"))
         else:
             whole, changed = (whole + 1, changed) if equal(found, expected) else (whole, changed + 1)
-            assert not getattr(kind, "checksum", True) or equal(found, expected), seed
+            known = getattr(kind, "checksum", True) and (seed % 5 != 4 or getattr(kind, "knows_parts", True))
+            assert equal(found, expected) or not known, seed
         finally:
             shutil.move(good, file.path)
     assert equal(file.load(), expected)
