@@ -82,8 +82,7 @@ def test_a_buffer_that_pwm_saved_is_checked_like_any_other(collected, tmp_path, 
         model.load_replay_buffer(tmp_path / "buffer")
     with pytest.raises(ValueError, match=message) as second:
         from_replay_buffer(tmp_path / "buffer.pkl")
-    named = [str(error.value) for error in (first, second)]
-    assert all("buffer.pkl" in text for text in named if "handle_timeout_termination" not in text)
+    assert all("buffer.pkl" in str(error.value) for error in (first, second))
     assert model.replay_buffer is known
 
 

@@ -75,7 +75,7 @@ def as_sequences(buffer: ReplayBuffer, name: str) -> SequenceReplayBuffer:
     :raises ValueError: if it cannot give windows, or holds what :func:`sb3_pwm.replay.checks.check_values` or
         :func:`sb3_pwm.replay.checks.find_breaks` refuse.
     """
-    check_replay_buffer(buffer)
+    check_replay_buffer(buffer, name)
     check_values(buffer, name)
     sequences = SequenceReplayBuffer.from_replay_buffer(buffer)
     if not isinstance(buffer, SequenceReplayBuffer):  # models and importers say where episodes end

@@ -31,8 +31,12 @@ def check_tensor_file(path: Path) -> None:
     :raises ValueError: if it is damaged; files in the format of before 2020 have no checksums and pass.
     """
     with pathlib.Path(path).open("rb") as file:
-        if zipfile.is_zipfile(file):
-            file.seek(0)
+        try:
+            archive = zipfile.is_zipfile(file)
+        except zipfile.BadZipFile:  # its end is damaged
+            archive = True
+        file.seek(0)
+        if archive:
             check_archive(file, str(path))
 
 
