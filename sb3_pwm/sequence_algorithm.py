@@ -100,7 +100,11 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :raises ValueError: if the file is damaged, its spaces or number of environments differ, it cannot give windows,
             or holds what cannot be learnt from, such as NaN; names file and field.
         """
-        self._take_over_buffer(read_replay_buffer(path))
+        buffer = read_replay_buffer(path)
+        try:
+            self._take_over_buffer(buffer)
+        except ValueError as error:
+            raise ValueError(f"cannot use {path}: {error}") from error
 
     def set_parameters(
         self, load_path_or_dict: Any, exact_match: bool = True, device: torch.device | str = "auto"
