@@ -22,7 +22,8 @@ def from_replay_buffer(
     ``PWM.load_replay_buffer`` is for a model with as many environments as the file has; this is for all others.
 
     :param source: a :class:`ReplayBuffer` or :class:`DictReplayBuffer`, or the path of a file that
-        ``save_replay_buffer`` wrote (SAC, TD3, DDPG, TQC, ...). A pickle runs code: load only files that you trust.
+        ``save_replay_buffer`` wrote (SAC, TD3, DDPG, TQC, ...). A pickle runs code: load only files that you trust;
+        data from others are safe as ``.npz``, see :func:`sb3_pwm.datasets.from_npz`.
     :param buffer_size: capacity of the result; None for the number of stored steps.
     :param directory: keep the arrays in files in this folder, for data larger than memory; each import needs a folder
         of its own.
