@@ -319,23 +319,25 @@ def _unnamed(name: str, named: dict[str, Any]) -> Any:
     return {key.removeprefix(f"{name}/"): value for key, value in named.items() if key.startswith(f"{name}/")}
 
 
-def check_replay_buffer(buffer: Any) -> None:
+def check_replay_buffer(buffer: Any, name: str = "the replay buffer") -> None:
     """Check that windows can be drawn from a buffer's arrays.
 
+    :param buffer: replay buffer.
+    :param name: what it is, for messages.
     :raises TypeError: if it is no SB3 replay buffer.
     :raises ValueError: if it lacks ``next_observations``, cannot tell time-outs from terminations, or its actions have
         bounds from which they cannot be rescaled.
     """
     if not isinstance(buffer, ReplayBuffer):
         raise TypeError(f"buffer must be a stable_baselines3 ReplayBuffer, not {type(buffer).__name__}")
-    if buffer.optimize_memory_usage:
+    if getattr(buffer, "optimize_memory_usage", False):
         raise ValueError(
-            "the replay buffer was made with optimize_memory_usage=True and lacks the observations that end "
+            f"{name} was made with optimize_memory_usage=True and lacks the observations that end "
             "episodes; allowed: optimize_memory_usage=False"
         )
     if not getattr(buffer, "handle_timeout_termination", False):
         raise ValueError(
-            "the replay buffer was made with handle_timeout_termination=False and cannot tell time-outs from "
+            f"{name} was made with handle_timeout_termination=False and cannot tell time-outs from "
             "terminations; allowed: handle_timeout_termination=True"
         )
     if isinstance(buffer.action_space, spaces.Box):

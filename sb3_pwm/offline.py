@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_pwm.buffers import check_replay_buffer
 from sb3_pwm.checks import check_integer
+from sb3_pwm.files.tensors import check_tensors, checksum
 from sb3_pwm.policies import PWMPolicy
 
 PRETRAIN_STEPS = 10_000  # for each task: nothing improves the world model afterwards
@@ -101,7 +102,11 @@ def take_over_world_model(policy: PWMPolicy, content: Any, path: str | pathlib.P
     :raises ValueError: if it does not fit; nothing is changed then.
     """
     own = world_model_content(policy, termination_coef, 0)
-    if not isinstance(content, dict) or kinds(content) != kinds(own):
+    content = dict(content) if isinstance(content, dict) else {}
+    known = content.pop("sha256", None)  # earlier revisions wrote none
+    if known is not None and known != checksum(content):
+        raise ValueError(f"the world model in {path} is damaged: its checksum is wrong")
+    if kinds(content) != kinds(own):
         raise ValueError(f"{path} holds no world model of this version of the package")
     for part in ("settings", "world_model", "reward_scale"):
         expected, found = ({name: described(value) for name, value in c[part].items()} for c in (own, content))
@@ -112,6 +117,7 @@ def take_over_world_model(policy: PWMPolicy, content: Any, path: str | pathlib.P
                 f"the world model in {path} does not fit: its {name} is {found.get(name)}, this model's is "
                 f"{expected.get(name)} ({len(differing)} of {part} differ; see policy_kwargs and spaces)"
             )
+    check_tensors(f"the world model in {path}", content, own)
     for name in ("n_model_updates", "statistics_size"):
         check_integer(f"{name} in {path}", content[name], 0)
     if termination_coef and not content["termination_coef"]:

@@ -1,6 +1,7 @@
 """The policy: every network, normaliser and optimizer of PWM, and how to act with them."""
 
 import copy
+import pathlib
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -18,6 +19,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_pwm.compute.optimizers import RATE_SCALE
+from sb3_pwm.files.tensors import save_tensors
 from sb3_pwm.losses import state_values
 from sb3_pwm.networks import Actor, CriticEnsemble, EntropyCoefficient
 from sb3_pwm.nn.observation_features import ObservationFeatures
@@ -331,6 +333,16 @@ class PWMPolicy(BasePolicy):
         latents = self.world_model.encode(observation)
         values = state_values(self.critics, self.actor, latents, q_critic=self.q_critic)
         return values * self.reward_scale.of(self.tasks_of(observation))
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Save the policy; an old file stays until the new one is whole.
+
+        ``load`` reads it as a pickle, which runs code: load only files that you trust.
+
+        :param path: file; missing folders are made.
+        :raises OSError: if it cannot be written.
+        """
+        save_tensors(path, {"state_dict": self.state_dict(), "data": self._get_constructor_parameters()})
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from sb3_pwm.files.tensors import check_tensor_file, check_tensors, reason
 from sb3_pwm.multitask.tasks import TaskSet
 from sb3_pwm.nn.layers import Mish
 from sb3_pwm.policies import PWMPolicy
@@ -165,15 +166,14 @@ def read_file(path: str | pathlib.Path) -> Any:
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: if it is damaged or holds objects of unknown classes.
     """
+    check_tensor_file(path)
     try:
         with torch.serialization.safe_globals(UNREAD):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        foreign = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-        reason = f"it holds objects of the class {foreign[1]}, which could run code" if foreign else error
-        raise ValueError(f"cannot read {path} as a world model: {reason}") from error
+        raise ValueError(f"cannot read {path} as a world model: {reason(error)}") from error
 
 
 def is_published(content: Any) -> bool:
@@ -215,6 +215,7 @@ def parse(content: Any, path: str | pathlib.Path) -> Checkpoint:
     unknown = sorted(tensors.keys() - expected.keys())
     if unknown:
         raise ValueError(f"{path} holds unknown tensors: {', '.join(unknown)}")
+    check_tensors(f"{path}", {name: tensors[name] for name in expected})
     if checkpoint.layers["reward"][-1] < 2:
         raise ValueError(f"{path}: the reward head has one output; only two-hot heads of 2 or more bins are read")
     return checkpoint

@@ -38,6 +38,7 @@ from sb3_pwm.compute.optimizers import set_learning_rate
 from sb3_pwm.compute.precision import Precision
 from sb3_pwm.diagnostics import evaluation
 from sb3_pwm.diagnostics.start_values import StartValues, follow_episodes
+from sb3_pwm.files.tensors import checksum, save_tensors
 from sb3_pwm.learner import Learner
 from sb3_pwm.multitask import extraction
 from sb3_pwm.multitask.policies import ExtractedPolicy, MultiTaskPolicy
@@ -621,10 +622,11 @@ class PWM(SequenceOffPolicyAlgorithm):
     def save_world_model(self, path: str | pathlib.Path) -> None:
         """Save the world model and the scales of observations and rewards, without the policy.
 
-        :param path: file; missing folders are made.
+        :param path: file; missing folders are made, and an old file stays until the new one is whole.
+        :raises OSError: if it cannot be written.
         """
-        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(offline.world_model_content(self.policy, self.termination_coef, self.n_model_updates), path)
+        content = offline.world_model_content(self.policy, self.termination_coef, self.n_model_updates)
+        save_tensors(path, content | {"sha256": checksum(content)})
 
     def load_world_model(self: SelfPWM, path: str | pathlib.Path) -> SelfPWM:
         """Take over a world model; actor and critics stay as they are.

@@ -1,13 +1,11 @@
 """SB3's off-policy loop, made safe for replaying sequences."""
 
-import contextlib
 import io
 import pathlib
 import time
-import uuid
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,18 +15,20 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.save_util import load_from_pkl
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
 from stable_baselines3.common.utils import configure_logger
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.checks import check_action_noise, check_action_space, check_finite, constructor_parameters
 from sb3_pwm.compute.hardware import keep_sigterm
-from sb3_pwm.replay.checks import check_values, find_breaks
+from sb3_pwm.files.models import opened_model, save_model, without_pickles
+from sb3_pwm.files.replay_buffers import as_sequences, read_replay_buffer, save_replay_buffer
+from sb3_pwm.files.tensors import check_tensors
 from sb3_pwm.replay.columns import with_columns
-from sb3_pwm.replay.watched_env import WatchedEnv, own_copy
+from sb3_pwm.replay.watched_env import WatchedEnv, drop_late_answers, lost_processes_explained, own_copy
 
 SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
 
@@ -92,23 +92,71 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             found, expected = getattr(sequences, name), getattr(self, name)
             if found != expected:
                 raise ValueError(f"the replay buffer's {name} is {found}, the model's is {expected}")
-        if not isinstance(buffer, SequenceReplayBuffer):
-            check_values(sequences, "the replay buffer")
-            sequences.end_episodes(find_breaks(sequences, "the replay buffer"))
-        return sequences
+        return sequences if isinstance(buffer, SequenceReplayBuffer) else as_sequences(buffer, "the replay buffer")
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Save the model in a zip file; an old file stays until the new one is whole.
+
+        :param path: file, ``.zip`` if it has no suffix; missing folders are made.
+        :param exclude: further attributes to leave out.
+        :param include: attributes to write that are left out otherwise.
+        :raises OSError: if it cannot be written.
+        """
+        save_model(path, lambda file: super(SequenceOffPolicyAlgorithm, self).save(file, exclude, include), vars(self))
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """Pickle the replay buffer; an old file stays until the new one is whole.
+
+        :param path: file, ``.pkl`` if it has no suffix; missing folders are made.
+        :raises OSError: if it cannot be written.
+        :raises ValueError: if there is no replay buffer.
+        """
+        save_replay_buffer(self.sequences, path)
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """Load a pickled replay buffer, also one that SAC, TD3 or another SB3 algorithm saved.
 
-        A pickle runs code: load only files that you trust.
+        A pickle runs code: load only files that you trust. Files from others are safe as ``.npz``, see
+        :func:`sb3_pwm.datasets.from_npz`, which runs nothing.
 
         :param path: file.
         :param truncate_last_traj: not used: the newest episode goes on if the model's environments are where it left
             them, and ends otherwise.
+        :raises FileNotFoundError: if there is no such file.
         :raises TypeError: if the file holds no SB3 replay buffer.
-        :raises ValueError: if its spaces differ, or it cannot give windows.
+        :raises ValueError: if the file is damaged, its spaces differ, it cannot give windows, or holds what cannot be
+            learnt from, such as NaN; names file and field.
         """
-        self._take_over_buffer(load_from_pkl(path, self.verbose))
+        buffer = read_replay_buffer(path)
+        try:
+            self._take_over_buffer(buffer)
+        except ValueError as error:
+            raise ValueError(f"cannot use {path}: {error}") from error
+
+    def set_parameters(
+        self, load_path_or_dict: Any, exact_match: bool = True, device: torch.device | str = "auto"
+    ) -> None:
+        """Set the tensors of networks, scales and optimizers; no pickle is run.
+
+        :param load_path_or_dict: file that :meth:`save` wrote, or what ``get_parameters`` returns.
+        :param exact_match: whether all of them must be there.
+        :param device: device to load a file to.
+        :raises FileNotFoundError: if there is no such file.
+        :raises ValueError: if the file is damaged, or a tensor is not finite; nothing is changed then.
+        """
+        if isinstance(load_path_or_dict, dict):
+            check_tensors("the parameters", load_path_or_dict, self.get_parameters())
+            super().set_parameters(load_path_or_dict, exact_match, device)
+            return
+        with opened_model(load_path_or_dict) as (file, name):
+            _, parameters, _ = load_from_zip_file(file, device=device, load_data=False)  # type: ignore[arg-type]
+            check_tensors(name, parameters, self.get_parameters())
+            super().set_parameters(parameters, exact_match, device)
 
     def _on_env_reset(self) -> None:
         """Prepare for a reset of the environments: what comes next does not follow the newest stored steps."""
@@ -322,13 +370,28 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
         force_reset: bool = True,
+        *,
+        weights_only: bool = False,
         **kwargs: Any,
     ) -> SelfSequence:
         """Load a model from a zip file; see :meth:`stable_baselines3.common.base_class.BaseAlgorithm.load`.
 
+        SB3's files hold pickles, which run code when they are loaded: load only files that you trust, or with
+        ``weights_only=True``.
+
+        :param path: file, with or without ``.zip``; or an open file.
+        :param env: environment to go on in; None for predictions alone.
+        :param device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+        :param custom_objects: attributes to take from here instead of the file.
+        :param print_system_info: print on which system the file was written, and this one.
+        :param force_reset: reset the environment before the next step.
+        :param weights_only: read arguments and tensors, and run no pickle. Classes that are not this package's, SB3's
+            or PyTorch's own, and functions, must then be given in ``kwargs`` or ``custom_objects``.
         :param kwargs: constructor arguments to change.
-        :raises TypeError: if a keyword is no constructor argument.
-        :raises ValueError: if the file holds other parameters than this version of the model has.
+        :raises FileNotFoundError: if there is no such file.
+        :raises TypeError: if a keyword is no constructor argument, or another algorithm has saved the file.
+        :raises ValueError: if the file is damaged, holds other parameters than this version of the model has, or
+            needs what ``weights_only`` does not read; names it.
         """
         allowed = set(constructor_parameters(cls)) - {"policy", "env", "_init_setup_model"}
         unknown = sorted(set(kwargs) - allowed)
@@ -336,58 +399,12 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             raise TypeError(f"load() got unknown keywords {unknown}; allowed: {sorted(allowed)}")
         if "stats_window_size" in kwargs:  # SB3 keeps this one under another name
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
-        try:
-            model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-        except KeyError as error:
-            # SB3 answers any mismatch of the parameters' names by looking for DQN's optimizer.
-            if error.args == ("policy.optimizer",):
-                raise ValueError(f"cannot load {path}: {error.__context__}") from error
-            raise
-        except RuntimeError as error:
-            if "loading state_dict" in str(error):
-                raise ValueError(f"cannot load {path}: {error}") from error
-            raise
+        with opened_model(path) as (file, name):
+            if weights_only:
+                custom_objects = without_pickles(file, name, kwargs | (custom_objects or {}))
+            model = super().load(file, env, device, custom_objects, print_system_info, force_reset, **kwargs)  # type: ignore[arg-type]
         check_action_noise(kwargs.get("action_noise"), model.n_envs)
         return model
-
-
-def drop_late_answers(env: VecEnv | None) -> None:
-    """Read what processes of environments still answer to what an interrupt broke off.
-
-    The next reset would take it for its own answer, and false steps would follow.
-
-    :raises EOFError: if a process has ended.
-    """
-    processes = env and env.unwrapped
-    if not isinstance(processes, SubprocVecEnv):
-        return
-    question = uuid.uuid4().hex  # unlike all earlier ones, of which one may have been interrupted too
-    for pipe, process in zip(processes.remotes, processes.processes, strict=True):
-        if not process.is_alive():
-            raise EOFError
-        pipe.send(("set_attr", ("_last_question", question)))
-        pipe.send(("get_attr", "_last_question"))
-    for pipe in processes.remotes:
-        while not (isinstance(answer := pipe.recv(), str) and answer == question):
-            pass
-    processes.waiting = False
-
-
-@contextlib.contextmanager
-def lost_processes_explained(env: VecEnv | None) -> Iterator[None]:
-    """Say what to do where a process of a ``SubprocVecEnv`` has ended: its pipe only breaks."""
-    try:
-        yield
-    except (EOFError, ConnectionError) as error:
-        for index, process in enumerate(getattr(env and env.unwrapped, "processes", [])):
-            process.join(1)  # one that has just closed its pipe may still be there
-            if not process.is_alive():
-                raise RuntimeError(
-                    f"the process of environment {index} has ended (exit code {process.exitcode}), as after Ctrl-C, "
-                    "which a terminal sends to all processes, or an error in the environment; the model is intact: "
-                    "make the environments anew, call set_env(env), and learn again"
-                ) from error
-        raise
 
 
 def let_go(callback: BaseCallback) -> None:

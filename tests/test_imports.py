@@ -12,6 +12,9 @@ PACKAGE = Path(sb3_pwm.__file__).parent
 # own here, that is, only downwards.
 LEVELS = (
     {"type_aliases", "returns", "nn/two_hot", "nn/scales", "compute/distributed", "compute/hardware"},
+    {"files/atomic"},
+    {"files/archives"},
+    {"files/tensors"},
     {"compute/metrics", "compute/optimizers", "compute/precision", "compute/random_state", "compute/streams"},
     {"observations", "nn/predictability"},
     {"compute/compilation", "nn/layers", "nn/task_context", "replay/windows", "replay/watched_env", "cli/subcommands"},
@@ -19,8 +22,10 @@ LEVELS = (
     {"imagination", "losses", "nn/observation_features", "multitask/tasks", "replay/checks", "video/decoder"},
     {"benchmark"},
     {"buffers", "policies", "multitask/envs", "diagnostics/open_loop"},
-    {"replay/columns"},
-    {"learner", "multitask/policies", "sequence_algorithm", "diagnostics/evaluation", "replay/statistics"},
+    {"replay/columns", "multitask/policies", "files/replay_buffers"},
+    {"files/plain"},
+    {"files/models"},
+    {"learner", "sequence_algorithm", "diagnostics/evaluation", "replay/statistics"},
     {"multitask_policies", "multitask/extraction", "offline", "published"},
     {"pwm"},
     {"presets", "video", "datasets", "callbacks", "suites"},

@@ -12,8 +12,9 @@ from typing import Any
 from sb3_pwm.benchmark import figures
 from sb3_pwm.benchmark.comparison import Comparison, Estimate, cut
 from sb3_pwm.benchmark.plan import as_file_name
-from sb3_pwm.benchmark.results import FAILED, Run, read_runs, write_text
+from sb3_pwm.benchmark.results import FAILED, Run, read_runs
 from sb3_pwm.checks import check_integer
+from sb3_pwm.files.atomic import write_bytes, write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,9 +71,8 @@ def write_report(comparison: Comparison, out: Path, command: str) -> None:
     :param command: the command line, which the page states.
     """
     page = render(comparison, images := draw(comparison), command)
-    out.mkdir(parents=True, exist_ok=True)
     for name, image in images.items():
-        (out / f"{name}.png").write_bytes(image)
+        write_bytes(out / f"{name}.png", image)
     write_text(out / "index.html", page)
 
 

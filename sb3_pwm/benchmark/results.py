@@ -1,12 +1,11 @@
 """The folder of results: one folder per run with ``run.json``, ``curve.csv`` and, until it has finished, a checkpoint.
 
-Every file is written whole under another name and then put in place, so that a kill leaves the old or the new one.
+Every file is put in place whole, so that a kill leaves the old or the new one.
 """
 
 import contextlib
 import csv
 import json
-import os
 import sys
 import time
 import warnings
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_pwm.benchmark.plan import RunSpec
+from sb3_pwm.files.atomic import write_text
 
 FORMAT = 1
 FINISHED, FAILED, RUNNING = "finished", "failed", "running"
@@ -100,18 +100,8 @@ def locked(folder: Path, seconds: float) -> Iterator[None]:
         yield
 
 
-def write_text(path: Path, text: str) -> None:
-    """Put a file in place whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def write_json(path: Path, values: Any) -> None:
-    """Put a JSON file in place whole or not at all."""
+    """Write a JSON file, see :func:`sb3_pwm.files.atomic.whole_file`."""
     write_text(path, json.dumps(values, indent=1) + "\n")
 
 

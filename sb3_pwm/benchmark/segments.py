@@ -26,6 +26,7 @@ from sb3_pwm.benchmark.plan import RunSpec, find_algorithm
 from sb3_pwm.benchmark.results import CurveRow, write_json
 from sb3_pwm.benchmark.settings import Settings, default_of, interpret
 from sb3_pwm.checks import constructor_parameters
+from sb3_pwm.files.atomic import whole_file
 
 CHECK_STEPS = 10_000  # a model that is only made to see whether it can be has a buffer for as many
 
@@ -152,15 +153,16 @@ def save_checkpoint(model: BaseAlgorithm, progress: Progress, folder: Path) -> N
 
 def save_model(model: BaseAlgorithm, folder: Path) -> None:
     """Keep a run's final model, and the statistics of its VecNormalize."""
-    model.save(folder / "model.tmp.zip")
-    os.replace(folder / "model.tmp.zip", folder / "model.zip")
+    with whole_file(folder / "model.zip", ".zip") as part:
+        model.save(part)
     _save_normalization(model, folder / "vec_normalize.pkl")
 
 
 def _save_normalization(model: BaseAlgorithm, path: Path) -> None:
     normalization = model.get_vec_normalize_env()
     if normalization is not None:
-        normalization.save(str(path))
+        with whole_file(path) as part:
+            normalization.save(str(part))
 
 
 def latest_checkpoint(folder: Path) -> tuple[Progress, Path] | None:

@@ -171,9 +171,7 @@ def extract_task(job: dict[str, Any]) -> None:
     policy = model.extract(settings["task"], settings["updates"], env=env, seed=settings["seed"])
     seconds = {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.perf_counter() - wall}
     write_json(folder / "extraction.json", settings | seconds)
-    temporary = folder / "unfinished.zip"
-    policy.save(temporary)
-    temporary.replace(folder / "model.zip")
+    policy.save(folder / "model.zip")
 
 
 def main() -> None:

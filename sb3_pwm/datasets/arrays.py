@@ -1,8 +1,6 @@
 """NumPy arrays in the D4RL layout: observations, actions, rewards, terminals, timeouts, one row per step."""
 
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,7 +9,8 @@ from gymnasium import spaces
 
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.datasets.episodes import Episode, build_buffer, check_field
-from sb3_pwm.replay.checks import rows_at_once
+from sb3_pwm.files.archives import check_archive
+from sb3_pwm.replay.checks import check_flags, rows_at_once
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = ("timeouts", "next_observations")
@@ -28,28 +27,31 @@ def from_npz(
     """Read a ``.npz`` file in the D4RL layout; see :func:`from_arrays`.
 
     :param path: file; it is read without unpickling anything.
+    :raises FileNotFoundError: if there is no such file.
     :raises ValueError: if it is damaged, or its arrays are not as :func:`from_arrays` wants them.
     """
-    try:
-        # np.load leaves a damaged file open
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            data = {name: file[name] for name in (*REQUIRED, *OPTIONAL) if name in file}
-    except FileNotFoundError:
-        raise
-    except (
-        ValueError,
-        EOFError,
-        OSError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise ValueError(f"cannot read {path} as .npz: {error}") from error
+    with open(path, "rb") as opened:  # np.load leaves a damaged file open
+        check_archive(opened, f"cannot read {path} as .npz: it")
+        with np.load(opened, allow_pickle=False) as file:
+            names = [name for name in (*REQUIRED, *OPTIONAL) if name in file]
+            data = {name: read_array(file, name, str(path)) for name in names}
     return from_arrays(
         data, observation_space, action_space, buffer_size=buffer_size, directory=directory, source=str(path)
     )
+
+
+def read_array(file: Any, name: str, path: str) -> np.ndarray:
+    """Read an array of an ``.npz`` file.
+
+    :raises ValueError: if it is none, or one of Python objects.
+    """
+    try:
+        array: np.ndarray = file[name]
+    except Exception as error:  # whatever a damaged header asks for
+        raise ValueError(f"cannot read {path} as .npz: {name}: {error or type(error).__name__}") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"cannot read {path} as .npz: {name} is no array")
+    return array
 
 
 def from_arrays(
@@ -90,6 +92,8 @@ def from_arrays(
         if name in data:
             data[name] = data[name].reshape(-1) if data[name].shape == (n_steps, 1) else data[name]
             check_field(f"{source}: {name}", data[name], (n_steps,))
+            if name != "rewards":
+                check_flags(f"{source}: {name}", data[name])
     for name in ("observations", "actions", "next_observations"):
         if name in data:
             shape = data["observations" if name != "actions" else "actions"].shape[1:]

@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.save_util import load_from_pkl
 
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.datasets.episodes import new_buffer
-from sb3_pwm.replay.checks import check_values, find_breaks
+from sb3_pwm.files.replay_buffers import as_sequences, read_replay_buffer
 
 
 def from_replay_buffer(
@@ -23,7 +22,8 @@ def from_replay_buffer(
     ``PWM.load_replay_buffer`` is for a model with as many environments as the file has; this is for all others.
 
     :param source: a :class:`ReplayBuffer` or :class:`DictReplayBuffer`, or the path of a file that
-        ``save_replay_buffer`` wrote (SAC, TD3, DDPG, TQC, ...). A pickle runs code: load only files that you trust.
+        ``save_replay_buffer`` wrote (SAC, TD3, DDPG, TQC, ...). A pickle runs code: load only files that you trust;
+        data from others are safe as ``.npz``, see :func:`sb3_pwm.datasets.from_npz`.
     :param buffer_size: capacity of the result; None for the number of stored steps.
     :param directory: keep the arrays in files in this folder, for data larger than memory; each import needs a folder
         of its own.
@@ -34,19 +34,17 @@ def from_replay_buffer(
         resets at a second ``learn``, it ends there.
     :raises FileExistsError: if ``directory`` holds the files of an earlier import; nothing is written then.
     """
-    name = "the replay buffer" if isinstance(source, ReplayBuffer) else str(source)
-    buffer = source if isinstance(source, ReplayBuffer) else load(source)
-    sequences = SequenceReplayBuffer.from_replay_buffer(buffer)  # the same arrays
+    if isinstance(source, ReplayBuffer):
+        name, sequences = "the replay buffer", as_sequences(source, "the replay buffer")
+    else:
+        name, sequences = str(source), read_replay_buffer(source)
     size = sequences.size()
     if size == 0:
         raise ValueError(f"{name} is empty")
-    check_values(sequences, name)
-    if not isinstance(buffer, SequenceReplayBuffer):  # models and importers say where episodes end
-        sequences.end_episodes(find_breaks(sequences, name))
     order = (sequences.oldest + np.arange(size)) % sequences.buffer_size
-    spaces = (buffer.observation_space, buffer.action_space)
+    spaces = (sequences.observation_space, sequences.action_space)
     with new_buffer(sequences.n_transitions, *spaces, name, buffer_size, directory) as result:
-        for env in range(buffer.n_envs):
+        for env in range(sequences.n_envs):
             rows = slice(env * size, (env + 1) * size)
             for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
                 copy_rows(getattr(result, name), getattr(sequences, name), rows, order, env)
@@ -54,24 +52,6 @@ def from_replay_buffer(
             if not result.dones[last, 0]:  # the next row belongs to another environment
                 result.dones[last, 0] = result.timeouts[last, 0] = 1
     return result
-
-
-def load(path: str | pathlib.Path) -> ReplayBuffer:
-    """Unpickle a replay buffer.
-
-    :raises FileNotFoundError: if there is no such file.
-    :raises TypeError: if the file holds something else.
-    :raises ValueError: if it cannot be read.
-    """
-    try:
-        buffer = load_from_pkl(path)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a damaged pickle may raise any
-        raise ValueError(f"cannot read {path} as a replay buffer: {error or type(error).__name__}") from error
-    if not isinstance(buffer, ReplayBuffer):
-        raise TypeError(f"{path} must hold a stable_baselines3 ReplayBuffer, not {type(buffer).__name__}")
-    return buffer
 
 
 def copy_rows(target: Any, source: Any, rows: slice, order: np.ndarray, env: int) -> None:

@@ -1,7 +1,7 @@
 """Data files of TD-MPC2 and PWM: ``.pt`` files that hold a TensorDict of equally long episodes."""
 
+import functools
 import pathlib
-import pickle
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.datasets.episodes import Episode, build_buffer
+from sb3_pwm.files.tensors import check_tensor_file, reason
 
 FIELDS = ("obs", "action", "reward")
 OPTIONAL = ("task", "terminated")
@@ -39,7 +40,8 @@ def from_tdmpc2(
 
     Row t of an episode holds the t-th observation with the action and reward that *led to* it; row 0 has neither.
     Where there is a field ``terminated``, it says whether that step ended the episode; without it none does.
-    Files are mapped into memory, not read as a whole, and nothing in them is run.
+    Files are mapped into memory, and nothing in them is run. The first time a process opens a file it compares all of
+    it with its checksums.
 
     :param paths: a file, several files, or a folder with ``.pt`` files.
     :param task: number of the task; None for files that hold one task only.
@@ -113,16 +115,19 @@ def load_table(path: pathlib.Path) -> Any:
         import tensordict  # noqa: F401  its import tells torch which of its classes are safe to load
     except ImportError as error:
         raise ImportError("from_tdmpc2 needs tensordict: pip install 'sb3-pwm[tdmpc2]'") from error
+    status = path.stat()
+    check_once(path, status.st_size, status.st_mtime_ns)
     try:
         table = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"cannot read {path} as a data file of TD-MPC2: {reason}") from error
-    missing = [name for name in FIELDS if name not in getattr(table, "keys", tuple)()]
+        names = set(getattr(table, "keys", tuple)())
+    except Exception as error:  # whatever a damaged file asks for
+        raise ValueError(f"cannot read {path} as a data file of TD-MPC2: {reason(error)}") from error
+    missing = [name for name in FIELDS if name not in names]
     if missing:
         raise ValueError(f"{path} has no {', '.join(missing)}: it is not a data file of TD-MPC2")
+    for name in (*FIELDS, *OPTIONAL):
+        if name in names and not isinstance(table[name], torch.Tensor):
+            raise ValueError(f"{path}: {name} is {type(table[name]).__name__}, expected a tensor")
     shapes = {name: tuple(table[name].shape) for name in (*FIELDS, *OPTIONAL) if name in table.keys()}  # noqa: SIM118
     leading = shapes["reward"]
     if len(leading) != 2 or leading[1] < 2 or any(shape[:2] != leading for shape in shapes.values()):
@@ -131,6 +136,18 @@ def load_table(path: pathlib.Path) -> Any:
         if name in shapes and len(shapes[name]) != dimensions:
             raise ValueError(f"{path}: {name} has the shape {shapes[name]}, expected {dimensions} dimensions")
     return table
+
+
+@functools.lru_cache(maxsize=1_000)
+def check_once(path: pathlib.Path, size: int, changed: int) -> None:
+    """Compare a file with its checksums, once for every state: files may have many GB, and one is read for each task.
+
+    :param path: file.
+    :param size: its size.
+    :param changed: when it was written.
+    :raises ValueError: if it is damaged.
+    """
+    check_tensor_file(path)
 
 
 def task_of(table: Any) -> torch.Tensor:

@@ -6,20 +6,27 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
 
 from sb3_pwm.checks import is_finite_float32
 
 ACTION_TOLERANCE = 1e-4  # of the range of an action; rounding in a file may go so far beyond the bounds
 BLOCK_VALUES = 2**22  # checked at a time
+FLAGS = ("dones", "timeouts")
+ARRAYS = ("observations", "next_observations", "actions", "rewards", *FLAGS)
 MAX_BREAKS = 0.5  # of the steps; with more the order of the rows is not that in which they happened
 
 
 def check_values(buffer: ReplayBuffer, name: str) -> None:
     """Check that what is stored is finite and in the observation space, and actions in [-1, 1].
 
-    :raises ValueError: if it is not; the message names the field and the row of the buffer's arrays.
+    :raises ValueError: if it is not, or :func:`check_arrays` refuses the arrays; the message names the field and the
+        row of the buffer's arrays.
     """
+    check_arrays(buffer, name)
     size = buffer.size()
+    for field in FLAGS:
+        check_flags(f"{name}: {field}", getattr(buffer, field)[:size])
     check_finite(f"{name}: rewards", buffer.rewards[:size])
     check_finite(f"{name}: actions", buffer.actions[:size])
     if isinstance(buffer.action_space, spaces.Box):
@@ -33,6 +40,65 @@ def check_values(buffer: ReplayBuffer, name: str) -> None:
         for key, array, space in parts:
             check_finite(f"{name}: {field}{key}", array[:size])
             check_whole_numbers(f"{name}: {field}{key}", array[:size], space)
+
+
+def check_arrays(buffer: ReplayBuffer, name: str) -> None:
+    """Check that a buffer has its arrays, in their types and shapes, and that its place is within them.
+
+    :raises ValueError: if not; the message names the field.
+    """
+    fields = ("buffer_size", "n_envs", "pos", "full", "observation_space", "action_space", *ARRAYS)
+    missing = [field for field in fields if not hasattr(buffer, field)]
+    if missing:
+        raise ValueError(f"{name} has no {', '.join(missing)}")
+    for field, low, high in (("buffer_size", 1, None), ("n_envs", 1, None), ("pos", 0, buffer.buffer_size - 1)):
+        value = getattr(buffer, field)
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low or value > (high or value):
+            allowed = f"an integer of {low} or more" if high is None else f"an integer from {low} to {high}"
+            raise ValueError(f"{name}: {field} is {value!r}; allowed: {allowed}")
+    if not isinstance(buffer.full, bool | np.bool_):
+        raise ValueError(f"{name}: full is {buffer.full!r}; allowed: True, False")
+    rows = (buffer.buffer_size, buffer.n_envs)
+    for field in ("rewards", *FLAGS):
+        check_array(f"{name}: {field}", getattr(buffer, field), rows, np.dtype(np.float32))
+    actions = (*rows, get_action_dim(buffer.action_space))
+    check_array(f"{name}: actions", buffer.actions, actions, buffer.action_space.dtype)
+    for field in ("observations", "next_observations"):
+        stored: Any = getattr(buffer, field)
+        if isinstance(buffer.observation_space, spaces.Dict):
+            keys = sorted(buffer.observation_space.spaces)
+            if not isinstance(stored, dict) or sorted(stored) != keys:
+                raise ValueError(f"{name}: {field} must have the keys {keys}")
+            parts = [(f"[{key!r}]", stored[key], space) for key, space in buffer.observation_space.spaces.items()]
+        else:
+            parts = [("", stored, buffer.observation_space)]
+        for key, array, space in parts:
+            check_array(f"{name}: {field}{key}", array, (*rows, *get_obs_shape(space)), space.dtype)
+
+
+def check_array(name: str, array: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    """Check that something is an array of a shape, and of floats or integers as ``dtype`` is.
+
+    :raises ValueError: if it is not.
+    """
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{name} is {type(array).__name__}, expected an array")
+    if array.shape != shape:
+        raise ValueError(f"{name} have the shape {array.shape}, expected {shape}")
+    kinds = {"f": "f", "i": "iu", "u": "iu", "b": "biu"}[dtype.kind]
+    if array.dtype.kind not in kinds:
+        raise ValueError(f"{name} are of type {array.dtype}, expected such as {dtype}")
+
+
+def check_flags(name: str, values: np.ndarray) -> None:
+    """Check that all values are 0 or 1.
+
+    :raises ValueError: if one is not.
+    """
+    wrong = np.argwhere((values != 0) & (values != 1))
+    if len(wrong):
+        place = tuple(wrong[0])
+        raise ValueError(f"{name} are {values[place]} in row {place[0]}; allowed: 0 and 1")
 
 
 def blocks(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -52,7 +118,7 @@ def check_finite(name: str, values: np.ndarray) -> None:
 
     :raises ValueError: if they are not.
     """
-    if not np.issubdtype(values.dtype, np.number) and values.dtype != bool:
+    if values.dtype.kind not in "biuf":
         raise ValueError(f"{name} are of type {values.dtype}, expected numbers")
     if values.dtype.kind in "iub":
         return

@@ -2,11 +2,12 @@
 
 import contextlib
 import copy
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, unwrap_vec_normalize
 
 MOVES = ("reset", "step")
 
@@ -154,3 +155,42 @@ def own_copy(observations: Any) -> Any:
     if isinstance(observations, dict):
         return {key: np.array(values) for key, values in observations.items()}
     return np.array(observations)
+
+
+def drop_late_answers(env: VecEnv | None) -> None:
+    """Read what processes of environments still answer to what an interrupt broke off.
+
+    The next reset would take it for its own answer, and false steps would follow.
+
+    :raises EOFError: if a process has ended.
+    """
+    processes = env and env.unwrapped
+    if not isinstance(processes, SubprocVecEnv):
+        return
+    question = uuid.uuid4().hex  # unlike all earlier ones, of which one may have been interrupted too
+    for pipe, process in zip(processes.remotes, processes.processes, strict=True):
+        if not process.is_alive():
+            raise EOFError
+        pipe.send(("set_attr", ("_last_question", question)))
+        pipe.send(("get_attr", "_last_question"))
+    for pipe in processes.remotes:
+        while not (isinstance(answer := pipe.recv(), str) and answer == question):
+            pass
+    processes.waiting = False
+
+
+@contextlib.contextmanager
+def lost_processes_explained(env: VecEnv | None) -> Iterator[None]:
+    """Say what to do where a process of a ``SubprocVecEnv`` has ended: its pipe only breaks."""
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        for index, process in enumerate(getattr(env and env.unwrapped, "processes", [])):
+            process.join(1)  # one that has just closed its pipe may still be there
+            if not process.is_alive():
+                raise RuntimeError(
+                    f"the process of environment {index} has ended (exit code {process.exitcode}), as after Ctrl-C, "
+                    "which a terminal sends to all processes, or an error in the environment; the model is intact: "
+                    "make the environments anew, call set_env(env), and learn again"
+                ) from error
+        raise

@@ -28,6 +28,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_pwm.compute.hardware import processor
 from sb3_pwm.compute.precision import PRECISIONS, Precision, arithmetic, supports
 from sb3_pwm.datasets import from_tasks
+from sb3_pwm.files.atomic import write_text
 from sb3_pwm.multitask.tasks import Task, TaskSet
 from sb3_pwm.presets import paper_multi_task, paper_single_task
 from sb3_pwm.pwm import PWM
@@ -299,8 +300,7 @@ def main(arguments: list[str] | None = None) -> None:
         """Print rows, and write what there is so far."""
         print("\n" + table(rows), flush=True)
         if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(result, indent=1) + "\n")
+            write_text(options.json, json.dumps(result, indent=1) + "\n")
 
     for name in options.shapes:
         rows = measure_shape(name, options.device)

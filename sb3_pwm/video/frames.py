@@ -1,17 +1,21 @@
 """Video files, text on their frames, and pictures and grids made of them."""
 
+import contextlib
+import io
 import math
-import os
 import pathlib
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import imageio.v2 as imageio
+import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
 from sb3_pwm.checks import check_integer
+from sb3_pwm.files.atomic import whole_file, write_bytes
 
 SUFFIXES = (".mp4", ".gif")
 MAX_GIF_FPS = 25  # browsers slow down what is much faster, and files grow
@@ -48,23 +52,30 @@ class VideoWriter:
         self.every = max(1, math.ceil(fps / MAX_GIF_FPS)) if self.path.suffix == ".gif" else 1
         self.fps = fps / self.every
         self.n_frames = 0
-        self._partial = self.path.with_name(f".{self.path.stem}.{os.getpid()}{self.path.suffix}")
         self._writer: Any = None
+        self._file = contextlib.ExitStack()
 
     def append(self, frame: np.ndarray) -> None:
         """Add a (height, width, 3) uint8 frame; all must have the size of the first."""
         if self.n_frames % self.every == 0:
             if self._writer is None:
-                self._writer = self._open()
+                self._writer = self._file.enter_context(self._opened())
             self._writer.append_data(_even(frame))
         self.n_frames += 1
 
-    def _open(self) -> Any:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.suffix == ".gif":
-            return imageio.get_writer(self._partial, mode="I", duration=10 * round(100 / self.fps), loop=0)
-        # Blocks of 2 pixels: H.264 needs no more
-        return imageio.get_writer(self._partial, fps=self.fps, macro_block_size=2)
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:
+        with whole_file(self.path, self.path.suffix) as part:
+            if self.path.suffix == ".gif":
+                writer = imageio.get_writer(part, mode="I", duration=10 * round(100 / self.fps), loop=0)
+            else:  # blocks of 2 pixels: H.264 needs no more
+                writer = imageio.get_writer(part, fps=self.fps, macro_block_size=2)
+            try:
+                yield writer
+            finally:
+                writer.close()
+            if self.path.suffix == ".mp4":
+                check_encoded(part, self.n_frames, self.path)
 
     def __enter__(self) -> Self:
         """Return the writer; the file is opened with the first frame."""
@@ -73,15 +84,28 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Finish the file, or remove it after an error."""
-        if self._writer is None:
-            return
-        try:
-            self._writer.close()
-            if kind is None:
-                self._partial.replace(self.path)
-        finally:
-            self._partial.unlink(missing_ok=True)
+        """Finish the file and put it in place, or remove it after an error.
+
+        :raises OSError: if it could not be written, for example because the disk is full.
+        """
+        self._file.__exit__(kind, error, traceback)
+
+
+def check_encoded(part: pathlib.Path, n_frames: int, path: pathlib.Path) -> None:
+    """Check that an mp4 holds what was sent to the encoder, a process whose failure nobody reports.
+
+    :raises OSError: if it does not.
+    """
+    try:
+        found = int(imageio_ffmpeg.count_frames_and_secs(str(part))[0])
+    except (RuntimeError, OSError):
+        found = 0
+    if found != n_frames:
+        room = shutil.disk_usage(part.parent).free / 1e6
+        raise OSError(
+            f"the encoder has not finished {path}: {found} of {n_frames} frames were written; {room:,.0f} MB are free "
+            "on that disk"
+        )
 
 
 def _even(frame: np.ndarray) -> np.ndarray:
@@ -189,8 +213,9 @@ def frame_strip(
     height = round(width * chosen[0].shape[0] / chosen[0].shape[1])
     scaled = [Image.fromarray(frame).resize((width, height)) for frame in chosen]
     image = Image.fromarray(_tiles([np.asarray(part) for part in scaled], columns or len(scaled)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.quantize(STRIP_COLORS).save(path, optimize=True)  # a third of the size
+    file = io.BytesIO()
+    image.quantize(STRIP_COLORS).save(file, "png", optimize=True)  # a third of the size
+    write_bytes(path, file.getvalue())
 
 
 def _tiles(frames: Sequence[np.ndarray], columns: int) -> np.ndarray:
