@@ -3,8 +3,10 @@
 import io
 import pathlib
 import time
+import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +23,7 @@ from tqdm.auto import tqdm
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.checks import check_finite, constructor_parameters
 from sb3_pwm.replay.checks import check_values, find_breaks
+from sb3_pwm.sac_names import SAC_ARGUMENTS, without_sac_arguments
 
 SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
 
@@ -152,6 +155,29 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             raise
         callback.on_training_end()
 
+    def _warn_that_nothing_was_learnt(self) -> None:
+        warnings.warn(
+            f"nothing was learnt in {self.num_timesteps} steps: the first update comes when the replay buffer holds "
+            f"learning_starts={self.learning_starts}, over all environments; it holds {self.sequences.n_transitions}, "
+            "which count if you go on with learn(..., reset_num_timesteps=False)",
+            stacklevel=3,
+        )
+
+    def _say(self, message: str) -> None:
+        """Tell a user with ``verbose=1`` what is happening, at once."""
+        if self.verbose > 0:
+            print(message, flush=True)
+
+    @contextmanager
+    def _timed(self, what: str, shown: bool) -> Iterator[None]:
+        """Tell what begins, and how long it took."""
+        if shown:
+            self._say(f"{what} ...")
+        start = time.perf_counter()
+        yield
+        if shown:
+            self._say(f"... took {time.perf_counter() - start:.1f} seconds")
+
     def _check_observations(self, observations: Any) -> None:
         """Check (n_envs, *obs_shape) observations that the environment has just given."""
         if self._vec_normalize_env is None:
@@ -216,6 +242,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :raises TypeError: if a keyword is no constructor argument.
         :raises ValueError: if the file holds other parameters than this version of the model has.
         """
+        kwargs = without_sac_arguments(kwargs, constructor_parameters(cls), SAC_ARGUMENTS)
         allowed = set(constructor_parameters(cls)) - {"policy", "env", "_init_setup_model"}
         unknown = sorted(set(kwargs) - allowed)
         if unknown:

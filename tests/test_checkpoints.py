@@ -203,6 +203,7 @@ def test_parity_with_an_independent_implementation(layout, path):
 
 
 @pytest.mark.parametrize("task", [0, 1, 2])
+@pytest.mark.filterwarnings("ignore:nothing was learnt")
 def test_parity_of_extracted_policies(task, path, tmp_path):
     """From a file and data to a policy; learning, saving and loading keep the world model as it was published."""
     original = make_original()
