@@ -120,39 +120,29 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.dones[rows, columns] = self.timeouts[rows, columns] = 1
         self.drop_device_copy()
 
-    def check_size(self, batch_size: int, length: int, further_steps: int = 0) -> None:
-        """Check that windows can be drawn, now or after ``further_steps`` more steps of every environment.
+    def check_not_empty(self) -> None:
+        """Check that windows can be drawn: as in SB3, also more of them than there are steps.
 
-        :raises ValueError: if they cannot.
+        :raises ValueError: if nothing is stored.
         """
-        size = min(self.size() + further_steps, self.buffer_size)
-        when = f" after {further_steps} more steps" if further_steps else ""
-        if size < length:
-            raise ValueError(
-                f"cannot draw windows of {length} steps (sequence_length): the replay buffer holds {size} steps per "
-                f"environment{when} (buffer_size allows {self.buffer_size}); collect more first (learning_starts)"
-            )
-        if size * self.n_envs < batch_size:
-            raise ValueError(
-                f"batch_size={batch_size} is more than the {size * self.n_envs} transitions in the replay "
-                f"buffer{when}; collect more first (learning_starts) or use a smaller batch_size"
-            )
+        if self.size() == 0:
+            raise ValueError("the replay buffer is empty; collect steps first (learning_starts), or load a buffer")
 
     def sample_sequences(
         self, batch_size: int, length: int, env: VecNormalize | None = None, part: Part = ALL
     ) -> SequenceSamples:
         """Draw windows whose first steps are uniform over all stored steps.
 
-        No window crosses the end of an episode: what lies behind it is masked.
+        No window crosses the end of an episode, or the newest step: what lies behind is masked.
 
         :param batch_size: number of windows B.
         :param length: number of steps T in a window.
         :param env: normalise observations and rewards with this wrapper's present statistics.
         :param part: of several processes that draw the same numbers, each gets ``batch_size`` windows of its own.
         :return: the windows on the buffer's device.
-        :raises ValueError: if fewer than ``length`` steps or ``batch_size`` transitions are stored.
+        :raises ValueError: if nothing is stored.
         """
-        self.check_size(batch_size, length)
+        self.check_not_empty()
         windows = draw_windows(self.dones, self.oldest, self.size(), batch_size * part.n_processes, length)
         own = slice(part.rank * batch_size, (part.rank + 1) * batch_size)
         return self._samples(Windows(windows.rows[:, own], windows.columns[own], windows.mask[:, own]), env)
@@ -164,9 +154,9 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param length: number of steps T in a window.
         :param env: normalise observations and rewards with this wrapper's present statistics.
         :return: the windows on the buffer's device.
-        :raises ValueError: if fewer than ``length`` steps are stored.
+        :raises ValueError: if nothing is stored.
         """
-        self.check_size(1, length)
+        self.check_not_empty()
         ages, columns = self._spread(count)
         return self._samples(windows_at(ages, columns, self.dones, self.oldest, self.size(), length), env)
 
@@ -252,8 +242,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         :return: (N, *obs_shape) observations.
         :raises ValueError: if the buffer is empty.
         """
-        if self.size() == 0:
-            raise ValueError("the replay buffer is empty")
+        self.check_not_empty()
         arrays = self.observations.values() if isinstance(self.observations, dict) else [self.observations]
         bytes_per_row = sum(array.nbytes for array in arrays) // (self.buffer_size * self.n_envs)
         rows, columns = self._spread(min(STATISTICS_ROWS * n_tasks, max(1, STATISTICS_BYTES // bytes_per_row)))

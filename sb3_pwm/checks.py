@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ REAL_RANGES: dict[str, tuple[float, float, bool]] = {
     "gamma": (0, 1, False),
     "td_lambda": (0, 1, True),
     "pessimism": (0, 1, True),
-    "tau": (0, 1, False),
+    "tau": (0, 1, True),
     "consistency_coef": (0, math.inf, True),
     "reward_coef": (0, math.inf, True),
     "termination_coef": (0, math.inf, True),
@@ -23,7 +24,7 @@ REAL_RANGES: dict[str, tuple[float, float, bool]] = {
     "bc_coef": (0, math.inf, True),
 }
 # name -> lowest, instead of which "auto" may be given
-LOWEST_OR_AUTO: dict[str, float] = {"ent_coef": 0, "target_entropy": -math.inf, "observation_coef": 0}
+LOWEST_OR_AUTO: dict[str, float] = {"target_entropy": -math.inf, "observation_coef": 0}
 LOWEST_INTEGERS: dict[str, int] = {
     "horizon": 1,
     "sequence_length": 1,
@@ -35,13 +36,15 @@ LOWEST_INTEGERS: dict[str, int] = {
     "pretrain_steps": 0,
     "gradient_steps": -1,
 }
+# Arguments whose values a model keeps under another name, so that its attributes are those of SB3's algorithms
+ATTRIBUTES = {"stats_window_size": "_stats_window_size", "critic": "critic_kind"}
 LEARNING_RATES = ("learning_rate", "critic_learning_rate", "model_learning_rate")
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
     """Check the numbers that configure the algorithm.
 
-    :param arguments: values by argument name; other names are ignored.
+    :param arguments: values by the names that ``ATTRIBUTES`` gives arguments; other names are ignored.
     :raises TypeError: if a value is not a number of the right kind.
     :raises ValueError: if a value is out of its range.
     """
@@ -57,28 +60,43 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         check_integer(name, arguments[name], lowest)
     for name, low in LOWEST_OR_AUTO.items():
         check_number_or_auto(name, arguments[name], low)
+    if initial_ent_coef(arguments["ent_coef"]) is None:
+        check_number_or_auto("ent_coef", arguments["ent_coef"], 0)
     for name in LEARNING_RATES:
         check_learning_rate(name, arguments[name])
-    if arguments["critic"] not in ("q", "v"):
-        raise ValueError(f'critic={arguments["critic"]!r}: allowed are "q" and "v"')
+    if arguments["critic_kind"] not in ("q", "v"):
+        raise ValueError(f'critic={arguments["critic_kind"]!r}: allowed are "q" and "v"')
     check_precision(arguments["precision"])
     check_torch_compile(arguments["torch_compile"])
 
 
-def check_capacity(buffer_size: int, n_envs: int, *, sequence_length: int, batch_size: int) -> None:
-    """Check that a replay buffer of a size can hold a window, and a batch of them.
+def initial_ent_coef(value: Any) -> float | None:
+    """Return the number that a learnt ``ent_coef="auto_<number>"`` starts from; None for all other values.
 
-    :raises ValueError: if it cannot.
+    :raises ValueError: if it is no positive number.
     """
+    if not isinstance(value, str) or not value.startswith("auto_"):
+        return None
+    try:
+        start = float(value.removeprefix("auto_"))
+    except ValueError:
+        start = math.nan
+    if not 0 < start < math.inf:
+        raise ValueError(
+            f'ent_coef={value!r}; allowed: "auto" or a number in [0, inf), or "auto_" with a number in (0, inf)'
+        )
+    return start
+
+
+def check_capacity(buffer_size: int, n_envs: int, *, sequence_length: int, batch_size: int) -> None:
+    """Warn if a replay buffer of a size cannot hold a window, or not as many steps as a batch has windows."""
     rows = max(buffer_size // n_envs, 1)
-    for name, value, allowed in (
-        ("sequence_length", sequence_length, rows),
-        ("batch_size", batch_size, rows * n_envs),
-    ):
-        if value > allowed:
-            raise ValueError(
-                f"{name}={value} is more than buffer_size={buffer_size} can hold with {n_envs} environments; "
-                f"allowed: at most {allowed}"
+    for name, value, most in (("sequence_length", sequence_length, rows), ("batch_size", batch_size, rows * n_envs)):
+        if value > most:
+            warnings.warn(
+                f"{name}={value} is more than buffer_size={buffer_size} can hold with {n_envs} environments, which is "
+                f"{most}; windows will be {'shorter' if name == 'sequence_length' else 'drawn several times'}",
+                stacklevel=2,
             )
 
 
@@ -232,13 +250,16 @@ def check_finite(what: str, values: Any, step: int, first_env: int = 0) -> None:
 
 
 def constructor_parameters(kind: type) -> dict[str, inspect.Parameter]:
-    """Return a class's constructor arguments by name, those of its base classes too that ``**kwargs`` hands on."""
+    """Return a class's constructor arguments by name, those of its base classes too that ``**kwargs`` hands on.
+
+    ``**sac_arguments`` are checked and handed on to none.
+    """
     found: dict[str, inspect.Parameter] = {}
     for base in kind.__mro__:
         if "__init__" not in vars(base):
             continue
         own = inspect.signature(base.__init__).parameters  # type: ignore[misc]
         found = {n: p for n, p in own.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} | found
-        if not any(p.kind == p.VAR_KEYWORD for p in own.values()):
+        if not any(p.kind == p.VAR_KEYWORD and p.name != "sac_arguments" for p in own.values()):
             break
     return {name: parameter for name, parameter in found.items() if name != "self"}

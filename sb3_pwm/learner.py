@@ -55,7 +55,7 @@ class Trainable(Protocol):
     td_lambda: float
     pessimism: float
     tau: float
-    ent_coef: float | Literal["auto"]
+    ent_coef: float | str
     target_entropy: float | Literal["auto"]
     consistency_coef: float
     reward_coef: float

@@ -11,6 +11,14 @@ from torch.nn import functional as F
 from sb3_pwm.compute.streams import side_by_side
 from sb3_pwm.nn.layers import mlp, orthogonal_init
 
+DEFAULT_NET_ARCH = {
+    "encoder": [192],
+    "dynamics": [192, 192],
+    "reward": [192, 192],
+    "termination": [192],
+    "pi": [192, 192],
+    "qf": [192, 192],
+}
 LOG_STD_RANGE = (-5.0, 2.0)
 LOG_STD_INIT = -1.0  # of the state-independent standard deviation, with its floor (the paper's values)
 LOG_STD_FLOOR = -1.427
@@ -33,6 +41,9 @@ class Actor(nn.Module):
     :param latent_scale: what the network sees of the latents, see :class:`sb3_pwm.nn.scales.LatentScale`.
     """
 
+    optimizer: torch.optim.Optimizer
+    """Set by the policy."""
+
     def __init__(
         self,
         latent_dim: int,
@@ -53,7 +64,7 @@ class Actor(nn.Module):
         self.net = mlp(latent_dim, hidden, outputs, activation_fn, norm_after_activation=norm_after_activation)
         self.log_std = None if state_dependent_std else nn.Parameter(torch.full((action_dim,), LOG_STD_INIT))
 
-    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def distribution(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the (..., A) mean and log standard deviation, before tanh, in (..., Z) latents."""
         outputs = self.net(self.latent_scale(latents))
         if self.log_std is not None:
@@ -64,7 +75,7 @@ class Actor(nn.Module):
 
     def sample(self, latents: torch.Tensor) -> torch.Tensor:
         """Draw (..., A) actions in [-1, 1] in (..., Z) latents, differentiable in the parameters."""
-        mean, log_std = self(latents)
+        mean, log_std = self.distribution(latents)
         return self._masked(torch.tanh(mean + log_std.exp() * torch.randn_like(mean)), latents)
 
     def sample_with_log_prob(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,7 +89,7 @@ class Actor(nn.Module):
         :param latents: (..., Z) latents.
         :return: (..., A) actions in [-1, 1] and their (...) log-probabilities.
         """
-        mean, log_std = self(latents)
+        mean, log_std = self.distribution(latents)
         noise = torch.randn_like(mean)
         u = mean + log_std.exp() * noise
         # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)), which stays finite for large |u|
@@ -87,7 +98,7 @@ class Actor(nn.Module):
 
     def mode(self, latents: torch.Tensor) -> torch.Tensor:
         """Return the (..., A) deterministic actions in [-1, 1] of (..., Z) latents."""
-        return self._masked(torch.tanh(self(latents)[0]), latents)
+        return self._masked(torch.tanh(self.distribution(latents)[0]), latents)
 
     def n_actions(self, latents: torch.Tensor) -> torch.Tensor | int:
         """Return the number of action dimensions that are not padding: A, or (...) numbers in (..., Z) latents."""
@@ -106,6 +117,11 @@ class EntropyCoefficient(nn.Module):
     def __init__(self, n_tasks: int | None = None) -> None:
         super().__init__()
         self.log_ent_coef = nn.Parameter(torch.full(() if n_tasks is None else (n_tasks,), math.log(ENT_COEF_INIT)))
+
+    def start_from(self, weight: float) -> None:
+        """Set the weight, of every task."""
+        with torch.no_grad():
+            self.log_ent_coef.fill_(math.log(weight))
 
     def of(self, tasks: torch.Tensor | None) -> torch.Tensor:
         """Return the logarithm of the () weight, or of the (...) weights of (...) tasks."""
@@ -151,3 +167,20 @@ class CriticEnsemble(nn.Module):
         # One by one: on a CPU faster than batched matrices at these sizes.
         works = [functools.partial(critic, x) for critic in self.critics]
         return VALUE_UNIT * torch.stack(side_by_side(works, x.device)).squeeze(-1)
+
+
+def resolve_net_arch(net_arch: list[int] | dict[str, list[int]] | None) -> dict[str, list[int]]:
+    """Return the hidden sizes of every network.
+
+    :param net_arch: see :class:`sb3_pwm.policies.PWMPolicy`.
+    :return: a list for each of the keys ``encoder``, ``dynamics``, ``reward``, ``termination``, ``pi``, ``qf``.
+    :raises ValueError: if a key is unknown.
+    """
+    if net_arch is None:
+        return DEFAULT_NET_ARCH
+    if isinstance(net_arch, list):
+        return dict.fromkeys(DEFAULT_NET_ARCH, net_arch)
+    unknown = sorted(set(net_arch) - set(DEFAULT_NET_ARCH))
+    if unknown:
+        raise ValueError(f"net_arch has unknown keys {unknown}; allowed: {sorted(DEFAULT_NET_ARCH)}")
+    return DEFAULT_NET_ARCH | net_arch

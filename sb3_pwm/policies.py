@@ -21,22 +21,14 @@ from torch import nn
 from sb3_pwm.compute.optimizers import RATE_SCALE
 from sb3_pwm.files.tensors import save_tensors
 from sb3_pwm.losses import state_values
-from sb3_pwm.networks import Actor, CriticEnsemble, EntropyCoefficient
+from sb3_pwm.networks import CriticEnsemble, EntropyCoefficient, resolve_net_arch
 from sb3_pwm.nn.observation_features import ObservationFeatures
 from sb3_pwm.nn.scales import LatentScale, ReturnScale, RewardScale
 from sb3_pwm.nn.task_context import TaskContext
 from sb3_pwm.observations import at_steps
+from sb3_pwm.sac_names import ActorOfObservations, CriticOfObservations
 from sb3_pwm.type_aliases import Observations, SequenceSamples
 from sb3_pwm.world_model import WorldModel
-
-DEFAULT_NET_ARCH = {
-    "encoder": [192],
-    "dynamics": [192, 192],
-    "reward": [192, 192],
-    "termination": [192],
-    "pi": [192, 192],
-    "qf": [192, 192],
-}
 
 WORLD_MODEL_SETTINGS = (  # arguments that change what a world model's tensors mean, but not their shapes
     "simnorm_dim",
@@ -149,7 +141,7 @@ class PWMPolicy(BasePolicy):
         self.residual_dynamics = residual_dynamics
         self.latent_layer_norm = latent_layer_norm
         self.n_dynamics = n_dynamics
-        self.critic = critic
+        self.critic_kind = critic
         self.n_critics = n_critics
         self.state_dependent_std = state_dependent_std
         self.norm_after_activation = norm_after_activation
@@ -185,7 +177,7 @@ class PWMPolicy(BasePolicy):
             context=parts.context,
         )
         self.latent_scale = LatentScale(self.world_model.latent_dim, action_dim)
-        self.actor = Actor(
+        self.actor = PolicyActor(
             self.world_model.latent_dim,
             action_dim,
             arch["pi"],
@@ -196,6 +188,7 @@ class PWMPolicy(BasePolicy):
             latent_scale=self.latent_scale,
         )
         critic_inputs = self.world_model.latent_dim + (action_dim if self.q_critic else 0)
+        self.actor.join(self)
         self.critics = self._make_critics(critic_inputs, arch["qf"], self.n_critics)
         # All networks share one scale: a copy of the critics has the scale itself, not a copy of it.
         self.critics_target = copy.deepcopy(self.critics, {id(self.latent_scale): self.latent_scale})
@@ -204,10 +197,10 @@ class PWMPolicy(BasePolicy):
         self.entropy_coefficient = EntropyCoefficient(parts.n_tasks)
         self.reward_scale = RewardScale(parts.n_tasks)
         self.return_scale = ReturnScale(n_tasks=parts.n_tasks)
-        self.register_buffer("statistics_size", torch.zeros((), dtype=torch.long))
+        self.register_buffer("statistics_size", torch.zeros((), dtype=torch.float64))  # exact, as all integers here
         slow = [parts.features, self.world_model.encoder] if getattr(parts.features, "has_images", False) else []
         self.model_optimizer = self._make_optimizer(self.world_model, lr_schedule, slow)
-        self.actor_optimizer = self._make_optimizer(self.actor, lr_schedule)
+        self.actor.optimizer = self.actor_optimizer = self._make_optimizer(self.actor, lr_schedule)
         self.critic_optimizer = self._make_optimizer(self.all_critics, lr_schedule)
         self.entropy_optimizer = self._make_optimizer(self.entropy_coefficient, lr_schedule)
 
@@ -272,7 +265,17 @@ class PWMPolicy(BasePolicy):
     @property
     def q_critic(self) -> bool:
         """Whether the critics are Q functions."""
-        return self.critic == "q"
+        return self.critic_kind == "q"
+
+    @property
+    def critic(self) -> CriticOfObservations:
+        """The critics as SAC's scripts use them."""
+        return CriticOfObservations(self, self.critics)
+
+    @property
+    def critic_target(self) -> CriticOfObservations:
+        """The target critics as SAC's scripts use them."""
+        return CriticOfObservations(self, self.critics_target)
 
     def scaled_rewards(self, samples: SequenceSamples) -> torch.Tensor:
         """Return windows' (T, B) rewards in reward scales."""
@@ -356,7 +359,7 @@ class PWMPolicy(BasePolicy):
             residual_dynamics=self.residual_dynamics,
             latent_layer_norm=self.latent_layer_norm,
             n_dynamics=self.n_dynamics,
-            critic=self.critic,
+            critic=self.critic_kind,
             n_critics=self.n_critics,
             state_dependent_std=self.state_dependent_std,
             norm_after_activation=self.norm_after_activation,
@@ -406,18 +409,10 @@ class MultiInputPolicy(PWMPolicy):
         )
 
 
-def resolve_net_arch(net_arch: list[int] | dict[str, list[int]] | None) -> dict[str, list[int]]:
-    """Return the hidden sizes of every network.
+class PolicyActor(ActorOfObservations):
+    """The actor of a :class:`PWMPolicy`."""
 
-    :param net_arch: see :class:`PWMPolicy`.
-    :return: a list for each of the keys ``encoder``, ``dynamics``, ``reward``, ``termination``, ``pi``, ``qf``.
-    :raises ValueError: if a key is unknown.
-    """
-    if net_arch is None:
-        return DEFAULT_NET_ARCH
-    if isinstance(net_arch, list):
-        return dict.fromkeys(DEFAULT_NET_ARCH, net_arch)
-    unknown = sorted(set(net_arch) - set(DEFAULT_NET_ARCH))
-    if unknown:
-        raise ValueError(f"net_arch has unknown keys {unknown}; allowed: {sorted(DEFAULT_NET_ARCH)}")
-    return DEFAULT_NET_ARCH | net_arch
+    @classmethod
+    def load(cls, path: str, device: torch.device | str = "auto") -> "PolicyActor":
+        """Load the actor of a policy that :meth:`save` wrote; this runs code, see :meth:`PWMPolicy.load`."""
+        return PWMPolicy.load(path, device).actor

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFrequencyUnit
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import (
     FloatSchedule,
     LinearSchedule,
@@ -25,12 +25,14 @@ from tqdm.auto import tqdm
 from sb3_pwm import offline, published
 from sb3_pwm.buffers import ALL, SequenceReplayBuffer, check_replay_buffer, sequence_buffer_class
 from sb3_pwm.checks import (
+    ATTRIBUTES,
     check_action_noise,
     check_arguments,
     check_capacity,
     check_integer,
     check_train_freq,
     constructor_parameters,
+    initial_ent_coef,
 )
 from sb3_pwm.compute.compilation import TorchCompile
 from sb3_pwm.compute.distributed import Part, own_part, share_from_first
@@ -45,6 +47,13 @@ from sb3_pwm.multitask.policies import ExtractedPolicy, MultiTaskPolicy
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.replay import statistics
 from sb3_pwm.replay.columns import with_columns
+from sb3_pwm.sac_names import (
+    SAC_POLICY_ARGUMENTS,
+    ActorOfObservations,
+    CriticOfObservations,
+    check_sac_arguments,
+    without_sac_arguments,
+)
 from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm, let_go
 from sb3_pwm.type_aliases import SequenceSamples
 
@@ -82,7 +91,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         for 0 where observations are more than 1,000 numbers.
     :param horizon: number H of imagined steps.
     :param ent_coef: weight of the entropy bonus: reward scales that one nat is worth; 0 for none; ``"auto"`` learns
-        it, so that the policy's entropy is ``target_entropy``.
+        it, so that the policy's entropy is ``target_entropy``; ``"auto_0.1"`` starts from 0.1, instead of 0.2.
     :param target_entropy: in nats; ``"auto"`` for minus half the number of action dimensions.
     :param bc_coef: in :meth:`learn_offline` only: weight of the squared distance to replayed actions, those better than
         the data's average in their state, in the actor's loss, in sizes of the imagined return; 0 for none.
@@ -94,7 +103,7 @@ class PWM(SequenceOffPolicyAlgorithm):
     :param gamma: discount in (0, 1].
     :param td_lambda: lambda in [0, 1] of the critics' targets; 0 for one-step targets.
     :param pessimism: in [0, 1]: where the critics' targets are between the mean of the critics (0) and the lowest (1).
-    :param tau: weight in (0, 1] of the critics in each Polyak update of the target critics.
+    :param tau: weight in [0, 1] of the critics in each Polyak update of the target critics; 0 never moves these.
     :param train_freq: collect this many steps (or ``(n, "episode")``) between updates.
     :param gradient_steps: world-model updates after each collection; -1 for as many as steps were collected.
     :param policy_updates: actor updates per world-model update; 0.125 is one after every eighth.
@@ -113,7 +122,9 @@ class PWM(SequenceOffPolicyAlgorithm):
     :param replay_buffer_kwargs: its further arguments.
     :param policy_kwargs: arguments of :class:`PWMPolicy`: network sizes, activation, extractor, optimizer.
     :param _init_setup_model: build the networks at once.
-    :raises ValueError: if a number is out of its range.
+    :param sac_arguments: what SAC has and PWM has not, such as ``use_sde``: SAC's default is accepted and not used. So
+        are SAC's arguments in ``policy_kwargs``, and those that :meth:`load` is given.
+    :raises ValueError: if a number is out of its range, or an argument of SAC has another value than its default.
     :raises TypeError: if an argument is of the wrong kind.
     """
 
@@ -145,7 +156,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         observation_coef: float | Literal["auto"] = "auto",
         # actor
         horizon: int = 4,
-        ent_coef: float | Literal["auto"] = "auto",
+        ent_coef: float | str = "auto",
         target_entropy: float | Literal["auto"] = "auto",
         bc_coef: float = 3.0,
         # critics
@@ -175,7 +186,9 @@ class PWM(SequenceOffPolicyAlgorithm):
         replay_buffer_kwargs: dict[str, Any] | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         _init_setup_model: bool = True,
+        **sac_arguments: Any,
     ) -> None:
+        check_sac_arguments(type(self), sac_arguments)
         super().__init__(
             policy,
             env,
@@ -207,7 +220,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         self.pretrain_steps = pretrain_steps
         self.sequence_length = sequence_length
         self.horizon = horizon
-        self.critic = critic
+        self.critic_kind = critic
         self.critic_updates = critic_updates
         self.critic_batch_size = critic_batch_size
         self.td_lambda = td_lambda
@@ -235,6 +248,7 @@ class PWM(SequenceOffPolicyAlgorithm):
                 f"policy must be a PWMPolicy class, not {self.policy_class.__name__}; if it comes from a file, another "
                 "algorithm has saved it"
             )
+        self.critic_kind = self.__dict__.pop("critic", self.critic_kind)  # from load() or an old file
         check_arguments(self.__dict__)
         check_train_freq(self.train_freq, self.n_envs)
         if "critic" in self.policy_kwargs:
@@ -248,15 +262,46 @@ class PWM(SequenceOffPolicyAlgorithm):
         check_capacity(self.buffer_size, self.n_envs, sequence_length=self.sequence_length, batch_size=self.batch_size)
         # The kind of critic is an argument of the algorithm; the policy's own arguments stay what the user gave.
         policy_kwargs = extraction.storable(self.policy_kwargs)
-        self.policy_kwargs = policy_kwargs | {"critic": self.critic}
+        taken = without_sac_arguments(policy_kwargs, constructor_parameters(self.policy_class), SAC_POLICY_ARGUMENTS)
+        start = initial_ent_coef(self.ent_coef)
+        self.policy_kwargs = taken | {"critic": self.critic_kind}
         try:
             super()._setup_model()
         finally:
             self.policy_kwargs = policy_kwargs
+        if start is not None:
+            self.policy.entropy_coefficient.start_from(start)
         check_replay_buffer(self.replay_buffer)
         extraction.check_tasks_of(self.env, self.policy)
         self._learner = Learner(self)
         self._start_values = StartValues(self.gamma, self.n_envs, CALIBRATION_EPISODES)
+
+    # What SAC's scripts look for, under SAC's names.
+
+    @property
+    def actor(self) -> ActorOfObservations:  # type: ignore[override]
+        """The actor, which takes observations as SAC's does."""
+        return self.policy.actor
+
+    @property
+    def critic(self) -> CriticOfObservations:
+        """The critics, which take observations and actions as SAC's do."""
+        return self.policy.critic
+
+    @property
+    def critic_target(self) -> CriticOfObservations:
+        """The target critics, likewise."""
+        return self.policy.critic_target
+
+    @property
+    def log_ent_coef(self) -> torch.Tensor | None:
+        """Logarithm of the entropy bonus's weight, () or (n_tasks,); None if it is not learnt."""
+        return self.policy.entropy_coefficient.log_ent_coef if isinstance(self.ent_coef, str) else None
+
+    @property
+    def ent_coef_optimizer(self) -> torch.optim.Optimizer | None:
+        """Its optimizer; None if it is not learnt."""
+        return self.policy.entropy_optimizer if isinstance(self.ent_coef, str) else None
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_learner", "_schedules", "_start_values"]
@@ -310,18 +355,6 @@ class PWM(SequenceOffPolicyAlgorithm):
         samples = self.sequences.sample_sequences(batch_size, self.sequence_length, self._vec_normalize_env, part)
         return self.policy.without_padding(samples)
 
-    def _check_first_update(self, warm_up: int, new_timesteps: int) -> None:
-        """Refuse before the first step what the first update would refuse after ``warm_up`` steps."""
-        frequency, unit = self.train_freq  # type: ignore[misc]
-        pretraining = self.n_model_updates < self.pretrain_steps
-        steps = 0  # of each environment until then
-        if warm_up > 0 or not pretraining:
-            steps = frequency * max(1, math.ceil(warm_up / (frequency * self.n_envs)))
-            reached = (steps - frequency) * self.n_envs < new_timesteps
-            if unit == TrainFrequencyUnit.EPISODE or not reached or (self.gradient_steps == 0 and not pretraining):
-                return  # how many steps an episode has is not known
-        self.sequences.check_size(self.batch_size, self.sequence_length, steps)
-
     def _on_env_reset(self) -> None:
         super()._on_env_reset()
         self._start_values = StartValues(self.gamma, self.n_envs, CALIBRATION_EPISODES)
@@ -355,7 +388,6 @@ class PWM(SequenceOffPolicyAlgorithm):
         known = statistics.n_known_transitions(self.sequences, self._vec_normalize_env)
         capacity = self.sequences.buffer_size * self.n_envs
         warm_up = max(0, self.learning_starts - known) if known < capacity else 0
-        self._check_first_update(warm_up, total_timesteps)
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
@@ -365,8 +397,11 @@ class PWM(SequenceOffPolicyAlgorithm):
         warm_up_end = self.num_timesteps + warm_up
         # A policy that has learnt fills an empty buffer with its own actions, not with random ones.
         random_until = warm_up_end if self._n_updates == 0 else 0
+        updates_before = self.n_model_updates
+        if warm_up:
+            self._say(f"Collecting {warm_up:,}{' random' if random_until else ''} steps before the first update")
         try:
-            if self.num_timesteps >= warm_up_end:
+            if self.num_timesteps >= warm_up_end and known > 0:
                 self._finish_pretraining(progress_bar)
             while self.num_timesteps < total_timesteps:
                 rollout = self.collect_rollouts(
@@ -393,6 +428,10 @@ class PWM(SequenceOffPolicyAlgorithm):
             callback.on_training_end()
         finally:
             let_go(callback)
+        due = self.gradient_steps != 0 or self.n_model_updates < self.pretrain_steps
+        finished = self.num_timesteps >= total_timesteps
+        if due and finished and self._n_updates == 0 and self.n_model_updates == updates_before:
+            self._warn_that_nothing_was_learnt()
         return self
 
     def _finish_pretraining(self, progress_bar: bool) -> None:
@@ -463,9 +502,11 @@ class PWM(SequenceOffPolicyAlgorithm):
     def _pretrain(self, gradient_steps: int, progress_bar: bool, progress_remaining: Callable[[int], float]) -> None:
         """Pre-train within other learning; each update's learning rate is that of its ``progress_remaining``."""
         self._prepare_pretraining(gradient_steps)
-        bar = progress_bar and own_part().rank == 0
-        for update in tqdm(range(gradient_steps), "world model", disable=not bar, leave=False):
-            self._update_model_alone(progress_remaining(update))
+        first = own_part().rank == 0
+        what = f"Training the world model alone: {gradient_steps:,} updates"
+        with self._timed(what, shown=gradient_steps > 0 and first):
+            for update in tqdm(range(gradient_steps), "world model", disable=not (progress_bar and first), leave=False):
+                self._update_model_alone(progress_remaining(update))
 
     def _update_model_alone(self, progress_remaining: float) -> None:
         self._set_learning_rate("model", progress_remaining)
@@ -473,12 +514,13 @@ class PWM(SequenceOffPolicyAlgorithm):
         self._learner.update_model(self._sample(self.batch_size, part), n_processes=part.n_processes)
         self.n_model_updates += 1
 
-    def train(self, gradient_steps: int, batch_size: int) -> None:
+    def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
         """Update world model, actor and critics on the present replay buffer.
 
         :param gradient_steps: number of world-model updates.
-        :param batch_size: number of windows per update.
+        :param batch_size: number of windows per update; None for the model's.
         """
+        batch_size = batch_size or self.batch_size
         self._prepare_updates()
         if statistics.is_due(self._steps_since_statistics):
             self._take_scales()
@@ -594,7 +636,7 @@ class PWM(SequenceOffPolicyAlgorithm):
             pretrain_steps = max(0, self.pretrain_steps - done)
         check_integer("pretrain_steps", pretrain_steps, 0)
         wanted = done + pretrain_steps
-        self.sequences.check_size(self.batch_size, self.sequence_length)
+        self.sequences.check_not_empty()
         statistics.check_normalizer_known(self.sequences, self._vec_normalize_env, self.learning_starts)
         if self.env is None:
             self.env = offline.spaces_only(self.observation_space, self.action_space, self.n_envs)
@@ -743,8 +785,9 @@ class PWM(SequenceOffPolicyAlgorithm):
                 "extract() cannot give a task's environment the statistics of this model's VecNormalize; train without "
                 "it: every task has its own scales of observations and rewards in the model"
             )
+        given = without_sac_arguments(policy_kwargs or {}, (), SAC_POLICY_ARGUMENTS)
         dataset, own_kwargs = extraction.data_and_policy_kwargs(
-            self.policy, self.sequences, task, env, self.policy_kwargs or {}, policy_kwargs or {}
+            self.policy, self.sequences, task, env, self.policy_kwargs or {}, given
         )
         if total_updates and self.pretrain_steps and not self.n_model_updates:
             raise ValueError(
@@ -752,8 +795,7 @@ class PWM(SequenceOffPolicyAlgorithm):
                 "load_world_model() first"
             )
         names = constructor_parameters(PWM).keys() - extraction.NOT_INHERITED
-        inherited = {name: getattr(self, name) for name in names}
-        inherited |= {"pretrain_steps": 0, "stats_window_size": self._stats_window_size}
+        inherited = {name: getattr(self, ATTRIBUTES.get(name, name)) for name in names} | {"pretrain_steps": 0}
         model = type(self).from_dataset(dataset, ExtractedPolicy, policy_kwargs=own_kwargs, **(inherited | kwargs))
         extraction.copy_world_model(self.policy, model.policy, task, dataset.n_transitions)
         model.n_model_updates = self.n_model_updates

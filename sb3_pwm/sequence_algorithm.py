@@ -5,7 +5,8 @@ import pathlib
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +30,7 @@ from sb3_pwm.files.replay_buffers import as_sequences, read_replay_buffer, save_
 from sb3_pwm.files.tensors import check_tensors
 from sb3_pwm.replay.columns import with_columns
 from sb3_pwm.replay.watched_env import WatchedEnv, drop_late_answers, lost_processes_explained, own_copy
+from sb3_pwm.sac_names import SAC_ARGUMENTS, without_sac_arguments
 
 SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
 
@@ -300,6 +302,29 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         finally:
             let_go(callback)
 
+    def _warn_that_nothing_was_learnt(self) -> None:
+        warnings.warn(
+            f"nothing was learnt in {self.num_timesteps} steps: the first update comes when the replay buffer holds "
+            f"learning_starts={self.learning_starts}, over all environments; it holds {self.sequences.n_transitions}, "
+            "which count if you go on with learn(..., reset_num_timesteps=False)",
+            stacklevel=3,
+        )
+
+    def _say(self, message: str) -> None:
+        """Tell a user with ``verbose=1`` what is happening, at once."""
+        if self.verbose > 0:
+            print(message, flush=True)
+
+    @contextmanager
+    def _timed(self, what: str, shown: bool) -> Iterator[None]:
+        """Tell what begins, and how long it took."""
+        if shown:
+            self._say(f"{what} ...")
+        start = time.perf_counter()
+        yield
+        if shown:
+            self._say(f"... took {time.perf_counter() - start:.1f} seconds")
+
     def _check_observations(self, observations: Any, original: Any) -> None:
         """Check (n_envs, *obs_shape) observations of the environment, and what they were before a ``VecNormalize``."""
         if self._vec_normalize_env is None:
@@ -393,6 +418,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :raises ValueError: if the file is damaged, holds other parameters than this version of the model has, or
             needs what ``weights_only`` does not read; names it.
         """
+        kwargs = without_sac_arguments(kwargs, constructor_parameters(cls), SAC_ARGUMENTS)
         allowed = set(constructor_parameters(cls)) - {"policy", "env", "_init_setup_model"}
         unknown = sorted(set(kwargs) - allowed)
         if unknown:

@@ -160,7 +160,7 @@ def test_no_gap_without_episodes():
 
 @pytest.mark.parametrize(("promised", "warns"), [(1, False), (3, False), (4, True)])
 def test_model_gap_is_logged_and_warned_of(monkeypatch, recwarn, promised, warns):
-    model = make(Clock("true"), gamma=0.5)
+    model = make(Clock("true"), gamma=0.5, gradient_steps=0, pretrain_steps=0)
     monkeypatch.setattr(model.policy, "predict_values", lambda observations: observations[:, 0] + promised)
     model.learn(7, callback=ModelGapCallback(clocks("true", 1), eval_freq=5, n_eval_episodes=2))
     gap = (promised - 1.75) / (promised + 1.75)
@@ -172,7 +172,7 @@ def test_model_gap_is_logged_and_warned_of(monkeypatch, recwarn, promised, warns
 def test_model_gap_sees_what_the_model_sees():
     env = VecNormalize(clocks("true", 1))
     callback = ModelGapCallback(VecNormalize(clocks("true", 1), training=False), eval_freq=8, n_eval_episodes=1)
-    model = make(env, gamma=0.5).learn(8, callback=callback)
+    model = make(env, gamma=0.5, gradient_steps=0, pretrain_steps=0).learn(8, callback=callback)
     assert callback.eval_env.obs_rms.mean == pytest.approx(env.obs_rms.mean)
     assert model.num_timesteps == 8
 
@@ -268,7 +268,7 @@ def test_value_calibration_leaves_the_model_alone():
 
 
 def test_training_follows_its_own_episodes():
-    model = make(clocks("time-out", 2), gamma=0.5, learning_starts=1_000)
+    model = make(clocks("time-out", 2), gamma=0.5, learning_starts=1_000, gradient_steps=0, pretrain_steps=0)
     model.policy.predict_values = lambda observations: 8 + observations[:, 0]
     model.learn(11 * 2)  # the train_freq makes it 12 steps of each environment: 4 episodes
     assert list(model._start_values.finished) == [(8, 1.75 + 0.125 * 11), (18, 1.75 + 0.125 * 21)] * 4

@@ -203,6 +203,7 @@ def test_parity_with_an_independent_implementation(layout, path):
 
 
 @pytest.mark.parametrize("task", [0, 1, 2])
+@pytest.mark.filterwarnings("ignore:nothing was learnt")
 def test_parity_of_extracted_policies(task, path, tmp_path):
     """From a file and data to a policy; learning, saving and loading keep the world model as it was published."""
     original = make_original()
@@ -517,7 +518,7 @@ def test_multi_task_preset_learns():
     options = SMALL | {"policy_kwargs": preset["policy_kwargs"] | small, "critic_updates": 2}
     model = PWM("MultiTaskPolicy", task_vec_env(TASKS, seed=0), **preset | options).learn(120)
     own = model.extract("middle", 2)
-    assert own.critic == "v"
+    assert own.critic_kind == "v"
     assert own.bc_coef == 0
     assert (own.policy.world_model.bins.shape, own.policy.standardize) == ((101,), False)
     with pytest.raises(ValueError, match="size='2M': allowed are '1M', '5M'"):

@@ -78,7 +78,7 @@ def plain_objective(world_model, actor, critics, start, *, seen, noise, entropy_
     """
 
     def act(t):
-        mean, log_std = actor(seen[t])
+        mean, log_std = actor.distribution(seen[t])
         u = mean + log_std.exp() * noise[t]
         log_prob = Normal(mean, log_std.exp()).log_prob(u) - torch.log(1 - torch.tanh(u) ** 2)
         return torch.tanh(u), log_prob.sum(-1)

@@ -85,6 +85,7 @@ class NoisyEnv(gym.ObservationWrapper):
         return np.append(observation, self.unwrapped.np_random.normal()).astype(np.float32)
 
 
+@pytest.mark.filterwarnings("ignore:nothing was learnt")
 @pytest.mark.parametrize("learning_starts", [400, 1_000])
 def test_what_nobody_can_foretell_and_what_never_changes_count_little(learning_starts):
     model = make(NoisyEnv(TruthEnv()), learning_starts=learning_starts).learn(400)

@@ -26,7 +26,7 @@ def test_log_prob_is_that_of_a_tanh_normal(state_dependent_std):
     actor = Actor(LATENT_DIM, ACTION_DIM, [10], state_dependent_std=state_dependent_std).double()
     latents = torch.randn(500, LATENT_DIM).double()
     actions, log_probs = actor.sample_with_log_prob(latents)
-    mean, log_std = actor(latents)
+    mean, log_std = actor.distribution(latents)
     distribution = TransformedDistribution(Independent(Normal(mean, log_std.exp()), 1), TanhTransform())
     assert_close(log_probs, distribution.log_prob(actions))
 
@@ -57,7 +57,7 @@ def test_saturated_actions_have_finite_log_probs_and_gradients(actor, mean):
 def test_actor_shapes_and_ranges(state_dependent_std, leading):
     actor = Actor(LATENT_DIM, ACTION_DIM, [10], state_dependent_std=state_dependent_std)
     latents = torch.randn(*leading, LATENT_DIM)
-    mean, log_std = actor(latents)
+    mean, log_std = actor.distribution(latents)
     actions, log_probs = actor.sample_with_log_prob(latents)
     assert mean.shape == log_std.shape == actions.shape == actor.mode(latents).shape == (*leading, ACTION_DIM)
     assert log_probs.shape == leading
@@ -67,7 +67,7 @@ def test_actor_shapes_and_ranges(state_dependent_std, leading):
 @pytest.mark.parametrize(("output", "log_std"), [(-1e6, -5.0), (0.0, -1.5), (1e6, 2.0)])
 def test_range_of_the_state_dependent_std(actor, output, log_std):
     last_layer(actor, mean=0.0, log_std=output)
-    assert_close(actor(torch.randn(3, LATENT_DIM))[1], torch.full((3, ACTION_DIM), log_std))
+    assert_close(actor.distribution(torch.randn(3, LATENT_DIM))[1], torch.full((3, ACTION_DIM), log_std))
 
 
 @pytest.mark.parametrize(("parameter", "log_std"), [(-9.0, -1.427), (-1.0, -1.0), (0.5, 0.5)])
@@ -75,19 +75,19 @@ def test_range_of_the_state_independent_std(parameter, log_std):
     actor = Actor(LATENT_DIM, ACTION_DIM, [10], state_dependent_std=False)
     assert_close(actor.log_std.detach(), torch.full((ACTION_DIM,), -1.0))
     nn.init.constant_(actor.log_std, parameter)
-    assert_close(actor(torch.randn(3, LATENT_DIM))[1], torch.full((3, ACTION_DIM), log_std))
+    assert_close(actor.distribution(torch.randn(3, LATENT_DIM))[1], torch.full((3, ACTION_DIM), log_std))
 
 
 def test_mode_is_the_squashed_mean(actor):
     latents = torch.randn(5, LATENT_DIM)
-    assert_close(actor.mode(latents), torch.tanh(actor(latents)[0]))
+    assert_close(actor.mode(latents), torch.tanh(actor.distribution(latents)[0]))
 
 
 @state_dependent
 def test_samples_have_the_stated_mean_and_std_before_tanh(state_dependent_std):
     actor = Actor(LATENT_DIM, ACTION_DIM, [10], state_dependent_std=state_dependent_std)
     latents = torch.randn(1, LATENT_DIM)
-    mean, log_std = actor(latents)
+    mean, log_std = actor.distribution(latents)
     u = torch.atanh(actor.sample(latents.expand(20_000, -1)).double())
     assert_close(u.mean(0).float(), mean[0], atol=0.02, rtol=0)
     assert_close(u.std(0).log().float(), log_std[0], atol=0.05, rtol=0)

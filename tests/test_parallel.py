@@ -77,7 +77,8 @@ def test_without_a_group_a_process_is_alone():
 
 
 def test_parts_of_a_batch():
-    model = PWM("MlpPolicy", SpaceEnv(), policy_kwargs={"net_arch": [16], "latent_dim": 16}, **SMALL).learn(15)
+    settings = SMALL | {"gradient_steps": 0, "pretrain_steps": 0}
+    model = PWM("MlpPolicy", SpaceEnv(), policy_kwargs={"net_arch": [16], "latent_dim": 16}, **settings).learn(15)
     buffer = model.replay_buffer
     assert isinstance(buffer, SequenceReplayBuffer)
     np.random.seed(3)

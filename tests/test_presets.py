@@ -84,6 +84,6 @@ def test_shrunken_paper_preset_learns_saves_and_loads(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         model.predict(observation, deterministic=True)[0], loaded.predict(observation, deterministic=True)[0]
     )
-    assert loaded.critic == "v"
+    assert loaded.critic_kind == "v"
     assert loaded._rate("model", 1.0) == pytest.approx(3e-4)
     loaded.learn(40)

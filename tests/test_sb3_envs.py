@@ -221,6 +221,7 @@ def test_vec_normalize_keeps_policy_statistics_near_one():
         (2, VectorizedActionNoise(NormalActionNoise(np.zeros(2), np.full(2, 0.3)), 2)),
     ],
 )
+@pytest.mark.filterwarnings("ignore:nothing was learnt")
 def test_action_noise(n_envs, noise):
     actions = {}
     for given in (None, noise):

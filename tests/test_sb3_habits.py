@@ -119,7 +119,7 @@ def test_seed_can_be_set_later():
     for seed in (5, 5, 6):
         model = make(seed=None)
         model.set_random_seed(seed)
-        actions.append(model.learn(16).replay_buffer.actions.copy())
+        actions.append(model.learn(20).replay_buffer.actions.copy())
     np.testing.assert_array_equal(actions[0], actions[1])
     assert not np.array_equal(actions[0], actions[2])
 

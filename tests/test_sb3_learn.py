@@ -100,7 +100,8 @@ def test_critic_updates(critic):
 def test_run_shorter_than_the_warm_up():
     model = make()
     before = [p.clone() for p in model.policy.parameters()]
-    model.learn(12)
+    with pytest.warns(UserWarning, match="nothing was learnt in 12 steps.*learning_starts=20.* it holds 12"):
+        model.learn(12)
     assert (model.num_timesteps, model.n_model_updates, model._n_updates) == (12, 0, 0)
     assert all(torch.equal(p, q) for p, q in zip(model.policy.parameters(), before, strict=True))
     model.learn(8, reset_num_timesteps=False)  # the 12 steps count: the 20th completes the warm-up
@@ -264,6 +265,7 @@ def test_learning_rate_falls_while_pretraining(monkeypatch):
     assert model.policy.actor_optimizer.param_groups[0]["lr"] == pytest.approx(5.5e-4)
 
 
+@pytest.mark.filterwarnings("ignore:nothing was learnt")
 def test_a_buffer_smaller_than_learning_starts():
     """What it can hold is enough; learning in pieces starts too."""
     model = make(buffer_size=30, learning_starts=60)

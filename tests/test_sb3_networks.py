@@ -44,6 +44,7 @@ def test_rates_follow_the_actors_unless_given():
     assert rates_of(make(learning_rate=1e-5).learn(24)) == all_rates(1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:nothing was learnt")
 def test_pretraining_at_the_start_of_a_run_has_the_rate_of_its_start(tmp_path):
     make(learning_starts=100).learn(100).save_replay_buffer(tmp_path / "buffer")
     model = make(learning_rate=LinearSchedule(1e-2, 0, 1.0), learning_starts=100).learn(40)  # ends at rate 0
@@ -223,4 +224,5 @@ def test_actor_and_all_critics_share_one_scale_of_latents(critic, tmp_path):
         inputs = [latents, actions] if critic == "q" else [latents]
         scaled = policy.latent_scale(torch.cat(inputs, -1))
         assert_close(policy.critics(*inputs)[0], 10 * policy.critics.critics[0](scaled).squeeze(-1))
-        assert_close(policy.actor(latents)[0], policy.actor.net(policy.latent_scale(latents)).chunk(2, -1)[0])
+        mean, _ = policy.actor.net(policy.latent_scale(latents)).chunk(2, -1)
+        assert_close(policy.actor.distribution(latents)[0], mean)

@@ -217,6 +217,7 @@ def test_pwm_learns_over_the_tasks():
     assert env.action_space.contains(action)
 
 
+@pytest.mark.filterwarnings("ignore:nothing was learnt")
 def test_values_per_task_are_logged():
     model = model_of(TASKS, learning_starts=1_000)
     model.set_logger(logger := Values())
@@ -246,6 +247,7 @@ def test_learning_offline_has_no_episodes_to_log():
     assert not [key for key in logger.written if key.startswith("rollout/")]
 
 
+@pytest.mark.filterwarnings("ignore:nothing was learnt")
 def test_long_names_stay_out_of_the_table(capsys):
     names = ("x", "a-name-longer-than-the-printed-table")
     model = model_of(TaskSet([Task(name, Echo, 3, 1, 4) for name in names]), learning_starts=1_000)

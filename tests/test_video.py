@@ -108,7 +108,7 @@ def test_an_environment_stays_open(sac: SAC, tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrapped", [lambda env: env, lambda env: VecNormalize(DummyVecEnv([lambda: env]))])
 def test_training_does_not_go_on_in_an_episode_that_a_video_has_ended(tmp_path: Path, wrapped) -> None:
     env = PictureEnv(length=10)
-    model = make(wrapped(env)).learn(4)
+    model = make(wrapped(env), gradient_steps=0, pretrain_steps=0).learn(4)
     record_video(model, lambda: PictureEnv(length=10), tmp_path / "v.mp4", max_steps=2)
     assert model._last_obs is not None
     record_video(model, env, tmp_path / "v.mp4", max_steps=2)

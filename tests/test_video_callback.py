@@ -50,7 +50,7 @@ def test_records_the_best_models(tmp_path: Path, capsys: pytest.CaptureFixture[s
         verbose=0,
     )
     evaluation.best_mean_reward = -np.inf
-    make(PictureEnv()).learn(10, callback=evaluation)
+    make(PictureEnv(), gradient_steps=0, pretrain_steps=0).learn(10, callback=evaluation)
     assert names(tmp_path) == ["best_10_steps.mp4"]
     assert "best_10_steps.mp4: return -" in capsys.readouterr().out
 

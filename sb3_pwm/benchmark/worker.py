@@ -55,7 +55,7 @@ from sb3_pwm.benchmark.segments import (
     segment_seed,
 )
 from sb3_pwm.benchmark.settings import interpret
-from sb3_pwm.checks import constructor_parameters
+from sb3_pwm.checks import ATTRIBUTES, constructor_parameters
 from sb3_pwm.compute.hardware import processor
 
 PACKAGES = (
@@ -161,8 +161,9 @@ def used_hyperparameters(model: BaseAlgorithm) -> dict[str, Any]:
     """Return the values of the constructor's arguments that a model really has, as JSON values."""
     arguments: dict[str, Any] = {}
     for name in constructor_parameters(type(model)):
-        if name not in ("env", "policy", "_init_setup_model") and hasattr(model, name):
-            arguments[name] = as_json(getattr(model, name))
+        attribute = ATTRIBUTES.get(name, name)
+        if name not in ("env", "policy", "_init_setup_model") and hasattr(model, attribute):
+            arguments[name] = as_json(getattr(model, attribute))
     arguments["policy"] = as_json(type(model.policy))
     arguments["n_envs"] = model.n_envs
     normalization = model.get_vec_normalize_env()

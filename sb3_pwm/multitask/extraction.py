@@ -13,7 +13,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.multitask.policies import MultiTaskPolicy
 from sb3_pwm.multitask.tasks import TaskSet, space_sizes
-from sb3_pwm.policies import PWMPolicy, resolve_net_arch
+from sb3_pwm.networks import resolve_net_arch
+from sb3_pwm.policies import PWMPolicy
 
 EXTRACTION_UPDATES = 10_000  # the paper's
 # Constructor arguments that an extracted policy does not take over from its model: they belong to the data, to all
@@ -27,7 +28,6 @@ NOT_INHERITED = {
     "replay_buffer_class",
     "replay_buffer_kwargs",
     "policy_kwargs",
-    "stats_window_size",  # which SB3 keeps under another name
     "_init_setup_model",
 }
 POLICY_ONLY = ("n_critics", "state_dependent_std", "norm_after_activation", "optimizer_class", "optimizer_kwargs")

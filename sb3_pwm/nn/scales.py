@@ -1,4 +1,7 @@
-"""Scales that belong to a policy: module buffers, so that they are saved, loaded and moved with it."""
+"""Scales that belong to a policy: module buffers, so that they are saved, loaded and moved with it.
+
+All buffers are floats, because scripts average and compare the ``state_dict`` of SB3's policies as floats.
+"""
 
 from typing import Any
 
@@ -144,7 +147,7 @@ class LatentScale(nn.Module):
         self.decay = decay
         self.register_buffer("mean", torch.zeros(latent_dim + action_dim))
         self.register_buffer("std", torch.ones(latent_dim + action_dim))
-        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("initialized", torch.zeros(()))  # 0 or 1
 
     @torch.no_grad()
     def update(self, latents: torch.Tensor) -> None:
@@ -152,10 +155,10 @@ class LatentScale(nn.Module):
         rows = latents.flatten(0, -2).to(self.mean.dtype)
         mean = rows.mean(0)
         std = (rows - mean).square().mean(0).sqrt().clamp(min=LATENT_STD_FLOOR)
-        known, finite = self.initialized, torch.isfinite(mean + std).all()
+        known, finite = self.initialized > 0, torch.isfinite(mean + std).all()
         for statistics, new in ((self.mean, mean), (self.std, std)):
             move(statistics[: self.latent_dim], new, self.decay, known=known, finite=finite)
-        self.initialized.logical_or_(finite)
+        self.initialized.copy_(known | finite)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Scale the latents of (..., Z) latents, or of (..., Z + A) latents and actions."""
@@ -178,7 +181,7 @@ class ReturnScale(nn.Module):
         self.decay = decay
         shape = () if n_tasks is None else (n_tasks,)
         self.register_buffer("variance", torch.ones(shape))
-        self.register_buffer("initialized", torch.zeros(shape, dtype=torch.bool))
+        self.register_buffer("initialized", torch.zeros(shape))  # 0 or 1
 
     @torch.no_grad()
     def update(self, returns: torch.Tensor, tasks: torch.Tensor | None = None) -> None:
@@ -193,9 +196,9 @@ class ReturnScale(nn.Module):
             count = members.sum(0)
             deviations = returns - (returns @ members / count)[tasks]
             variance = torch.where(count > 1, deviations.square() @ members / count, torch.nan)
-        finite = torch.isfinite(variance)
-        move(self.variance, variance, self.decay, known=self.initialized, finite=finite)
-        self.initialized.logical_or_(finite)
+        known, finite = self.initialized > 0, torch.isfinite(variance)
+        move(self.variance, variance, self.decay, known=known, finite=finite)
+        self.initialized.copy_(known | finite)
 
     @property
     def scale(self) -> torch.Tensor:
