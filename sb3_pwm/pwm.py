@@ -16,7 +16,6 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import (
     FloatSchedule,
     LinearSchedule,
-    check_for_correct_spaces,
     configure_logger,
 )
 from stable_baselines3.common.vec_env import VecEnv
@@ -38,6 +37,7 @@ from sb3_pwm.compute.compilation import TorchCompile
 from sb3_pwm.compute.distributed import Part, own_part, share_from_first
 from sb3_pwm.compute.optimizers import set_learning_rate
 from sb3_pwm.compute.precision import Precision
+from sb3_pwm.compute.progress import let_go, say, timed, warn_that_nothing_was_learnt
 from sb3_pwm.diagnostics import evaluation
 from sb3_pwm.diagnostics.start_values import StartValues, follow_episodes
 from sb3_pwm.files.tensors import checksum, save_tensors
@@ -46,15 +46,13 @@ from sb3_pwm.multitask import extraction
 from sb3_pwm.multitask.policies import ExtractedPolicy, MultiTaskPolicy
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.replay import statistics
-from sb3_pwm.replay.columns import with_columns
 from sb3_pwm.sac_names import (
     SAC_POLICY_ARGUMENTS,
-    ActorOfObservations,
-    CriticOfObservations,
     check_sac_arguments,
+    of_policy,
     without_sac_arguments,
 )
-from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm, let_go
+from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_pwm.type_aliases import SequenceSamples
 
 SelfPWM = TypeVar("SelfPWM", bound="PWM")
@@ -135,6 +133,11 @@ class PWM(SequenceOffPolicyAlgorithm):
         "MultiInputPolicy": MultiInputPolicy,
         "MultiTaskPolicy": MultiTaskPolicy,
     }
+    actor = of_policy("actor", "The actor, which takes observations as SAC's does.")
+    critic = of_policy("critic", "The critics, which take observations and actions as SAC's do.")
+    critic_target = of_policy("critic_target", "The target critics, likewise.")
+    log_ent_coef = of_policy("entropy_coefficient.log_ent_coef", "Logarithm of ``ent_coef``; None if it is not learnt.")
+    ent_coef_optimizer = of_policy("entropy_optimizer", "Optimizer of ``ent_coef``; None if it is not learnt.")
 
     def __init__(
         self,
@@ -276,33 +279,6 @@ class PWM(SequenceOffPolicyAlgorithm):
         self._learner = Learner(self)
         self._start_values = StartValues(self.gamma, self.n_envs, CALIBRATION_EPISODES)
 
-    # What SAC's scripts look for, under SAC's names.
-
-    @property
-    def actor(self) -> ActorOfObservations:  # type: ignore[override]
-        """The actor, which takes observations as SAC's does."""
-        return self.policy.actor
-
-    @property
-    def critic(self) -> CriticOfObservations:
-        """The critics, which take observations and actions as SAC's do."""
-        return self.policy.critic
-
-    @property
-    def critic_target(self) -> CriticOfObservations:
-        """The target critics, likewise."""
-        return self.policy.critic_target
-
-    @property
-    def log_ent_coef(self) -> torch.Tensor | None:
-        """Logarithm of the entropy bonus's weight, () or (n_tasks,); None if it is not learnt."""
-        return self.policy.entropy_coefficient.log_ent_coef if isinstance(self.ent_coef, str) else None
-
-    @property
-    def ent_coef_optimizer(self) -> torch.optim.Optimizer | None:
-        """Its optimizer; None if it is not learnt."""
-        return self.policy.entropy_optimizer if isinstance(self.ent_coef, str) else None
-
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_learner", "_schedules", "_start_values"]
 
@@ -329,7 +305,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         """
         extraction.check_tasks_of(env, self.policy)
         known = self._vec_normalize_env
-        super().set_env(self._with_as_many_columns(env), force_reset)
+        super().set_env(env, force_reset)
         if self._vec_normalize_env is not known:
             self._steps_since_statistics = statistics.STATISTICS_INTERVAL
 
@@ -337,19 +313,6 @@ class PWM(SequenceOffPolicyAlgorithm):
         super()._take_over_buffer(buffer)
         if self.sequences.identity != self._statistics_from:
             self._steps_since_statistics = statistics.STATISTICS_INTERVAL
-
-    def _with_as_many_columns(self, env: GymEnv | VecEnv) -> VecEnv:
-        """Wrap an environment as SB3 does, and make the model one for its number of environments."""
-        vec_env = self._wrap_env(env, self.verbose)
-        if vec_env.num_envs != self.n_envs:
-            check_for_correct_spaces(vec_env, self.observation_space, self.action_space)
-            check_train_freq(self.train_freq, vec_env.num_envs)
-            sizes = {"sequence_length": self.sequence_length, "batch_size": self.batch_size}
-            check_capacity(self.buffer_size, vec_env.num_envs, **sizes)
-            self.replay_buffer = with_columns(self.sequences, vec_env.num_envs)
-            self.n_envs = vec_env.num_envs
-            self._last_obs = None
-        return vec_env
 
     def _sample(self, batch_size: int, part: Part = ALL) -> SequenceSamples:
         samples = self.sequences.sample_sequences(batch_size, self.sequence_length, self._vec_normalize_env, part)
@@ -398,8 +361,8 @@ class PWM(SequenceOffPolicyAlgorithm):
         # A policy that has learnt fills an empty buffer with its own actions, not with random ones.
         random_until = warm_up_end if self._n_updates == 0 else 0
         updates_before = self.n_model_updates
-        if warm_up:
-            self._say(f"Collecting {warm_up:,}{' random' if random_until else ''} steps before the first update")
+        what = f"{warm_up:,}{' random' if random_until else ''} steps"
+        say(f"Collecting {what} before the first update", shown=self.verbose > 0 and warm_up > 0)
         try:
             if self.num_timesteps >= warm_up_end and known > 0:
                 self._finish_pretraining(progress_bar)
@@ -431,7 +394,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         due = self.gradient_steps != 0 or self.n_model_updates < self.pretrain_steps
         finished = self.num_timesteps >= total_timesteps
         if due and finished and self._n_updates == 0 and self.n_model_updates == updates_before:
-            self._warn_that_nothing_was_learnt()
+            warn_that_nothing_was_learnt(self.num_timesteps, self.learning_starts, self.sequences.n_transitions)
         return self
 
     def _finish_pretraining(self, progress_bar: bool) -> None:
@@ -504,7 +467,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         self._prepare_pretraining(gradient_steps)
         first = own_part().rank == 0
         what = f"Training the world model alone: {gradient_steps:,} updates"
-        with self._timed(what, shown=gradient_steps > 0 and first):
+        with timed(what, shown=self.verbose > 0 and gradient_steps > 0 and first):
             for update in tqdm(range(gradient_steps), "world model", disable=not (progress_bar and first), leave=False):
                 self._update_model_alone(progress_remaining(update))
 
@@ -706,21 +669,18 @@ class PWM(SequenceOffPolicyAlgorithm):
         check_integer("horizon", horizon, 1)
         check_integer("n_windows", n_windows, 1)
         buffer = self._checked_buffer(dataset, "observation_space", "action_space")
-        buffer.device = self.device  # of an object of its own: the data set stays where it is
+        buffer.device = self.device  # of another object: the data set stays where it is
         return evaluation.model_errors(self.policy, buffer, self._vec_normalize_env, horizon, n_windows)
 
     def value_calibration(self, env: GymEnv | VecEnv, n_episodes: int = 10, deterministic: bool = False) -> float:
-        """Compare the critics' value of start states with the discounted returns of evaluation episodes.
-
-        Both are in the units of the training environment's rewards and discounted with ``gamma``; what a time-out cuts
-        off is estimated by the critics. The value is that of the stochastic policy.
+        """Return the critics' mean value of start states over the mean discounted return of evaluation episodes.
 
         :param env: environment to evaluate in, not the one that the model trains in. It needs a ``VecNormalize`` if
-            that one has it: it takes over the present statistics, and observations and rewards are normalised as in
-            training, whatever its own ``norm_reward``; its statistics do not move.
+            that one has it, whose present statistics it takes over; its own do not move. Rewards are in training's
+            units, discounted with ``gamma``; what a time-out cuts off is estimated by the critics.
         :param n_episodes: number of episodes, divided evenly among its environments.
-        :param deterministic: act deterministically.
-        :return: mean value over mean return; 1 is calibrated, above 1 the critics promise too much.
+        :param deterministic: act deterministically; the value is that of the stochastic policy.
+        :return: 1 is calibrated, above 1 the critics promise too much.
         :raises ValueError: if only one of the two environments has a ``VecNormalize``, or ``n_episodes`` is below 1.
         """
         return self._evaluated_start_values(env, n_episodes, deterministic).ratio
@@ -728,8 +688,7 @@ class PWM(SequenceOffPolicyAlgorithm):
     def model_gap(self, env: GymEnv | VecEnv, n_episodes: int = 10) -> float:
         """Return how far the present policy's imagined return lies above its real one.
 
-        Near 1, the policy exploits errors of the model: the world model and the critics promise what the environment
-        does not give. See :attr:`sb3_pwm.diagnostics.start_values.StartValues.gap`;
+        Near 1, the policy exploits errors of the model. See :attr:`sb3_pwm.diagnostics.start_values.StartValues.gap`;
         :class:`sb3_pwm.ModelGapCallback` watches it.
 
         :param env: environment to evaluate in; it, and errors, are as for :meth:`value_calibration`.

@@ -1,5 +1,6 @@
 """What SAC's scripts expect: its arguments, where PWM has none, and its networks, which take observations."""
 
+import operator
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -143,3 +144,18 @@ class CriticOfObservations:
     def state_dict(self) -> dict[str, Any]:
         """Return the critics' own state."""
         return self.critics.state_dict()
+
+
+def of_policy(path: str, doc: str) -> property:
+    """Return a property of a model that is found in its policy; what belongs to a fixed ``ent_coef`` is None.
+
+    :param path: names of attributes, joined by dots.
+    :param doc: docstring.
+    """
+    of_coefficient = path.startswith("entropy")
+
+    def get(model: Any) -> Any:
+        learnt = isinstance(model.ent_coef, str)
+        return operator.attrgetter(path)(model.policy) if learnt or not of_coefficient else None
+
+    return property(get, doc=doc)

@@ -5,29 +5,36 @@ import pathlib
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
-from stable_baselines3.common.utils import configure_logger
+from stable_baselines3.common.utils import check_for_correct_spaces, configure_logger
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
 from sb3_pwm.buffers import SequenceReplayBuffer
-from sb3_pwm.checks import check_action_noise, check_action_space, check_finite, constructor_parameters
+from sb3_pwm.checks import (
+    check_action_noise,
+    check_action_space,
+    check_finite,
+    check_train_freq,
+    constructor_parameters,
+)
 from sb3_pwm.compute.hardware import keep_sigterm
+from sb3_pwm.compute.progress import let_go
 from sb3_pwm.files.models import opened_model, save_model, without_pickles
 from sb3_pwm.files.replay_buffers import as_sequences, read_replay_buffer, save_replay_buffer
 from sb3_pwm.files.tensors import check_tensors
+from sb3_pwm.replay.checks import leads_to
 from sb3_pwm.replay.columns import with_columns
 from sb3_pwm.replay.watched_env import WatchedEnv, drop_late_answers, lost_processes_explained, own_copy
 from sb3_pwm.sac_names import SAC_ARGUMENTS, without_sac_arguments
@@ -64,23 +71,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def _take_over_buffer(self, buffer: ReplayBuffer) -> None:
         sequences = with_columns(self._checked_buffer(buffer, "observation_space", "action_space"), self.n_envs)
         sequences.device = self.device
-        if not self._goes_on_from(sequences):
+        if self._last_obs is None or not leads_to(sequences, self._last_original_obs):
             sequences.end_trajectories()
         self.replay_buffer = sequences
-
-    def _goes_on_from(self, buffer: SequenceReplayBuffer) -> bool:
-        """Return whether the environments are where a buffer's newest steps have led them."""
-        if self._last_obs is None or self._last_original_obs is None or buffer.size() == 0:
-            return False
-        newest: Any = (buffer.pos - 1) % buffer.buffer_size
-        stored, present = buffer.next_observations, self._last_original_obs
-        running = buffer.dones[newest] == 0
-        pairs = (
-            [(stored[key][newest], present[key]) for key in present]
-            if isinstance(present, dict)
-            else [(stored[newest], present)]
-        )
-        return all(np.array_equal(led[running], np.reshape(now, led.shape)[running]) for led, now in pairs)
 
     def _checked_buffer(self, buffer: ReplayBuffer, *names: str) -> SequenceReplayBuffer:
         """Return a buffer as one that gives windows; what SB3's own holds is checked, and ends where it breaks off.
@@ -159,6 +152,25 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             _, parameters, _ = load_from_zip_file(file, device=device, load_data=False)  # type: ignore[arg-type]
             check_tensors(name, parameters, self.get_parameters())
             super().set_parameters(parameters, exact_match, device)
+
+    def set_env(self, env: GymEnv | VecEnv, force_reset: bool = True) -> None:
+        """Set the environment, see :meth:`stable_baselines3.common.base_class.BaseAlgorithm.set_env`.
+
+        It may be for another number of environments: what the replay buffer holds is then divided among them.
+
+        :param env: the environment.
+        :param force_reset: reset it before the next step.
+        :raises ValueError: if its spaces are not the model's, or ``train_freq`` does not go with its number of
+            environments; nothing is changed then.
+        """
+        vec_env = self._wrap_env(env, self.verbose)
+        if vec_env.num_envs != self.n_envs:
+            check_for_correct_spaces(vec_env, self.observation_space, self.action_space)
+            check_train_freq(self.train_freq, vec_env.num_envs)
+            self.replay_buffer = with_columns(self.sequences, vec_env.num_envs)
+            self.n_envs = vec_env.num_envs
+            self._last_obs = None
+        super().set_env(vec_env, force_reset)
 
     def _on_env_reset(self) -> None:
         """Prepare for a reset of the environments: what comes next does not follow the newest stored steps."""
@@ -302,29 +314,6 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         finally:
             let_go(callback)
 
-    def _warn_that_nothing_was_learnt(self) -> None:
-        warnings.warn(
-            f"nothing was learnt in {self.num_timesteps} steps: the first update comes when the replay buffer holds "
-            f"learning_starts={self.learning_starts}, over all environments; it holds {self.sequences.n_transitions}, "
-            "which count if you go on with learn(..., reset_num_timesteps=False)",
-            stacklevel=3,
-        )
-
-    def _say(self, message: str) -> None:
-        """Tell a user with ``verbose=1`` what is happening, at once."""
-        if self.verbose > 0:
-            print(message, flush=True)
-
-    @contextmanager
-    def _timed(self, what: str, shown: bool) -> Iterator[None]:
-        """Tell what begins, and how long it took."""
-        if shown:
-            self._say(f"{what} ...")
-        start = time.perf_counter()
-        yield
-        if shown:
-            self._say(f"... took {time.perf_counter() - start:.1f} seconds")
-
     def _check_observations(self, observations: Any, original: Any) -> None:
         """Check (n_envs, *obs_shape) observations of the environment, and what they were before a ``VecNormalize``."""
         if self._vec_normalize_env is None:
@@ -431,22 +420,3 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             model = super().load(file, env, device, custom_objects, print_system_info, force_reset, **kwargs)  # type: ignore[arg-type]
         check_action_noise(kwargs.get("action_noise"), model.n_envs)
         return model
-
-
-def let_go(callback: BaseCallback) -> None:
-    """Let a callback end with the training, however that ended."""
-    close_progress_bars(callback)
-    # SB3 keeps the callback itself among its locals, with the model: neither would be freed with the last reference.
-    callback.locals.pop("callback", None)
-
-
-def close_progress_bars(callback: BaseCallback) -> None:
-    """Close the bars of training that did not end by itself.
-
-    SB3 leaves them open, and then the thread that draws one can hold up the end of the interpreter for ever.
-    """
-    if isinstance(callback, CallbackList):
-        for own in callback.callbacks:
-            close_progress_bars(own)
-    elif isinstance(callback, ProgressBarCallback) and hasattr(callback, "pbar"):
-        callback.pbar.close()

@@ -201,3 +201,20 @@ def find_breaks(buffer: ReplayBuffer, name: str) -> np.ndarray:
             "order in which they happened"
         )
     return broken
+
+
+def leads_to(buffer: ReplayBuffer, observations: Any) -> bool:
+    """Return whether the newest steps that end no episode have led to the given observations.
+
+    :param buffer: replay buffer.
+    :param observations: (n_envs, *obs_shape) observations, or one such array per key; None for unknown ones.
+    """
+    if observations is None or buffer.size() == 0:
+        return False
+    newest: Any = (buffer.pos - 1) % buffer.buffer_size
+    running = buffer.dones[newest] == 0
+    stored: Any = buffer.next_observations
+    if not isinstance(observations, dict):
+        stored, observations = {"": stored}, {"": observations}
+    led = {key: values[newest] for key, values in stored.items()}
+    return all(np.array_equal(led[key][running], np.reshape(observations[key], led[key].shape)[running]) for key in led)
