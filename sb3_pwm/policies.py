@@ -204,6 +204,10 @@ class PWMPolicy(BasePolicy):
         self.critic_optimizer = self._make_optimizer(self.all_critics, lr_schedule)
         self.entropy_optimizer = self._make_optimizer(self.entropy_coefficient, lr_schedule)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.actor.join(self)
+
     def _make_critics(self, in_features: int, hidden: list[int], number: int) -> CriticEnsemble:
         return CriticEnsemble(
             in_features,
@@ -415,4 +419,6 @@ class PolicyActor(ActorOfObservations):
     @classmethod
     def load(cls, path: str, device: torch.device | str = "auto") -> "PolicyActor":
         """Load the actor of a policy that :meth:`save` wrote; this runs code, see :meth:`PWMPolicy.load`."""
-        return PWMPolicy.load(path, device).actor
+        policy = PWMPolicy.load(path, device)
+        policy.actor.join(policy, keep=True)
+        return policy.actor

@@ -3,6 +3,7 @@
 import math
 import pathlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, TypeVar
 
 import gymnasium as gym
@@ -438,17 +439,18 @@ class PWM(SequenceOffPolicyAlgorithm):
         statistics.check_normalizer_known(self.sequences, self._vec_normalize_env, self.learning_starts)
         known = self.num_timesteps, self._current_progress_remaining
         try:
-            self._run_offline(
-                gradient_steps,
-                callback,
-                log_interval,
-                tb_log_name,
-                progress_bar and own_part().rank == 0,
-                first=0 if reset_num_timesteps else self.n_model_updates,
-                what="world model",
-                prepare=lambda: self._prepare_pretraining(gradient_steps),
-                update=lambda: self._update_model_alone(self._current_progress_remaining),
-            )
+            with self._told(gradient_steps):
+                self._run_offline(
+                    gradient_steps,
+                    callback,
+                    log_interval,
+                    tb_log_name,
+                    progress_bar and own_part().rank == 0,
+                    first=0 if reset_num_timesteps else self.n_model_updates,
+                    what="world model",
+                    prepare=lambda: self._prepare_pretraining(gradient_steps),
+                    update=lambda: self._update_model_alone(self._current_progress_remaining),
+                )
         finally:
             self.num_timesteps, self._current_progress_remaining = known
         return self
@@ -465,11 +467,15 @@ class PWM(SequenceOffPolicyAlgorithm):
     def _pretrain(self, gradient_steps: int, progress_bar: bool, progress_remaining: Callable[[int], float]) -> None:
         """Pre-train within other learning; each update's learning rate is that of its ``progress_remaining``."""
         self._prepare_pretraining(gradient_steps)
-        first = own_part().rank == 0
-        what = f"Training the world model alone: {gradient_steps:,} updates"
-        with timed(what, shown=self.verbose > 0 and gradient_steps > 0 and first):
-            for update in tqdm(range(gradient_steps), "world model", disable=not (progress_bar and first), leave=False):
+        bar = progress_bar and own_part().rank == 0
+        with self._told(gradient_steps):
+            for update in tqdm(range(gradient_steps), "world model", disable=not bar, leave=False):
                 self._update_model_alone(progress_remaining(update))
+
+    def _told(self, gradient_steps: int) -> AbstractContextManager[None]:
+        """Tell a user with ``verbose=1`` of pre-training."""
+        what = f"Training the world model alone: {gradient_steps:,} updates"
+        return timed(what, shown=self.verbose > 0 and gradient_steps > 0 and own_part().rank == 0)
 
     def _update_model_alone(self, progress_remaining: float) -> None:
         self._set_learning_rate("model", progress_remaining)

@@ -2,7 +2,8 @@
 
 import operator
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -73,17 +74,26 @@ class ActorOfObservations(Actor):
     """:class:`Actor` that takes observations when it is called, as SAC's does.
 
     The way from observations to latents belongs to the policy, which is no part of this module: it is neither among its
-    parameters nor in its ``state_dict``.
+    parameters nor in its ``state_dict``, and a copy of the actor alone has none.
     """
 
-    def join(self, policy: Any) -> None:
-        """Take the policy that this is the actor of."""
-        self._policy = (policy,)  # as a tuple, so that PyTorch does not register it
+    def join(self, policy: Any, *, keep: bool = False) -> None:
+        """Take the policy that this is the actor of, and keep it if nobody else does.
+
+        The policy owns its actor: if the actor always owned its policy too, neither would be freed.
+        """
+        self._policy: Callable[[], Any] = (lambda: policy) if keep else weakref.ref(policy)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_policy"}
 
     @property
     def policy(self) -> Any:
         """The policy that this is the actor of."""
-        return self._policy[0]
+        policy = self._policy() if "_policy" in self.__dict__ else None
+        if policy is None:
+            raise ReferenceError("this actor has no policy any more, and needs its world model to read observations")
+        return policy
 
     @property
     def features_extractor(self) -> nn.Module:

@@ -198,7 +198,6 @@ def buffer_file(path, space=BOX, n_envs=1, **kwargs):
     ("kwargs", "message"),
     [
         ({"space": spaces.Box(-1, 1, (4,))}, r"observation_space is Box\(.*\(4,\).* model's is Box\(.*\(3,\)"),
-        ({"n_envs": 2}, "n_envs is 2, the model's is 1"),
         ({"optimize_memory_usage": True, "handle_timeout_termination": False}, "optimize_memory_usage=True"),
         ({"handle_timeout_termination": False}, "handle_timeout_termination=False"),
         (None, "not dict"),

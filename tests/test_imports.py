@@ -16,6 +16,7 @@ LEVELS = (
     {"files/archives"},
     {"files/tensors"},
     {"compute/metrics", "compute/optimizers", "compute/precision", "compute/random_state", "compute/streams"},
+    {"compute/progress"},
     {"observations", "nn/predictability"},
     {"compute/compilation", "nn/layers", "nn/task_context", "replay/windows", "replay/watched_env", "cli/subcommands"},
     {"checks", "replay/device_copy", "world_model", "networks", "diagnostics/start_values"},
@@ -65,7 +66,7 @@ def unit_of(file):
 
 
 PURE = PURE_FILES | {unit for unit in map(unit_of, TREES) if unit.startswith(("nn/", "compute/"))}
-PURE -= {"nn/observation_features"}  # it reads spaces
+PURE -= {"nn/observation_features", "compute/progress"}  # they read spaces, and callbacks
 
 
 def imports_of(tree):

@@ -14,6 +14,8 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 from sb3_pwm import PWM
 from sb3_pwm.datasets import from_replay_buffer
 
+pytestmark = pytest.mark.filterwarnings("ignore:nothing was learnt")
+
 NORMAL = NormalActionNoise(np.zeros(2), np.full(2, 0.5))
 ORNSTEIN = OrnsteinUhlenbeckActionNoise(np.zeros(2), np.full(2, 0.5))
 

@@ -107,7 +107,7 @@ def test_updates_in_bfloat16_are_those_in_float32_within_rounding(critic):
 def test_learning_saving_and_loading_in_bfloat16(tmp_path):
     model = make(precision="bfloat16").learn(60)
     assert model.n_skipped_updates == 0
-    assert {v.dtype for v in model.policy.state_dict().values() if v.is_floating_point()} == {torch.float32}
+    assert {parameter.dtype for parameter in model.policy.parameters()} == {torch.float32}
     model.save(tmp_path / "model")
     loaded = PWM.load(tmp_path / "model", env=model.env)
     assert loaded.precision == "bfloat16"

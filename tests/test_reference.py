@@ -22,6 +22,7 @@ def test_simnorm():
 
 def to_float64(model):
     model.policy.double()
+    model.policy.features.register_forward_hook(lambda module, inputs, features: features.double())
     for optimizer in model.policy.optimizers.values():
         for state in optimizer.state.values():
             state.update({name: value.double() for name, value in state.items() if name != "step"})

@@ -18,6 +18,8 @@ from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.replay import statistics
 from sb3_pwm.replay.columns import with_columns
 
+pytestmark = pytest.mark.filterwarnings("ignore:nothing was learnt")
+
 
 def from_data(n_envs=1, **kwargs):
     data = make(truth_envs(n_envs), learning_starts=10_000, buffer_size=80 * n_envs).learn(80 * n_envs).replay_buffer

@@ -14,6 +14,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvW
 
 from sb3_pwm.replay.watched_env import WatchedEnv
 
+pytestmark = pytest.mark.filterwarnings("ignore:nothing was learnt")
+
 WARNING = "somebody else has stepped or reset the training environment"
 
 
