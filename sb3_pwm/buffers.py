@@ -314,8 +314,8 @@ def check_replay_buffer(buffer: Any, name: str = "the replay buffer") -> None:
     :param buffer: replay buffer.
     :param name: what it is, for messages.
     :raises TypeError: if it is no SB3 replay buffer.
-    :raises ValueError: if it lacks ``next_observations``, cannot tell time-outs from terminations, or its actions have
-        bounds from which they cannot be rescaled.
+    :raises ValueError: if it lacks ``next_observations``, another algorithm made it so that it cannot tell time-outs
+        from terminations, or its actions have bounds from which they cannot be rescaled.
     """
     if not isinstance(buffer, ReplayBuffer):
         raise TypeError(f"buffer must be a stable_baselines3 ReplayBuffer, not {type(buffer).__name__}")
@@ -324,7 +324,10 @@ def check_replay_buffer(buffer: Any, name: str = "the replay buffer") -> None:
             f"{name} was made with optimize_memory_usage=True and lacks the observations that end "
             "episodes; allowed: optimize_memory_usage=False"
         )
-    if not getattr(buffer, "handle_timeout_termination", False):
+    handled = getattr(buffer, "handle_timeout_termination", None)
+    if not handled and (
+        handled is None or not isinstance(buffer, SequenceReplayBuffer)
+    ):  # who asked PWM for it means it
         raise ValueError(
             f"{name} was made with handle_timeout_termination=False and cannot tell time-outs from "
             "terminations; allowed: handle_timeout_termination=True"

@@ -218,9 +218,13 @@ def test_buffers_that_do_not_fit(tmp_path, kwargs, message):
     model.learn(40, reset_num_timesteps=False)
 
 
-def test_own_buffer_needs_time_outs():
-    with pytest.raises(ValueError, match="handle_timeout_termination=False"):
-        make(replay_buffer_kwargs={"handle_timeout_termination": False})
+def test_who_asks_for_it_learns_that_time_outs_end_everything(tmp_path):
+    model = make(replay_buffer_kwargs={"handle_timeout_termination": False}).learn(40)
+    samples = model.sequences.spread_sequences(40, 1)
+    assert samples.terminations.sum() == model.replay_buffer.dones[:40].sum() > 0
+    model.save_replay_buffer(tmp_path / "buffer")
+    model.load_replay_buffer(tmp_path / "buffer")
+    assert model.replay_buffer.size() == 40
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TD3, PPO])

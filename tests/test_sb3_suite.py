@@ -18,7 +18,6 @@ NO_GSDE = "use_sde=True: PWM has no state-dependent exploration"
 NO_HER = "HerReplayBuffer gives no windows"
 NOT_PASSED = {
     "test_cnn::test_features_extractor_target_net[False-PWM]": "the world model has the only features extractor",
-    "test_gae::test_infinite_horizon[False-PWM]": "handle_timeout_termination=False would teach that time-outs end all",
     "test_her::test_her[True-PWM]": NO_HER,
     "test_her::test_her[False-PWM]": NO_HER,
     "test_her::test_save_load[False-PWM]": NO_HER,
@@ -26,7 +25,6 @@ NOT_PASSED = {
     "test_identity::test_continuous[PWM]": "400 steps are fewer than PWM's learning_starts of 1,000",
     "test_n_step_replay::test_run[PWM]": "n_steps=3: returns have up to sequence_length steps, mixed by td_lambda",
     "test_run::test_offpolicy_multi_env[PWM]": NO_GSDE,
-    "test_save_load::test_save_load_replay_buffer[PWM]": "the newest step of a loaded buffer is marked as an end",
     "test_save_load::test_warn_buffer[True-PWM]": "optimize_memory_usage=True drops what ends episodes",
     "test_save_load::test_save_load_policy[True-MlpPolicy-PWM]": NO_GSDE,
     "test_save_load::test_save_load_policy[True-CnnPolicy-PWM]": NO_GSDE,
