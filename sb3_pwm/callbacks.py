@@ -69,8 +69,8 @@ class ModelGapCallback(BaseCallback):
             print(f"num_timesteps={self.num_timesteps}, model_gap={gap:.2f}")
         if gap > LARGE_GAP:
             warnings.warn(
-                f"eval/model_gap is {gap:.2f} at num_timesteps={self.num_timesteps}: the model promises the policy at "
-                "least twice the return that it gets; it may be exploiting errors of the model",
+                f"eval/model_gap is {gap:.2f} at num_timesteps={self.num_timesteps}: the model promises the policy far "
+                "more than it gets; it may be exploiting errors of the model",
                 UserWarning,
                 stacklevel=2,
             )

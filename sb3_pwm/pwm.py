@@ -686,7 +686,7 @@ class PWM(SequenceOffPolicyAlgorithm):
             units, discounted with ``gamma``; what a time-out cuts off is estimated by the critics.
         :param n_episodes: number of episodes, divided evenly among its environments.
         :param deterministic: act deterministically; the value is that of the stochastic policy.
-        :return: 1 is calibrated, above 1 the critics promise too much.
+        :return: 1 is right; above 1 the critics promise too much, or with negative returns below 1.
         :raises ValueError: if only one of the two environments has a ``VecNormalize``, or ``n_episodes`` is below 1.
         """
         return self._evaluated_start_values(env, n_episodes, deterministic).ratio

@@ -26,13 +26,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["pwm", "sac"],
         metavar="[LABEL=]NAME",
-        help=f"{names}, or an import path mypkg:MyAlgo; a LABEL tells several settings of one algorithm apart",
+        help=f"{names}, or an import path mypkg:MyAlgo (default: pwm sac); a LABEL tells several settings of one apart",
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
-    parser.add_argument("--steps", type=int, default=100_000, help="environment steps of each run")
-    parser.add_argument("--out", type=Path, default=Path("results"), help="results folder")
-    parser.add_argument("--eval-every", type=int, default=10_000, help="environment steps between evaluations")
-    parser.add_argument("--eval-episodes", type=int, default=10, help="episodes per evaluation")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds of the runs (default: 0 1 2)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=100_000, help="environment steps of each run (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("results"), help="results folder (default: %(default)s)")
+    parser.add_argument(
+        "--eval-every", type=int, default=10_000, help="environment steps between evaluations (default: %(default)s)"
+    )
+    parser.add_argument("--eval-episodes", type=int, default=10, help="episodes per evaluation (default: %(default)s)")
     parser.add_argument(
         "--hyperparameters",
         action="append",
@@ -40,11 +46,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[ALGO=]FILE",
         help="YAML in the RL Baselines3 Zoo's layout; ALGO is a label or a name, and may be left out if there is one",
     )
-    parser.add_argument("--engine", choices=["local", "ray"], default="local")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; with --engine ray, Ray decides")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
-    parser.add_argument("--device", default="cpu", help="torch device")
-    parser.add_argument("--checkpoint-every", type=int, default=25_000, help="environment steps between checkpoints")
+    parser.add_argument(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="where runs go: this machine (default), or a Ray cluster",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time; with --engine ray, Ray decides (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
+    parser.add_argument(
+        "--checkpoint-every",
+        type=int,
+        default=25_000,
+        help="environment steps between checkpoints (default: %(default)s)",
+    )
 
 
 def own_files(given: list[str], algos: list[str]) -> dict[str, Path]:
