@@ -103,7 +103,7 @@ def truth_processes(n_envs=2, kind=TruthEnv, start_method="fork"):
     return SubprocVecEnv([partial(kind, i) for i in range(n_envs)], start_method=start_method)
 
 
-def end(process, number=signal.SIGINT):
+def end(process, number=signal.SIGTERM):  # SIGINT may be ignored where tests run in the background
     os.kill(process.pid, number)
     process.join(10)
 
