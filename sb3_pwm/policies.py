@@ -206,7 +206,8 @@ class PWMPolicy(BasePolicy):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.actor.join(self)
+        if not self.actor.has_policy:  # a shallow copy has the same actor, which stays the first one's
+            self.actor.join(self)
 
     def _make_critics(self, in_features: int, hidden: list[int], number: int) -> CriticEnsemble:
         return CriticEnsemble(

@@ -3,7 +3,7 @@
 import operator
 import pathlib
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -88,9 +88,14 @@ class ActorOfObservations(Actor):
         return {name: value for name, value in self.__dict__.items() if name != "_policy"}
 
     @property
+    def has_policy(self) -> bool:
+        """Whether the policy that this is the actor of is there."""
+        return "_policy" in self.__dict__ and self._policy() is not None
+
+    @property
     def policy(self) -> Any:
         """The policy that this is the actor of."""
-        policy = self._policy() if "_policy" in self.__dict__ else None
+        policy = self._policy() if self.has_policy else None
         if policy is None:
             raise ReferenceError("this actor has no policy any more, and needs its world model to read observations")
         return policy
@@ -147,13 +152,10 @@ class CriticOfObservations:
         scale = self.policy.reward_scale.of(self.policy.tasks_of(observations))
         return tuple((values * scale)[..., None])
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Return the critics' own parameters."""
-        return self.critics.parameters()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the critics' own state."""
-        return self.critics.state_dict()
+    def __getattr__(self, name: str) -> Any:
+        if name == "critics":  # not there yet, in a copy that is being made
+            raise AttributeError(name)
+        return getattr(self.critics, name)  # such as parameters, state_dict, train
 
 
 def of_policy(path: str, doc: str) -> property:

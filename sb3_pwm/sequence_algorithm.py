@@ -213,11 +213,14 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         if isinstance(env, WatchedEnv):
             return env
         if self._watched is None or self._watched.venv is not env:
+            moved = self._watched is not None and self._watched.moved_by_others
             self._watched = WatchedEnv(env)
+            if moved and self._last_obs is not None:  # around the same environments, perhaps
+                self._watched.doubt()
         return self._watched
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_watched"]
+        return [*super()._excluded_save_params(), "_watched", "_warned_of_others"]
 
     def _begin_episodes_anew(self, env: WatchedEnv) -> None:
         """Reset environments that somebody else has moved: what they give next does not follow what is stored."""
@@ -232,6 +235,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._on_env_reset()
         self._last_obs = None  # if the reset fails, the next one is due
         self._last_obs = env.reset()
+        env.note()
         if self._vec_normalize_env is not None:
             self._last_original_obs = self._vec_normalize_env.get_original_obs()
         if self.action_noise is not None:
@@ -331,6 +335,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             self._begin_episodes_anew(env)
         actions, buffer_actions = super()._sample_action(learning_starts, action_noise, n_envs)
         check_finite("action", buffer_actions, self.num_timesteps)
+        env.expect_step()
         return actions, buffer_actions
 
     def _store_transition(
@@ -419,4 +424,6 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 custom_objects = without_pickles(file, name, kwargs | (custom_objects or {}))
             model = super().load(file, env, device, custom_objects, print_system_info, force_reset, **kwargs)  # type: ignore[arg-type]
         check_action_noise(kwargs.get("action_noise"), model.n_envs)
+        if model._last_episode_starts is not None and len(model._last_episode_starts) != model.n_envs:
+            model._last_obs = None  # of another number of environments
         return model

@@ -25,7 +25,27 @@ def test_a_constant_observation_is_harmless():
     standardizer.set_statistics(torch.tensor([[4.0, 0.1 + 0.2, 1e-14], [4.0, 0.3, -1e-14], [4.0, 0.3, 0.0]]).double())
     assert_close(standardizer.std, torch.zeros(3).double())
     assert_close(standardizer(torch.tensor([4.0, 0.3, 0.0]).double()), torch.zeros(3))
-    assert_close(standardizer(torch.tensor([5.0, 1.3, 99.0]).double()), torch.tensor([1.0, 1.0, 10.0]))
+    assert_close(standardizer(torch.tensor([9.0, 1.6, 99.0]).double()), torch.tensor([1.0, 1.0, 10.0]))  # 5 / (1 + 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_rounding_of_a_large_constant_is_not_blown_up(dtype):
+    value = torch.tensor(1e4, dtype=dtype)
+    step = torch.finfo(dtype).eps * 2**13  # between numbers of this size
+    observations = torch.stack([value - step, value, value + step, value]).to(dtype)[:, None]
+    standardizer = Standardizer((1,))
+    standardizer.set_statistics(observations)
+    assert standardizer(observations).abs().max() < 2e-3
+    several = torch.stack([value - 20 * step, value + 20 * step]).to(dtype)[:, None]
+    standardizer.set_statistics(several)
+    assert_close(standardizer(several), torch.tensor([[-1.0], [1.0]]), rtol=0.05, atol=0)
+
+
+def test_booleans_are_standardized():
+    standardizer = Standardizer((1,))
+    observations = torch.tensor([[True], [False]])
+    standardizer.set_statistics(observations)
+    assert_close(standardizer(observations), torch.tensor([[1.0], [-1.0]]))
 
 
 def test_rounding_noise_beside_other_entries_is_constant():
@@ -77,7 +97,8 @@ def test_statistics_of_earlier_files_mean_the_same():
         ((1.0, 1.0), 0.25),  # deviation 0, root mean square 1
         ((7.0, 9.0), 0.25 * math.sqrt(65)),  # deviation 1 < 0.25 * sqrt((49 + 81) / 2) = 2.02
         ((-2.0, 2.0), 2.0),
-        ((1e-9, 3e-9), 1e-9),  # in any unit
+        ((1e-7, 3e-7), 1e-7),
+        ((1e-18, 3e-18), 1.0),  # as good as 0
         ((0.0, 0.0), 1.0),
         ((5.0,), 1.25),
     ],

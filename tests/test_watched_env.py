@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -63,6 +64,18 @@ def episode_below(model, env):
     below.step(np.zeros(1, np.float32))
 
 
+class CachedMethods(gym.Wrapper):
+    def __init__(self, env):
+        super().__init__(env)
+        self._step, self._reset = env.step, env.reset
+
+    def step(self, action):
+        return self._step(action)
+
+    def reset(self, **kwargs):
+        return self._reset(**kwargs)
+
+
 WAYS = {
     "evaluate_policy": lambda model, env: evaluate_policy(model, env, 1, warn=False),
     "reset": lambda model, env: env.reset(),
@@ -108,6 +121,49 @@ def test_whoever_moves_the_training_environment_ends_its_episodes(kind, run):
             check_every_window(model.replay_buffer)
         assert model.replay_buffer.size() >= 20
     env.close()
+
+
+@pytest.mark.parametrize("name", ["reset", "step", "evaluate_policy"])
+def test_callbacks_cannot_move_it_by_what_they_are_given(name):
+    class Move(BaseCallback):
+        def _on_step(self):
+            env = self.locals["env"]
+            if self.n_calls % 7 == 0 and name == "evaluate_policy":
+                evaluate_policy(self.model, env, 1, warn=False)
+            elif self.n_calls % 7 == 0:
+                env.reset() if name == "reset" else env.step(np.zeros((2, 1)))
+            return True
+
+    model = make(truth_envs(2))
+    with pytest.warns(UserWarning, match=WARNING):
+        model.learn(60, callback=Move())
+    check_every_window(model.replay_buffer)
+
+
+def test_wrappers_that_keep_the_methods_below_are_seen_through_the_vec_env():
+    model = make(DummyVecEnv([lambda: CachedMethods(TruthEnv())]))
+    with pytest.warns(UserWarning, match=WARNING):
+        in_a_callback(model, WAYS["reset"])
+    check_every_window(model.replay_buffer)
+
+
+class AroundASimulator(VecEnvWrapper):
+    """As wrappers of GPU simulators, whose innermost object is no VecEnv."""
+
+    def reset(self):
+        return self.venv.reset()
+
+    def step_wait(self):
+        return self.venv.step_wait()
+
+    @property
+    def unwrapped(self):
+        return object()
+
+
+def test_what_is_below_may_be_no_vec_env():
+    model = make(AroundASimulator(truth_envs())).learn(40)
+    check_every_window(model.replay_buffer)
 
 
 @pytest.mark.filterwarnings("ignore:Training and eval env are not of the same type")
@@ -264,9 +320,11 @@ def test_calls_are_counted_once_for_all_who_watch():
     env = DummyVecEnv([lambda: Monitor(TruthEnv())])
     first, second = WatchedEnv(env), WatchedEnv(env)
     first.reset()
+    first.note()
     assert not first.moved_by_others
     assert second.moved_by_others
     second.note()
+    second.expect_step()
     second.step(np.zeros((1, 1)))
     assert first.moved_by_others
     assert not second.moved_by_others

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 LATENT_STD_FLOOR = 0.02  # of latents in [0, 1]: what varies less is not blown up
-ROUNDINGS = 16  # rounding errors of an entry's largest value: what varies less is constant
+ROUNDINGS = 2  # rounding errors of an entry's largest value: what varies less is constant
 SMALL_ENTRY = 1e-8  # times the median of all entries' standard deviations: what varies less is constant
+SMALL_REWARD = 1e-8  # smaller ones count as 0: the next might be 1, and 1e8 scales then
 OLD_FLOOR = 1e-3  # which files from before float64 statistics expect on top of the standard deviation
 
 
@@ -42,10 +43,10 @@ def mean_and_std(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def standardize(values: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """Return observations shifted by their mean and in units of ``std``, clipped to [-10, 10], in float32.
 
-    What was constant keeps its own unit. The difference is taken in float64: in float32 a large mean leaves nothing
-    of it.
+    What was constant changes relative to its size. The difference is taken in float64: in float32 a large mean leaves
+    nothing of it.
     """
-    return ((values - mean) / torch.where(std > 0, std, 1.0)).clamp(-10, 10).float()
+    return ((values.double() - mean) / torch.where(std > 0, std, 1 + mean.abs())).clamp(-10, 10).float()
 
 
 class Statistics(nn.Module):
@@ -103,7 +104,7 @@ class RewardScale(nn.Module):
         """Set the scale to the rewards' standard deviation, at least a quarter of their root mean square.
 
         The second part keeps (nearly) constant rewards, such as 1 per step alive, at a size of at most 4. Without a
-        reward other than 0 the scale stays as it is.
+        reward other than 0 (up to 1e-8) the scale stays as it is.
 
         :param rewards: (N,) rewards in the environment's units, on the host.
         :param tasks: (N,) task of each, if there is a scale for each.
@@ -116,7 +117,7 @@ class RewardScale(nn.Module):
         )
         mean, square = total / count, squares / count  # not a number for a task without rewards
         scale = torch.maximum((square - mean**2).clamp(min=0).sqrt(), square.sqrt() / 4)
-        self.scale.copy_(torch.where(scale > 0, scale, known).view_as(self.scale))
+        self.scale.copy_(torch.where(scale > SMALL_REWARD, scale, known).view_as(self.scale))
 
     def of(self, tasks: torch.Tensor | None) -> torch.Tensor:
         """Return the () scale, or the (...) scales of (...) tasks."""

@@ -36,8 +36,8 @@ class OwnArrays(VecEnvWrapper):
 class WatchedEnv(OwnArrays):
     """The environment that a model collects steps in: knows what is to be stored, and who else has moved it.
 
-    Calls are counted where everybody's pass through: at the environments themselves, or, where these live in other
-    processes, at the innermost VecEnv.
+    Calls are counted where everybody's pass through: at the innermost VecEnv, and at its environments where they are in
+    this process.
 
     :param venv: the environment.
     """
@@ -50,15 +50,24 @@ class WatchedEnv(OwnArrays):
         self.original_rewards: Any = None
         self.last_observations: dict[int, Any] = {}
         """By environment, of the episodes that the newest step has ended."""
-        self._counters = list(counters_of(venv.unwrapped))
+        self._counters = list(counters_of(innermost(venv)))
+        self._owners_turn = False
         self.note()
 
     def __reduce__(self) -> Any:
-        return WatchedEnv, (self.venv,)  # a VecEnvWrapper can be neither copied nor pickled
+        return WatchedEnv, (self.venv,), {"_noted": self._noted}  # a VecEnvWrapper can be neither copied nor pickled
+
+    def expect_step(self) -> None:
+        """Take the next step for the owner's; callbacks too can call this object's methods."""
+        self._owners_turn = True
 
     def note(self) -> None:
         """Remember the present moves as the owner's."""
         self._noted = self._moves
+
+    def doubt(self) -> None:
+        """Take the environments for moved."""
+        self._noted = -1
 
     @property
     def _moves(self) -> int:
@@ -69,18 +78,15 @@ class WatchedEnv(OwnArrays):
         """Whether somebody has called ``reset`` or ``step`` since the owner's last one."""
         return self._moves != self._noted
 
-    def reset(self) -> Any:
-        """Reset all environments."""
-        observations = super().reset()
-        self.note()
-        return observations
-
     def step(self, actions: np.ndarray) -> Any:
         """Step all environments.
 
         :raises ValueError: if an episode's last observation is not in its info.
         """
         observations, rewards, dones, infos = super().step(actions)
+        if not self._owners_turn:
+            return observations, rewards, dones, infos
+        self._owners_turn = False
         self.note()
         self.original_observations, self.original_rewards = observations, rewards
         if self.normalizer is not None:
@@ -132,12 +138,18 @@ def counters_of(venv: VecEnv) -> Iterator[CountedMethod]:
 
     :param venv: not a wrapper.
     """
+    yield from (counted(venv, name) for name in (*MOVES, "step_async"))
+    yield counted(venv, "env_method", MOVES)
     if isinstance(venv, DummyVecEnv):
         for env in {id(env.unwrapped): env.unwrapped for env in venv.envs}.values():
             yield from (counted(env, name) for name in MOVES)
-    else:
-        yield from (counted(venv, name) for name in (*MOVES, "step_async"))
-        yield counted(venv, "env_method", MOVES)
+
+
+def innermost(venv: VecEnv) -> VecEnv:
+    """Return the VecEnv below all wrappers; ``unwrapped`` may be something else, such as a simulator."""
+    while isinstance(venv, VecEnvWrapper):
+        venv = venv.venv
+    return venv
 
 
 def counted(owner: Any, name: str, only: tuple[str, ...] = ()) -> CountedMethod:
@@ -164,7 +176,7 @@ def drop_late_answers(env: VecEnv | None) -> None:
 
     :raises EOFError: if a process has ended.
     """
-    processes = env and env.unwrapped
+    processes = env and innermost(env)
     if not isinstance(processes, SubprocVecEnv):
         return
     question = uuid.uuid4().hex  # unlike all earlier ones, of which one may have been interrupted too
@@ -185,7 +197,7 @@ def lost_processes_explained(env: VecEnv | None) -> Iterator[None]:
     try:
         yield
     except (EOFError, ConnectionError) as error:
-        for index, process in enumerate(getattr(env and env.unwrapped, "processes", [])):
+        for index, process in enumerate(getattr(env and innermost(env), "processes", [])):
             process.join(1)  # one that has just closed its pipe may still be there
             if not process.is_alive():
                 raise RuntimeError(
