@@ -88,7 +88,7 @@ ENVS = {
     "one": truth_envs,
     "three": lambda: truth_envs(3),
     "dict": lambda: truth_envs(2, as_dict=True),
-    "processes": lambda: SubprocVecEnv([TruthEnv, TruthEnv]),
+    "processes": lambda: SubprocVecEnv([TruthEnv, TruthEnv], start_method="fork"),
     "normalized": lambda: VecNormalize(truth_envs(2), clip_obs=1e9),
 }
 

@@ -3,7 +3,9 @@
 import contextlib
 import copy
 import uuid
+import weakref
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -117,20 +119,36 @@ class WatchedEnv(OwnArrays):
 
 
 class CountedMethod:
-    """A method that counts its calls; copied with its object, it goes on as the copy's.
+    """A method that counts its calls; copied or pickled with its object, it goes on as the copy's.
 
-    :param method: bound method.
+    It does not own the object, which owns it: neither would be freed at once.
+
+    :param method: bound method, or a function that an object has in its place.
     :param only: count only calls whose first argument is one of these; empty for all.
+    :param calls: how many there have been.
     """
 
-    def __init__(self, method: Any, only: tuple[str, ...] = ()) -> None:
-        self.method, self.only, self.calls = method, only, 0
+    def __init__(self, method: Any, only: tuple[str, ...] = (), calls: int = 0) -> None:
+        self._function = getattr(method, "__func__", method)
+        self._owner = weakref.ref(method.__self__) if hasattr(method, "__func__") else None
+        self.only, self.calls = only, calls
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method."""
         if not self.only or (args and args[0] in self.only) or kwargs.get("method_name") in self.only:
             self.calls += 1
-        return self.method(*args, **kwargs)
+        return (
+            self._function(*args, **kwargs) if self._owner is None else self._function(self._owner(), *args, **kwargs)
+        )
+
+    def __reduce__(self) -> Any:
+        owner = None if self._owner is None else self._owner()
+        return recounted, (self._function, owner, self.only, self.calls)
+
+
+def recounted(function: Any, owner: Any, only: tuple[str, ...], calls: int) -> CountedMethod:
+    """Return the :class:`CountedMethod` of an object that has been copied or unpickled."""
+    return CountedMethod(function if owner is None else MethodType(function, owner), only, calls)
 
 
 def counters_of(venv: VecEnv) -> Iterator[CountedMethod]:
