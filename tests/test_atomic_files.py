@@ -280,3 +280,21 @@ def test_many_kills_while_saving(tmp_path):
     model = make(policy_kwargs=SMALL_POLICY | {"net_arch": [128]})
     left = [kill_while_saving(tmp_path, seconds, model) for seconds in np.random.default_rng(1).uniform(0, 1, 50)]
     print(f"50 kills: every file whole; {max(left)} parts left at most")
+
+
+def interrupted_writer(path):
+    with whole_file(path) as part:
+        part.write_bytes(b"half")
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904  as torch's writer when it is left
+
+
+def test_ctrl_c_within_torchs_writer_stays_ctrl_c(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_writer(path)
+    assert path.read_bytes() == b"old"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]

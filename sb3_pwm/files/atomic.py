@@ -49,8 +49,10 @@ def whole_file(path: Path, suffix: str = "") -> Iterator[pathlib.Path]:
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, target)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error.__context__, KeyboardInterrupt):  # torch ends its file all the same, and fails
+            raise error.__context__ from error
         raise
     sync_folder(target.parent)
 
