@@ -325,9 +325,10 @@ def check_replay_buffer(buffer: Any, name: str = "the replay buffer") -> None:
             "episodes; allowed: optimize_memory_usage=False"
         )
     handled = getattr(buffer, "handle_timeout_termination", None)
-    if not handled and (
-        handled is None or not isinstance(buffer, SequenceReplayBuffer)
-    ):  # who asked PWM for it means it
+    asked_for = handled is not None and isinstance(
+        buffer, SequenceReplayBuffer
+    )  # PWM makes such a buffer on demand only
+    if not handled and not asked_for:
         raise ValueError(
             f"{name} was made with handle_timeout_termination=False and cannot tell time-outs from "
             "terminations; allowed: handle_timeout_termination=True"

@@ -200,6 +200,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             if resets:
                 env.note()
                 self._last_obs = own_copy(self._last_obs)
+                self._note_original_observations()
             self._check_observations(self._last_obs, self._last_original_obs)
         except BaseException:
             self._last_obs = None  # reset again next time
@@ -236,11 +237,15 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._last_obs = None  # if the reset fails, the next one is due
         self._last_obs = env.reset()
         env.note()
-        if self._vec_normalize_env is not None:
-            self._last_original_obs = self._vec_normalize_env.get_original_obs()
+        self._note_original_observations()
         if self.action_noise is not None:
             self.action_noise.reset()
         self._check_observations(self._last_obs, self._last_original_obs)
+
+    def _note_original_observations(self) -> None:
+        """Remember what the environments have given at a reset, as it will be stored."""
+        normalizer = self._vec_normalize_env
+        self._last_original_obs = self._last_obs if normalizer is None else normalizer.get_original_obs()
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
         """Collect steps, see :meth:`stable_baselines3.common.off_policy_algorithm.OffPolicyAlgorithm.collect_rollouts`.

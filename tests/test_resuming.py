@@ -76,6 +76,17 @@ def test_another_buffer_brings_its_scales(tmp_path):
     assert int(model.policy.statistics_size) == 84
 
 
+def test_a_buffer_loaded_after_a_reset_is_not_gone_on_from(tmp_path):
+    model = make(truth_envs(), buffer_size=100).learn(48)
+    assert model.replay_buffer.dones[47] == 0  # in the middle of an episode
+    model.save_replay_buffer(tmp_path / "buffer")
+    model.learn(0)  # resets the environment
+    model.load_replay_buffer(tmp_path / "buffer")
+    assert model.replay_buffer.dones[47] == 1
+    model.learn(20, reset_num_timesteps=False)
+    check_every_window(model.replay_buffer)
+
+
 def test_learning_offline_goes_on(tmp_path):
     whole, first, second = Watch("actor"), Watch("actor"), Watch("actor")
     uninterrupted = from_data(learning_rate=lambda left: left).learn_offline(20, callback=whole)
