@@ -26,7 +26,7 @@ REAL_RANGES: dict[str, tuple[float, float, bool]] = {
 # name -> lowest, instead of which "auto" may be given
 LOWEST_OR_AUTO: dict[str, float] = {"target_entropy": -math.inf, "observation_coef": 0}
 LOWEST_INTEGERS: dict[str, int] = {
-    "horizon": 1,
+    "horizon": 0,
     "sequence_length": 1,
     "batch_size": 1,
     "critic_batch_size": 1,
@@ -66,6 +66,8 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         check_learning_rate(name, arguments[name])
     if arguments["critic_kind"] not in ("q", "v"):
         raise ValueError(f'critic={arguments["critic_kind"]!r}: allowed are "q" and "v"')
+    if arguments["critic_kind"] == "v" and not arguments["horizon"]:
+        raise ValueError('horizon=0 with critic="v": V(latents) knows no actions; use critic="q" or 1 or more')
     check_precision(arguments["precision"])
     check_torch_compile(arguments["torch_compile"])
 

@@ -21,7 +21,7 @@ def imagine(
     :param world_model: the model.
     :param actor: the policy.
     :param latents: (B, Z) start states.
-    :param horizon: number of steps H, at least 1.
+    :param horizon: number of steps H; with 0 the rollout is its start states.
     :param terminations: let the termination head end imagined episodes; False: they never end.
     :return: the rollout, differentiable in the actor's parameters.
     """
@@ -31,7 +31,11 @@ def imagine(
         states.append(world_model.next_latents(states[-1], action, step))
         actions.append(action)
         log_probs.append(log_prob)
-    all_latents, all_actions = torch.stack(states), torch.stack(actions)
+    all_latents = torch.stack(states)
+    if not horizon:
+        empty = latents.new_empty(0, len(latents))
+        return ImaginedRollout(all_latents, latents.new_empty(*empty.shape, actor.action_dim), empty, empty, empty)
+    all_actions = torch.stack(actions)
     # The heads see the whole rollout at once, not one step at a time.
     heads = [functools.partial(world_model.rewards, all_latents[:-1], all_actions)]
     if terminations:

@@ -170,7 +170,10 @@ class Learner:
 
     @compiled
     def _imagined(self, latents: torch.Tensor) -> tuple[ImaginedRollout, torch.Tensor, torch.Tensor]:
-        """Return imagined rollouts from (B, Z) latents, their (H + 1, B) weights and (B,) returns."""
+        """Return imagined rollouts from (B, Z) latents, their (H + 1, B) weights and (B,) returns.
+
+        With Q critics the rollouts hold the log-density of one action more, that of the last state.
+        """
         policy = self.model.policy
         with self._arithmetic():
             rollout = imagine(
@@ -180,7 +183,10 @@ class Learner:
                 self.model.horizon,
                 terminations=self.model.termination_coef > 0,
             )
-            values = state_values(policy.critics, policy.actor, rollout.latents[-1], q_critic=policy.q_critic)
+            last = rollout.latents[-1]
+            values, log_probs = state_values(policy.critics, policy.actor, last, q_critic=policy.q_critic)
+        if log_probs is not None:
+            rollout = rollout._replace(log_probs=torch.cat([rollout.log_probs, log_probs[None]]))
         weights = continuation_weights(rollout.continuations)
         return rollout, weights, imagined_returns(rollout.rewards, weights, values, self.model.gamma)
 
@@ -203,9 +209,10 @@ class Learner:
         rollout, weights, returns = self._imagined(latents[0])
         tasks = policy.tasks_of(at_steps(samples.observations, 0))
         policy.return_scale.update(returns.detach(), tasks)
-        ent_coef = self._entropy_coefficient(rollout, weights[:-1], tasks)
+        drawn = weights[: len(rollout.log_probs)]
+        ent_coef = self._entropy_coefficient(rollout, drawn, tasks)
         return_scale = policy.return_scale.of(tasks)
-        loss, metrics = actor_loss(returns, rollout.log_probs, weights[:-1], return_scale, ent_coef=ent_coef)
+        loss, metrics = actor_loss(returns, rollout.log_probs, drawn, return_scale, ent_coef=ent_coef)
         if bc_coef > 0:
             with self._arithmetic():
                 advantages = self._advantages(latents[:-1], samples.actions)

@@ -78,7 +78,9 @@ def world_model_loss(
     return loss, {name: metric.detach() for name, metric in metrics.items()}
 
 
-def state_values(critics: CriticEnsemble, actor: Actor, latents: torch.Tensor, *, q_critic: bool) -> torch.Tensor:
+def state_values(
+    critics: CriticEnsemble, actor: Actor, latents: torch.Tensor, *, q_critic: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the (...) value of (..., Z) latents: the mean over the critics.
 
     Its gradient is what the actor follows, and a mean has less noise than the one critic that happens to be lowest;
@@ -88,11 +90,12 @@ def state_values(critics: CriticEnsemble, actor: Actor, latents: torch.Tensor, *
     :param actor: draws the action at which a Q is evaluated, from detached latents.
     :param latents: (..., Z) latents.
     :param q_critic: whether the critics are Q functions.
-    :return: (...) values in reward scales.
+    :return: (...) values in reward scales, and the (...) log-density of the action at which a Q was evaluated.
     """
-    inputs = (latents, actor.sample(latents.detach())) if q_critic else (latents,)
-    values: torch.Tensor = critics(*inputs).mean(0)
-    return values
+    if not q_critic:
+        return critics(latents).mean(0), None
+    actions, log_probs = actor.sample_with_log_prob(latents.detach())
+    return critics(latents, actions).mean(0), log_probs
 
 
 def actor_loss(
@@ -106,14 +109,16 @@ def actor_loss(
     r"""Return the negative of imagined return and entropy bonus, in return scales.
 
     .. math:: L = -\frac{1}{\sigma} \left(\frac{1}{B} \sum_b R_b
-        - \alpha \frac{1}{HB} \sum_{t,b} w_{t,b} \log \pi(a_{t,b} | z_{t,b})\right)
+        - \alpha \frac{1}{NB} \sum_{t,b} w_{t,b} \log \pi(a_{t,b} | z_{t,b})\right)
 
-    (PWM, arXiv 2407.02466, eq. 7, with continuation weights w and an entropy bonus.)
+    (PWM, arXiv 2407.02466, eq. 7, with continuation weights w and an entropy bonus. N actions were drawn: one for each
+    of H imagined steps, and with Q critics the one at which the last state was evaluated. With H = 0 and Q critics this
+    is the actor's loss of SAC, arXiv 1812.05905, eq. 7.)
 
     :param returns: (B,) imagined returns R, differentiable in the actor, see
         :func:`sb3_pwm.returns.imagined_returns`.
-    :param log_probs: (H, B) log-densities of the actions, differentiable in the actor.
-    :param weights: (H, B) probability w in [0, 1] that the episode is still running; its gradient is not used.
+    :param log_probs: (N, B) log-densities of the actions, differentiable in the actor.
+    :param weights: (N, B) probability w in [0, 1] that the episode is still running; its gradient is not used.
     :param return_scale: () standard deviation sigma of imagined returns, or (B,) for returns of several tasks.
     :param ent_coef: weight alpha of the bonus, in reward scales per nat, 0 for none; or (B,) weights.
     :return: () loss, and metrics.
@@ -170,8 +175,8 @@ def entropy_coefficient_loss(
     (SAC, arXiv 1812.05905, eq. 18, in the logarithm as SB3 does, and weighted.)
 
     :param log_ent_coef: () logarithm of the coefficient alpha, or (B,) for rollouts of several tasks.
-    :param log_probs: (H, B) log-densities of the actions; their gradient is not used.
-    :param weights: (H, B) probability w in [0, 1] that the episode is still running; its gradient is not used.
+    :param log_probs: (N, B) log-densities of the actions; their gradient is not used.
+    :param weights: (N, B) probability w in [0, 1] that the episode is still running; its gradient is not used.
     :param target_entropy: target H, in nats; one number, or (B,) numbers.
     :return: () loss, and metrics.
     """

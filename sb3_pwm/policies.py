@@ -339,7 +339,7 @@ class PWMPolicy(BasePolicy):
         :return: (N,) discounted returns, in the units of the environment's rewards.
         """
         latents = self.world_model.encode(observation)
-        values = state_values(self.critics, self.actor, latents, q_critic=self.q_critic)
+        values, _ = state_values(self.critics, self.actor, latents, q_critic=self.q_critic)
         return values * self.reward_scale.of(self.tasks_of(observation))
 
     def save(self, path: str | pathlib.Path) -> None:

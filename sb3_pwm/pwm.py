@@ -88,7 +88,8 @@ class PWM(SequenceOffPolicyAlgorithm):
     :param observation_coef: weight of the error of observations as a linear head reads them from the model's latents;
         nothing reads them where features in front of the encoder are trained, as with pictures. ``"auto"`` for 2, and
         for 0 where observations are more than 1,000 numbers.
-    :param horizon: number H of imagined steps.
+    :param horizon: number H of imagined steps before the critics value what follows. With 0 the actor follows the Q
+        critics at replayed states, as SAC's does; the world model then only gives the latents.
     :param ent_coef: weight of the entropy bonus: reward scales that one nat is worth; 0 for none; ``"auto"`` learns
         it, so that the policy's entropy is ``target_entropy``; ``"auto_0.1"`` starts from 0.1, instead of 0.2.
     :param target_entropy: in nats; ``"auto"`` for minus half the number of action dimensions.

@@ -14,7 +14,7 @@ def continuation_weights(continuations: torch.Tensor) -> torch.Tensor:
     :return: (H + 1, B) weights; the last row belongs to the state after the last step.
     """
     # A loop and not cumprod, whose backward pass looks for zeros and would wait for the device.
-    weights = [torch.ones_like(continuations[0])]
+    weights = [continuations.new_ones(continuations.shape[1:])]
     for continuation in continuations:
         weights.append(weights[-1] * continuation)
     return torch.stack(weights)

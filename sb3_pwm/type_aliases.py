@@ -35,7 +35,7 @@ class ImaginedRollout(NamedTuple):
     actions: torch.Tensor
     """(H, B, act_dim), in [-1, 1]."""
     log_probs: torch.Tensor
-    """(H, B), log-density of each action under the policy."""
+    """(H, B), log-density of each action under the policy; or (H + 1, B), with an action in the last states."""
     rewards: torch.Tensor
     """(H, B), predicted, divided by the reward scale."""
     continuations: torch.Tensor

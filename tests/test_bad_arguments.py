@@ -31,11 +31,12 @@ BAD_VALUES = [
     *[
         (name, [0, -3], "1 or more")
         for name in (
-            *("horizon", "sequence_length", "batch_size", "critic_batch_size", "critic_updates"),
+            *("sequence_length", "batch_size", "critic_batch_size", "critic_updates"),
             *("buffer_size", "train_freq"),
         )
     ],
     ("learning_starts", [-1], "0 or more"),
+    ("horizon", [-1], "0 or more"),
     ("pretrain_steps", [-1], "0 or more"),
     ("gradient_steps", [-2], "-1 or more"),
     *[
@@ -103,12 +104,17 @@ def test_unknown_arguments(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("gamma", 2), ("horizon", 0), ("learning_rate", -1.0), ("train_freq", 0), ("batch_size", 0)]
+    ("name", "value"), [("gamma", 2), ("horizon", -1), ("learning_rate", -1.0), ("train_freq", 0), ("batch_size", 0)]
 )
 def test_bad_arguments_of_load(tmp_path, name, value):
     make().save(tmp_path / "model")
     with pytest.raises(ValueError, match=f"{name}={value!r}"):
         PWM.load(tmp_path / "model", **{name: value})
+
+
+def test_rollouts_of_no_steps_need_a_value_of_actions():
+    with pytest.raises(ValueError, match='horizon=0 with critic="v"'):
+        make(horizon=0, critic="v")
 
 
 def test_one_episode_needs_one_environment():

@@ -18,7 +18,7 @@ def start_latents(dtype=torch.float32):
     return torch.randn(BATCH, LATENT_DIM, dtype=dtype).softmax(-1)
 
 
-@pytest.mark.parametrize("horizon", [1, 2, 7])
+@pytest.mark.parametrize("horizon", [0, 1, 2, 7])
 def test_shapes(world_model, actor, horizon):
     rollout = imagine(world_model, actor, start_latents(), horizon)
     assert rollout.latents.shape == (horizon + 1, BATCH, LATENT_DIM)
@@ -61,10 +61,11 @@ def test_the_actor_sees_detached_latents(world_model, actor):
     assert torch.autograd.grad(rollout.rewards[2].sum(), start)[0].abs().sum() > 0
 
 
-def objective(rollout, values):
+def objective(rollout, values, last_log_prob):
     weights = continuation_weights(rollout.continuations)
     returns = imagined_returns(rollout.rewards, weights, values, GAMMA)
-    loss, _ = actor_loss(returns, rollout.log_probs, weights[:-1], torch.tensor(SCALE), ent_coef=ENT_COEF)
+    log_probs = rollout.log_probs if last_log_prob is None else torch.cat([rollout.log_probs, last_log_prob[None]])
+    loss, _ = actor_loss(returns, log_probs, weights[: len(log_probs)], torch.tensor(SCALE), ent_coef=ENT_COEF)
     return loss
 
 
@@ -74,7 +75,7 @@ def plain_objective(world_model, actor, critics, start, *, seen, noise, entropy_
     Where they are what the rollout recorded, this function has its value; its derivative is the gradient that the
     rollout should have, because the method sends none through what the actor sees.
 
-    :param seen: (H + 1, B, Z), :param noise: (H + 1, B, A), :param entropy_weights: (H, B).
+    :param seen: (H + 1, B, Z), :param noise: (H + 1, B, A), :param entropy_weights: (H + 1, B).
     """
 
     def act(t):
@@ -83,26 +84,30 @@ def plain_objective(world_model, actor, critics, start, *, seen, noise, entropy_
         log_prob = Normal(mean, log_std.exp()).log_prob(u) - torch.log(1 - torch.tanh(u) ** 2)
         return torch.tanh(u), log_prob.sum(-1)
 
-    horizon = len(entropy_weights)
-    latents, running, returns, bonus = start, 1.0, 0.0, 0.0
+    horizon = len(seen) - 1
+    drawn = horizon + 1 if q_critic else horizon  # actions
+    latents, running, returns, bonus = start, 1.0, torch.zeros(BATCH, dtype=start.dtype), 0.0
     for t in range(horizon):
         action, log_prob = act(t)
         returns = returns + GAMMA**t * running * world_model.rewards(latents, action)
-        bonus = bonus - (entropy_weights[t] * log_prob).mean() / horizon
+        bonus = bonus - (entropy_weights[t] * log_prob).mean() / drawn
         latents = world_model.next_latents(latents, action)
         running = running * world_model.continuations(latents)
-    inputs = torch.cat([latents, act(horizon)[0]], -1) if q_critic else latents
+    action, log_prob = act(horizon)
+    if q_critic:
+        bonus = bonus - (entropy_weights[horizon] * log_prob).mean() / drawn
+    inputs = torch.cat([latents, action], -1) if q_critic else latents
     value = torch.stack([10 * critic(inputs).squeeze(-1) for critic in critics.critics]).mean(0)
     returns = returns + GAMMA**horizon * running * value
     return -(returns.mean() + ENT_COEF * bonus) / SCALE
 
 
-@pytest.mark.parametrize("q_critic", [True, False])
+@pytest.mark.parametrize(("q_critic", "horizon"), [(True, 3), (False, 3), (True, 0)])
 @pytest.mark.parametrize("state_dependent_std", [True, False])
 def test_the_gradient_of_the_imagined_objective_against_finite_differences(
-    world_model, q_critics, v_critics, q_critic, state_dependent_std
+    world_model, q_critics, v_critics, q_critic, horizon, state_dependent_std
 ):
-    horizon, step = 3, 1e-5
+    step = 1e-5
     critics = (q_critics if q_critic else v_critics).double()
     world_model = world_model.double()
     actor = Actor(LATENT_DIM, ACTION_DIM, [4], state_dependent_std=state_dependent_std).double()
@@ -110,15 +115,14 @@ def test_the_gradient_of_the_imagined_objective_against_finite_differences(
 
     torch.manual_seed(1)
     rollout = imagine(world_model, actor, start, horizon)
-    values = state_values(critics, actor, rollout.latents[-1], q_critic=q_critic)
-    loss = objective(rollout, values)
+    loss = objective(rollout, *state_values(critics, actor, rollout.latents[-1], q_critic=q_critic))
     gradient = parameters_to_vector(torch.autograd.grad(loss, list(actor.parameters()))).detach()
 
     torch.manual_seed(1)
     constants = {
         "seen": rollout.latents.detach(),
         "noise": torch.stack([torch.randn(BATCH, ACTION_DIM, dtype=torch.float64) for _ in range(horizon + 1)]),
-        "entropy_weights": continuation_weights(rollout.continuations)[:-1].detach(),
+        "entropy_weights": continuation_weights(rollout.continuations).detach(),
     }
     parameters = parameters_to_vector(actor.parameters()).detach().clone()
 

@@ -12,7 +12,12 @@ from sb3_pwm.learner import Learner
 from sb3_pwm.world_model import encode_windows
 
 PICTURE = spaces.Box(0, 255, (1, 36, 36), np.uint8)
-SETTINGS = [{}, {"critic": "v", "ent_coef": 0.1}, {"termination_coef": 0.0, "policy_kwargs": {"reward_bins": 11}}]
+SETTINGS = [
+    {},
+    {"horizon": 0},
+    {"critic": "v", "ent_coef": 0.1},
+    {"termination_coef": 0.0, "policy_kwargs": {"reward_bins": 11}},
+]
 
 
 @pytest.mark.parametrize("read", [torch.Tensor.item, float, bool, torch.nonzero, lambda x: x[x > 0]])
@@ -117,3 +122,15 @@ def test_observations_are_not_read_without_a_weight_or_from_pictures(settings):
     assert "observation_loss" not in metrics
     head = model.policy.world_model.observation
     assert head is None or head[-1].weight.eq(0).all()
+
+
+def test_without_imagined_steps_the_actor_follows_the_critics_at_replayed_states():
+    model = make(horizon=0).learn(40)
+    latents = model.policy.world_model.encode(torch.zeros(5, *model.observation_space.shape)).detach()
+    torch.manual_seed(1)
+    rollout, weights, returns = model._learner._imagined(latents)
+    torch.manual_seed(1)
+    actions, log_probs = model.policy.actor.sample_with_log_prob(latents)
+    assert_close(returns, model.policy.critics(latents, actions).mean(0))
+    assert_close(rollout.log_probs, log_probs[None])
+    assert_close(weights, torch.ones(1, 5))

@@ -165,20 +165,23 @@ def test_every_valid_step_has_influence(world_model, samples):
     assert (to_rewards.ne(0) == samples.mask.bool()).all()
 
 
-def test_state_values_are_the_lowest_critics(q_critics, v_critics, actor):
+def test_state_values_are_the_critics_mean(q_critics, v_critics, actor):
     latents = simplices(4, 5)
-    assert_close(state_values(v_critics, actor, latents, q_critic=False), v_critics(latents).mean(0))
+    values, log_probs = state_values(v_critics, actor, latents, q_critic=False)
+    assert_close(values, v_critics(latents).mean(0))
+    assert log_probs is None
     torch.manual_seed(1)
-    values = state_values(q_critics, actor, latents, q_critic=True)
+    values, log_probs = state_values(q_critics, actor, latents, q_critic=True)
     torch.manual_seed(1)
-    actions = actor.sample(latents)
+    actions, expected = actor.sample_with_log_prob(latents)
+    assert_close(log_probs, expected)
     assert_close(values, q_critics(latents, actions).mean(0))
 
 
 def test_state_values_send_no_gradient_through_what_the_actor_sees(q_critics, actor):
     latents = simplices(5).requires_grad_()
     torch.manual_seed(1)
-    values = state_values(q_critics, actor, latents, q_critic=True)
+    values, _ = state_values(q_critics, actor, latents, q_critic=True)
     torch.manual_seed(1)
     actions = actor.sample(latents).detach()
     expected = torch.autograd.grad(q_critics(latents, actions).mean(0).sum(), latents)
@@ -386,7 +389,7 @@ def model_objective(n, samples, observations):
 def actor_objective(n, samples, observations, *, q_critic):
     rollout = imagine(n["world_model"], n["actor"], n["world_model"].encode(observations[0]), HORIZON)
     critics = n["q_critics" if q_critic else "v_critics"]
-    values = state_values(critics, n["actor"], rollout.latents[-1], q_critic=q_critic)
+    values, _ = state_values(critics, n["actor"], rollout.latents[-1], q_critic=q_critic)
     weights = continuation_weights(rollout.continuations)
     returns = imagined_returns(rollout.rewards, weights, values, 0.9)
     return actor_loss(returns, rollout.log_probs, weights[:-1], ONE, ent_coef=0.1)[0]
