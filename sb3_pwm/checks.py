@@ -31,6 +31,7 @@ LOWEST_INTEGERS: dict[str, int] = {
     "batch_size": 1,
     "critic_batch_size": 1,
     "critic_updates": 1,
+    "n_steps": 1,
     "buffer_size": 1,
     "learning_starts": 0,
     "pretrain_steps": 0,
@@ -90,16 +91,23 @@ def initial_ent_coef(value: Any) -> float | None:
     return start
 
 
-def check_capacity(buffer_size: int, n_envs: int, *, sequence_length: int, batch_size: int) -> None:
-    """Warn if a replay buffer of a size cannot hold a window, or not as many steps as a batch has windows."""
+def check_capacity(buffer_size: int, n_envs: int, lengths: dict[str, int], batches: dict[str, int]) -> None:
+    """Warn if a replay buffer of a size cannot hold a window, or not as many steps as a batch has windows.
+
+    :param buffer_size: capacity over all environments.
+    :param n_envs: their number.
+    :param lengths: numbers of steps in a window, by argument.
+    :param batches: numbers of windows, by argument.
+    """
     rows = max(buffer_size // n_envs, 1)
-    for name, value, most in (("sequence_length", sequence_length, rows), ("batch_size", batch_size, rows * n_envs)):
-        if value > most:
-            warnings.warn(
-                f"{name}={value} is more than buffer_size={buffer_size} can hold with {n_envs} environments, which is "
-                f"{most}; windows will be {'shorter' if name == 'sequence_length' else 'drawn several times'}",
-                stacklevel=2,
-            )
+    for values, most, consequence in ((lengths, rows, "shorter"), (batches, rows * n_envs, "drawn several times")):
+        for name, value in values.items():
+            if value > most:
+                warnings.warn(
+                    f"{name}={value} is more than buffer_size={buffer_size} can hold with {n_envs} environments, which "
+                    f"is {most}; windows will be {consequence}",
+                    stacklevel=2,
+                )
 
 
 def check_integer(name: str, value: Any, lowest: int) -> None:

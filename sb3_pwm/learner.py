@@ -2,7 +2,7 @@
 
 import weakref
 from contextlib import AbstractContextManager
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -23,7 +23,7 @@ from sb3_pwm.losses import (
     state_values,
     world_model_loss,
 )
-from sb3_pwm.observations import at_steps, to_each_step
+from sb3_pwm.observations import at_steps, ends_of_windows, to_each_step
 from sb3_pwm.policies import PWMPolicy
 from sb3_pwm.returns import continuation_weights, imagined_returns
 from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
@@ -31,14 +31,6 @@ from sb3_pwm.world_model import encode_windows
 
 MAX_GRAD_NORM = {"actor": 1.0, "critic": 100.0, "model": 20.0, "entropy": 100.0}  # the first three are the paper's
 MAX_SKIPPED_UPDATES = 100  # of one network, in a row
-
-
-class TargetSettings(TypedDict):
-    """Numbers of the critics' targets, see :func:`sb3_pwm.losses.replay_targets`."""
-
-    gamma: float
-    td_lambda: float
-    pessimism: float
 
 
 class Trainable(Protocol):
@@ -192,11 +184,17 @@ class Learner:
 
     @captured
     def update_policy(
-        self, samples: SequenceSamples, latents: torch.Tensor | None = None, *, bc_coef: float = 0.0
+        self,
+        samples: SequenceSamples,
+        transitions: tuple[SequenceSamples, ...],
+        latents: torch.Tensor | None = None,
+        *,
+        bc_coef: float = 0.0,
     ) -> None:
         """Update the actor once, then the critics.
 
-        :param samples: windows.
+        :param samples: windows, at whose first steps the actor's rollouts start.
+        :param transitions: a batch of windows of ``n_steps`` steps for each update of Q critics; none for V critics.
         :param latents: (T + 1, B, Z) their latents, detached; None for those of the present world model.
         :param bc_coef: weight of the distance to the windows' actions in the actor's loss; if positive, the value of
             the data's behaviour is learnt too.
@@ -221,7 +219,8 @@ class Learner:
             metrics = metrics | {"behaviour_loss": behaviour.detach()}
         self._apply("actor", loss, metrics)
         if policy.q_critic:
-            self._update_q_critics(samples, latents, behaviour=bc_coef > 0)
+            for batch in transitions:
+                self._update_q_critics(batch, behaviour=bc_coef > 0)
         else:
             self._update_v_critics(rollout)
 
@@ -251,43 +250,46 @@ class Learner:
         self._apply("entropy", loss, metrics)
         return coefficient.of(tasks).detach().exp()
 
-    @property
-    def _target_settings(self) -> TargetSettings:
-        """What both kinds of targets have in common."""
-        return {"gamma": self.model.gamma, "td_lambda": self.model.td_lambda, "pessimism": self.model.pessimism}
-
-    def _update_q_critics(self, samples: SequenceSamples, latents: torch.Tensor, *, behaviour: bool) -> None:
+    def _update_q_critics(self, samples: SequenceSamples, *, behaviour: bool) -> None:
+        """Take a step towards targets that the present networks give for the windows' first steps."""
         policy = self.model.policy
-        with self._arithmetic():
-            targets = replay_targets(
+        with self._arithmetic(), torch.no_grad():
+            first, last = (policy.world_model.encode(ends) for ends in ends_of_windows(samples))
+            targets, metrics = replay_targets(
                 policy.critics_target,
                 policy.actor,
                 samples,
                 policy.scaled_rewards(samples),
-                latents[1:],
-                **self._target_settings,
+                last,
+                gamma=self.model.gamma,
+                pessimism=self.model.pessimism,
             )
-        inputs = torch.cat([latents[:-1], samples.actions], -1).flatten(0, 1)
-        self._fit_critics(inputs, targets.flatten(), samples.mask.flatten(), behaviour=behaviour)
+        self._metrics.add(metrics, torch.isfinite(metrics["critic_gap"]))
+        inputs = torch.cat([first, samples.actions[0]], -1)
+        self._fit_critics(inputs, targets, samples.mask[0], behaviour=behaviour)
 
     def _update_v_critics(self, rollout: ImaginedRollout) -> None:
+        """Take ``critic_updates`` minibatch steps towards the same targets, as the paper does."""
         with self._arithmetic():
             targets, weights = imagined_targets(
                 self.model.policy.critics_target,
                 rollout,
-                **self._target_settings,
+                gamma=self.model.gamma,
+                td_lambda=self.model.td_lambda,
+                pessimism=self.model.pessimism,
             )
-        self._fit_critics(rollout.latents[:-1].detach().flatten(0, 1), targets.flatten(), weights.flatten())
+        inputs, targets, weights = rollout.latents[:-1].detach().flatten(0, 1), targets.flatten(), weights.flatten()
+        rows = minibatches(len(inputs), self.model.critic_batch_size, self.model.critic_updates, inputs.device)
+        for batch in zip(inputs[rows], targets[rows], weights[rows], strict=True):
+            self._fit_critics(*batch)
 
     def _fit_critics(
         self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, *, behaviour: bool = False
     ) -> None:
-        """Take ``critic_updates`` minibatch steps towards (N,) targets of (N, ...) inputs with (N,) weights."""
-        rows = minibatches(len(inputs), self.model.critic_batch_size, self.model.critic_updates, inputs.device)
-        for x, y, w in zip(inputs[rows], targets[rows], weights[rows], strict=True):
-            loss, metrics = self._critic_objective(x, y, w, behaviour=behaviour)
-            self._apply("critic", loss, metrics)
-            move_average(self._parameters["target"], self._parameters["averaged"], 1 - self.model.tau)
+        """Take a step towards (N,) targets of (N, ...) inputs with (N,) weights, and move the target critics."""
+        loss, metrics = self._critic_objective(inputs, targets, weights, behaviour=behaviour)
+        self._apply("critic", loss, metrics)
+        move_average(self._parameters["target"], self._parameters["averaged"], 1 - self.model.tau)
 
     @compiled
     def _critic_objective(

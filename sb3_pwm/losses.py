@@ -207,35 +207,50 @@ def replay_targets(
     actor: Actor,
     samples: SequenceSamples,
     rewards: torch.Tensor,
-    next_latents: torch.Tensor,
+    last_latents: torch.Tensor,
     *,
     gamma: float,
-    td_lambda: float,
     pessimism: float,
-) -> torch.Tensor:
-    r"""Return TD(lambda) targets of replayed windows, with their real rewards and terminations.
+) -> tuple[torch.Tensor, Metrics]:
+    r"""Return the targets of the first steps of replayed windows, with their real rewards and terminations.
 
-    .. math:: y_t = r_t + \gamma (1 - d_t) [(1 - \lambda_t) \bar V(z_{t+1}) + \lambda_t y_{t+1}]
+    .. math:: y = \sum_{t<k} \gamma^t r_t + \gamma^k (1 - d_{k-1}) \bar V(z_k)
 
-    with the :func:`pessimistic_values` of :math:`\bar Q_i(z_{t+1}, a'),\ a' \sim \pi(z_{t+1})` as :math:`\bar V`, and
-    :math:`\lambda_t = \lambda` where the window goes on in the same episode, and 0 elsewhere (Peng's Q(lambda),
-    arXiv 2103.00107: replayed actions of the next steps stand for the present policy's, uncorrected; and without an
-    entropy term, so that values stay estimates of the return).
+    with the :func:`pessimistic_values` of :math:`\bar Q_i(z_k, a'),\ a' \sim \pi(z_k)` as :math:`\bar V`. k is the
+    window's number of steps, or less where the episode ends before. Steps behind the first are the recorded ones, not
+    those of the present policy, uncorrected; and there is no entropy term, so that values stay estimates of the return.
 
     :param critics_target: target ensemble of Q functions.
     :param actor: the present policy.
     :param samples: windows of T steps; their terminations and mask are used.
     :param rewards: (T, B) the samples' rewards in reward scales.
-    :param next_latents: (T, B, Z) encodings of the next observations.
+    :param last_latents: (B, Z) encodings of the observations behind the windows' last steps.
     :param gamma: discount in (0, 1].
-    :param td_lambda: lambda in [0, 1]; 0 gives one-step targets.
     :param pessimism: in [0, 1], see :func:`pessimistic_values`.
-    :return: (T, B) targets; those of masked steps mean nothing.
+    :return: (B,) targets, and metrics.
     """
-    values = pessimistic_values(critics_target(next_latents, actor.sample(next_latents)), pessimism)
-    # Behind the mask, and behind the window, is nothing that a target could go on with.
-    lambdas = td_lambda * torch.cat([samples.mask[1:], torch.zeros_like(samples.mask[:1])])
-    return lambda_returns(rewards, gamma * (1 - samples.terminations), values, lambdas)
+    values = critics_target(last_latents, actor.sample(last_latents))
+    # Weight 1 for what follows, as long as the window goes on: only its last step sees a value.
+    goes_on = torch.cat([samples.mask[1:], torch.zeros_like(samples.mask[:1])])
+    last_values = pessimistic_values(values, pessimism).expand_as(rewards)
+    targets = lambda_returns(rewards, gamma * (1 - samples.terminations), last_values, goes_on)[0]
+    return targets, {"critic_gap": critic_gap(values, gamma)}
+
+
+def critic_gap(values: torch.Tensor, gamma: float) -> torch.Tensor:
+    r"""Return what the critics' disagreement could take off their values, as a share of these.
+
+    .. math:: \frac{E[\max_i V_i - \min_i V_i]}{(1 - \gamma)\, E|V|}
+
+    Whatever pessimism takes off one step's target is taken off 1 / (1 - gamma) times in a value. Far above 1 the sign
+    of a value may come from it alone.
+
+    :param values: (K, ...) values of K critics.
+    :param gamma: discount in (0, 1]; with 1 it is taken off 1,000 times.
+    :return: () share, not below 0.
+    """
+    spread = (values.amax(0) - values.amin(0)).mean()
+    return spread / (max(1 - gamma, 1e-3) * values.mean(0).abs().mean().clamp(min=1e-8))
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from sb3_pwm.type_aliases import Observations
+from sb3_pwm.type_aliases import Observations, SequenceSamples
 
 
 def to_each_step(function: Callable[[Observations], torch.Tensor], observations: Observations) -> torch.Tensor:
@@ -24,3 +24,16 @@ def at_steps(observations: Observations, steps: int | slice) -> Observations:
     if isinstance(observations, dict):
         return {key: values[steps] for key, values in observations.items()}
     return observations[steps]
+
+
+def ends_of_windows(samples: SequenceSamples) -> tuple[Observations, Observations]:
+    """Return the (B, *obs_shape) first observations of windows, and those behind their last steps that count."""
+    counts = samples.mask.sum(0).long()
+
+    def behind(values: torch.Tensor) -> torch.Tensor:
+        return values[counts, torch.arange(len(counts), device=counts.device)]
+
+    observations = samples.observations
+    if isinstance(observations, dict):
+        return at_steps(observations, 0), {key: behind(values) for key, values in observations.items()}
+    return observations[0], behind(observations)

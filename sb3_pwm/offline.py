@@ -20,7 +20,7 @@ PRETRAIN_STEPS = 10_000  # for each task: nothing improves the world model after
 # No environment corrects a policy that exploits the errors of one network, or values that promise too much.
 POLICY_ARGUMENTS = {"n_dynamics": 3, "n_critics": 3}
 # What learning from data was measured with; reading observations from latents was not.
-ARGUMENTS = {"batch_size": 128, "critic_batch_size": 256, "observation_coef": 0.0}
+ARGUMENTS = {"batch_size": 128, "observation_coef": 0.0}
 
 
 class SpacesOnlyEnv(gym.Env[Any, Any]):

@@ -98,10 +98,12 @@ class PWM(SequenceOffPolicyAlgorithm):
     :param critic: ``"q"``: Q(latents, actions) learnt from replayed windows; ``"v"``: the paper's V(latents)
         learnt from imagined rollouts.
     :param critic_learning_rate: of the critics; None for the actor's.
-    :param critic_updates: critic updates per actor update.
+    :param critic_updates: critic updates per actor update. Each of a Q critic has its own batch from the replay buffer
+        and targets of the present networks; those of a V critic are minibatches of the imagined states.
     :param critic_batch_size: transitions per critic update.
+    :param n_steps: recorded rewards in a target of the Q critics, before the value of what follows.
     :param gamma: discount in (0, 1].
-    :param td_lambda: lambda in [0, 1] of the critics' targets; 0 for one-step targets.
+    :param td_lambda: lambda in [0, 1] of the V critics' targets in imagined rollouts; 0 for one-step targets.
     :param pessimism: in [0, 1]: where the critics' targets are between the mean of the critics (0) and the lowest (1).
     :param tau: weight in [0, 1] of the critics in each Polyak update of the target critics; 0 never moves these.
     :param train_freq: collect this many steps (or ``(n, "episode")``) between updates.
@@ -168,7 +170,8 @@ class PWM(SequenceOffPolicyAlgorithm):
         critic: Literal["q", "v"] = "q",
         critic_learning_rate: float | Schedule | None = None,
         critic_updates: int = 2,
-        critic_batch_size: int = 128,
+        critic_batch_size: int = 256,
+        n_steps: int = 1,
         gamma: float = 0.995,
         td_lambda: float = 0.5,
         pessimism: float = 1.0,
@@ -228,6 +231,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         self.critic_kind = critic
         self.critic_updates = critic_updates
         self.critic_batch_size = critic_batch_size
+        self.n_steps = n_steps
         self.td_lambda = td_lambda
         self.pessimism = pessimism
         self.ent_coef = ent_coef
@@ -264,16 +268,18 @@ class PWM(SequenceOffPolicyAlgorithm):
             raise TypeError(
                 f"replay_buffer_class must be a SequenceReplayBuffer, not {self.replay_buffer_class.__name__}"
             )
-        check_capacity(self.buffer_size, self.n_envs, sequence_length=self.sequence_length, batch_size=self.batch_size)
+        lengths = {"sequence_length": self.sequence_length, "n_steps": self.n_steps}
+        check_capacity(self.buffer_size, self.n_envs, lengths, {"batch_size": self.batch_size})
         # The kind of critic is an argument of the algorithm; the policy's own arguments stay what the user gave.
         policy_kwargs = extraction.storable(self.policy_kwargs)
         taken = without_sac_arguments(policy_kwargs, constructor_parameters(self.policy_class), SAC_POLICY_ARGUMENTS)
         start = initial_ent_coef(self.ent_coef)
         self.policy_kwargs = taken | {"critic": self.critic_kind}
+        n_steps, self.n_steps = self.n_steps, 1  # SB3 warns that it cannot do it
         try:
             super()._setup_model()
         finally:
-            self.policy_kwargs = policy_kwargs
+            self.policy_kwargs, self.n_steps = policy_kwargs, n_steps
         if start is not None:
             self.policy.entropy_coefficient.start_from(start)
         check_replay_buffer(self.replay_buffer)
@@ -319,6 +325,16 @@ class PWM(SequenceOffPolicyAlgorithm):
     def _sample(self, batch_size: int, part: Part = ALL) -> SequenceSamples:
         samples = self.sequences.sample_sequences(batch_size, self.sequence_length, self._vec_normalize_env, part)
         return self.policy.without_padding(samples)
+
+    def _critic_samples(self) -> tuple[SequenceSamples, ...]:
+        """Return a batch for each update of the Q critics that follows an update of the actor."""
+        if not self.policy.q_critic:
+            return ()
+        draws = (
+            self.sequences.sample_sequences(self.critic_batch_size, self.n_steps, self._vec_normalize_env)
+            for _ in range(self.critic_updates)
+        )
+        return tuple(self.policy.without_padding(samples) for samples in draws)
 
     def _on_env_reset(self) -> None:
         super()._on_env_reset()
@@ -502,9 +518,9 @@ class PWM(SequenceOffPolicyAlgorithm):
             due = math.floor(self._n_updates * self.policy_updates)
             for i in range(due - math.floor((self._n_updates - 1) * self.policy_updates)):
                 if i == 0:
-                    self._learner.update_policy(samples, latents)
+                    self._learner.update_policy(samples, self._critic_samples(), latents)
                 else:  # on fresh windows, as the present world model sees them
-                    self._learner.update_policy(self._sample(batch_size))
+                    self._learner.update_policy(self._sample(batch_size), self._critic_samples())
 
     def _take_scales(self) -> None:
         """Take the scales of observations and rewards, and the observation head's weights, from the replay buffer."""
@@ -553,9 +569,8 @@ class PWM(SequenceOffPolicyAlgorithm):
         :param dataset: replay buffer, see :mod:`sb3_pwm.datasets`; the model goes on with it, it is not copied.
         :param policy: as for the constructor.
         :param kwargs: constructor arguments; ``env`` and ``buffer_size`` are the data set's, the default of
-            ``pretrain_steps`` is 10,000 for each task, those of ``batch_size`` and ``critic_batch_size`` are 128 and
-            256, that of ``observation_coef`` is 0, and those of ``n_dynamics`` and ``n_critics`` in ``policy_kwargs``
-            are 3.
+            ``pretrain_steps`` is 10,000 for each task, that of ``batch_size`` 128, that of ``observation_coef`` 0, and
+            those of ``n_dynamics`` and ``n_critics`` in ``policy_kwargs`` are 3.
         :return: the model; :meth:`learn_offline` trains it, ``set_env`` and ``learn`` go on in an environment.
         :raises TypeError: if ``dataset`` is no replay buffer, or ``kwargs`` hold what the data set decides.
         :raises ValueError: if windows cannot be drawn from it, or its images have their channels last.
@@ -628,7 +643,7 @@ class PWM(SequenceOffPolicyAlgorithm):
 
     def _update_policy_offline(self) -> None:
         self._prepare_updates()
-        self._learner.update_policy(self._sample(self.batch_size), bc_coef=self.bc_coef)
+        self._learner.update_policy(self._sample(self.batch_size), self._critic_samples(), bc_coef=self.bc_coef)
         self._n_updates += 1
 
     def save_world_model(self, path: str | pathlib.Path) -> None:

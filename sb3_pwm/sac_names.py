@@ -19,10 +19,6 @@ SAC_ARGUMENTS: dict[str, tuple[tuple[Any, ...], str]] = {
         (False,),
         "PWM learns from the observations that end episodes, which this would drop; use a smaller buffer_size",
     ),
-    "n_steps": (
-        (1,),
-        "PWM's critics learn from returns of 1 to sequence_length steps, mixed by td_lambda; use these two",
-    ),
     "target_update_interval": (
         (1,),
         "PWM moves its target critics at every update of the critics; use a smaller tau",

@@ -31,23 +31,24 @@ def test_products_of_batched_matrices():
 def test_a_frozen_networks_weight_gradients_are_not_computed():
     """The floor of a policy update counts what the update does; this is what it must not do."""
     model = speed.make_model(speed.SHAPES["default"], "cpu")
-    samples = model._sample(model.batch_size)
+    samples, transitions = model._sample(model.batch_size), model._critic_samples()
     latents = model._learner.update_model(samples)
-    flops = flops_of(count_products(lambda: model._learner.update_policy(samples, latents)))
+    flops = flops_of(count_products(lambda: model._learner.update_policy(samples, transitions, latents)))
     hidden, latent, action = 192, 96, 6
     dynamics = hidden * (latent + action) + hidden * hidden + latent * hidden
     reward = hidden * (latent + action) + hidden * hidden + hidden
     termination = hidden * latent + hidden
     pi = hidden * latent + hidden * hidden + 2 * action * hidden
     qf = hidden * (latent + action) + hidden * hidden + hidden
-    batch, horizon, length, critic_rows, n_critics = 64, 4, 4, 2 * 128, 2
+    batch, horizon, critic_rows, n_critics = 64, 4, 2 * 256, 2
+    encoder = hidden * 17 + latent * hidden
     # Forward once; backward once more for inputs, and for weights only where they are trained. The actor's input and
     # the critics' need no gradient in their own updates, and z_0 none at all.
     rollout = batch * horizon * (2 * dynamics + 2 * reward + 2 * termination)
     actor = batch * (horizon + 1) * (3 * pi - hidden * latent)
     bootstrap = batch * n_critics * 2 * qf
     critics = n_critics * critic_rows * (3 * qf - hidden * (latent + action))
-    targets = batch * length * (pi + n_critics * qf)
+    targets = critic_rows * (2 * encoder + pi + n_critics * qf)
     bound = 2 * (rollout + actor + bootstrap + critics + targets)
     # The last action's gradient and the first latents' are not needed either: a little less than the sum.
     assert 0.93 * bound < flops <= bound

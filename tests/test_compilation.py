@@ -96,7 +96,8 @@ def update(model, rounds, batch_size=16, rate=2**-10, **settings):
             set_learning_rate(optimizer, rate * (i + 1) * len(name), on_device=model._learner.acceleration.captures)
         samples = model.sequences.spread_sequences(batch_size + i, model.sequence_length)
         samples = SequenceSamples(*(values[:, i:] for values in samples))
-        model._learner.update_policy(samples, model._learner.update_model(samples), **settings)
+        transitions = (model.sequences.spread_sequences(batch_size, model.n_steps),) if model.policy.q_critic else ()
+        model._learner.update_policy(samples, transitions, model._learner.update_model(samples), **settings)
 
 
 def close(first, second, **tolerances):

@@ -22,7 +22,6 @@ DEFAULTS = {name: values[0] for name, (values, _) in SAC_ARGUMENTS.items()}
 POLICY_DEFAULTS = {name: values[0] for name, (values, _) in SAC_POLICY_ARGUMENTS.items()}
 OTHERS = {
     "optimize_memory_usage": (True, "smaller buffer_size"),
-    "n_steps": (3, "sequence_length steps, mixed by td_lambda"),
     "target_update_interval": (2, "smaller tau"),
     "use_sde": (True, "ent_coef, target_entropy or action_noise"),
     "sde_sample_freq": (4, "gSDE"),

@@ -30,26 +30,26 @@ def test_no_host_reads_notices_them(read):
 def test_the_host_reads_nothing_within_an_update(settings):
     """So that a GPU is never waited for, and a CUDA graph can hold the whole update."""
     model = make(truth_envs(), **settings).learn(60)
-    learner, samples = model._learner, model._sample(model.batch_size)
+    learner, samples, transitions = model._learner, model._sample(model.batch_size), model._critic_samples()
     with NoHostReads():
         latents = Learner.update_model.__wrapped__(learner, samples)  # without what the host does after it
         update_policy = Learner.update_policy.__wrapped__
-        update_policy(learner, samples, latents, bc_coef=0.5)
-        update_policy(learner, samples, bc_coef=0.0)
-        update_policy(learner, samples, latents * torch.nan, bc_coef=0.0)  # nor where updates are skipped
+        update_policy(learner, samples, transitions, latents, bc_coef=0.5)
+        update_policy(learner, samples, transitions, bc_coef=0.0)
+        update_policy(learner, samples, transitions, latents * torch.nan, bc_coef=0.0)  # nor where updates are skipped
     learner.count_skips()
     assert model.n_skipped_updates > 0
 
 
 def test_a_policy_update_encodes_its_windows_if_nobody_has():
     model = make().learn(40)
-    samples = model._sample(model.batch_size)
+    samples, transitions = model._sample(model.batch_size), model._critic_samples()
     other = copy.deepcopy(model)
     torch.manual_seed(0)
-    model._learner.update_policy(samples)
+    model._learner.update_policy(samples, transitions)
     torch.manual_seed(0)
     latents = encode_windows(other.policy.world_model, samples.observations).detach()
-    other._learner.update_policy(samples, latents)
+    other._learner.update_policy(samples, transitions, latents)
     assert same(model.policy.state_dict(), other.policy.state_dict())
 
 

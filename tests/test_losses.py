@@ -13,6 +13,7 @@ from sb3_pwm.imagination import imagine
 from sb3_pwm.losses import (
     actor_loss,
     behaviour_loss,
+    critic_gap,
     critic_loss,
     entropy_coefficient_loss,
     imagined_targets,
@@ -269,21 +270,26 @@ def windows(rewards, terminations, mask):
 
 
 def test_replay_targets_by_hand():
-    # three windows of two steps: one goes on, one ends in its first step, one times out in its first step
-    rewards = tensor([1, 1, 2], [3, 100, 100])
-    targets = replay_targets(
-        fixed_critics([[10, 10, 3], [6, 100, 100]], [[8, 12, 4], [4, 100, 100]]),
+    # four windows of two steps: one goes on, two end in their first and second step, one times out in its first
+    rewards = tensor([1, 1, 1, 2], [3, 100, 4, 100])
+    targets, metrics = replay_targets(
+        fixed_critics([10, 10, 10, 3], [6, 8, 10, 9]),
         fixed_actor,
-        windows(rewards, tensor([0, 1, 0], [0, 0, 0]), tensor([1, 1, 1], [1, 0, 0])),
+        windows(rewards, tensor([0, 1, 0, 0], [0, 0, 1, 0]), tensor([1, 1, 1, 1], [1, 0, 1, 0])),
         rewards,
-        simplices(2, 3),
+        simplices(4),
         gamma=0.5,
-        td_lambda=0.25,
-        pessimism=1.0,
+        pessimism=0.5,
     )
-    # 3 + 0.5 * 4 = 5;  1 + 0.5 * (0.75 * 8 + 0.25 * 5);  1, it has ended;  2 + 0.5 * 3, nothing behind a time-out
-    assert_close(targets[1, 0], torch.tensor(5.0))
-    assert_close(targets[0], tensor(4.625, 1, 3.5))
+    # the values are 7, 8.5, 10 and 4.5: 1 + 0.5 * (3 + 0.5 * 7);  1, it has ended;  1 + 0.5 * 4;  2 + 0.5 * 4.5
+    assert_close(targets, tensor(4.25, 1, 3, 4.25))
+    # distances of 4, 2, 0 and 6, mean values of 8, 9, 10 and 6: 3 / (0.5 * 8.25)
+    assert_close(metrics, {"critic_gap": torch.tensor(3 / (0.5 * 8.25))})
+
+
+def test_the_critics_gap_without_a_discount_is_finite():
+    assert_close(critic_gap(tensor([1, 3], [2, 2]), 1.0), torch.tensor(1.0 / (1e-3 * 2)))
+    assert torch.isfinite(critic_gap(torch.zeros(2, 3), 0.9))
 
 
 def test_pessimistic_values_by_hand():
@@ -293,30 +299,21 @@ def test_pessimistic_values_by_hand():
     assert_close(pessimistic_values(values, 1.0), tensor(2, 2))
 
 
-@pytest.mark.parametrize("td_lambda", [0.0, 0.3, 1.0])
-def test_replay_targets_are_those_of_a_plain_loop(actor, q_critics, samples, td_lambda):
+def test_replay_targets_are_those_of_a_plain_loop(actor, q_critics, samples):
     # what the mask hides must not matter
     samples = samples._replace(rewards=torch.where(samples.mask > 0, samples.rewards, torch.tensor(1e6)))
-    following = simplices(LENGTH, BATCH)
+    last = simplices(BATCH)
     torch.manual_seed(1)
-    targets = replay_targets(
-        q_critics, actor, samples, samples.rewards, following, gamma=0.9, td_lambda=td_lambda, pessimism=0.3
-    )
+    targets, _ = replay_targets(q_critics, actor, samples, samples.rewards, last, gamma=0.9, pessimism=0.3)
     torch.manual_seed(1)
-    values = q_critics(following, actor.sample(following))
+    values = q_critics(last, actor.sample(last))
     values = 0.7 * values.mean(0) + 0.3 * values.min(0).values
     for b in range(BATCH):
-        length = int(samples.mask[:, b].sum())
-        for t in range(length):
-            expected, weight = 0.0, 1.0  # of the n-step target
-            for n in range(1, length - t + 1):
-                end = t + n - 1
-                steps = sum(0.9**i * samples.rewards[t + i, b] for i in range(n))
-                target = steps + 0.9**n * (1 - samples.terminations[end, b]) * values[end, b]
-                last = end == length - 1
-                expected = expected + weight * (1 if last else 1 - td_lambda) * target
-                weight = weight * td_lambda
-            assert_close(targets[t, b], expected)
+        expected, discount = 0.0, 1.0
+        for t in range(int(samples.mask[:, b].sum())):
+            expected = expected + discount * samples.rewards[t, b]
+            discount = discount * 0.9 * (1 - samples.terminations[t, b])
+        assert_close(targets[b], expected + discount * values[b])
     assert not targets.requires_grad
 
 
@@ -397,11 +394,10 @@ def actor_objective(n, samples, observations, *, q_critic):
 
 def q_objective(n, samples, observations):
     latents = n["world_model"].encode(observations.flatten(0, 1)).view(LENGTH + 1, BATCH, LATENT_DIM)
-    targets = replay_targets(
-        n["q_target"], n["actor"], samples, samples.rewards, latents[1:], gamma=0.9, td_lambda=0.5, pessimism=0.5
+    targets, _ = replay_targets(
+        n["q_target"], n["actor"], samples, samples.rewards, latents[-1], gamma=0.9, pessimism=0.5
     )
-    values = n["q_critics"](latents[:-1].flatten(0, 1), samples.actions.flatten(0, 1))
-    return critic_loss(values, targets.flatten(), samples.mask.flatten())[0]
+    return critic_loss(n["q_critics"](latents[0], samples.actions[0]), targets, samples.mask[0])[0]
 
 
 def v_objective(n, samples, observations):

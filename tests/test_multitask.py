@@ -172,14 +172,15 @@ def test_updates_reach_each_tasks_own_parameters_only():
     of_small = at_steps(samples.observations, 0)["task"].flatten() == 0
     keep = of_small.nonzero().flatten()[:2].repeat(4)
 
-    def only(tensor):
-        return tensor[:, keep]
+    def only(samples, steps):
+        observations = {key: values[: steps + 1, keep] for key, values in samples.observations.items()}
+        return type(samples)(observations, *(tensor[:steps, keep] for tensor in samples[1:]))
 
-    observations = {key: only(values) for key, values in samples.observations.items()}
-    samples = type(samples)(observations, *(only(tensor) for tensor in samples[1:]))
+    transitions = (only(samples, 1),)
+    samples = only(samples, model.sequence_length)
     before = {name: parameter.clone() for name, parameter in policy.named_parameters()}
     latents = model._learner.update_model(samples)
-    model._learner.update_policy(samples, latents)
+    model._learner.update_policy(samples, transitions, latents)
     embedding = policy.world_model.context.embedding
     assert (embedding[0] != before["world_model.context.embedding"][0]).any()
     assert_close(embedding[1], before["world_model.context.embedding"][1])

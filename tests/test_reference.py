@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from sb3_pwm.nn.layers import SimNorm
 from sb3_pwm.speed.reference import ReferenceLearner, neighbouring_simnorm
+from sb3_pwm.type_aliases import SequenceSamples
 
 
 def strided_simnorm(x, group_size):
@@ -33,6 +34,7 @@ def to_float64(model):
     "settings",
     [
         {},
+        {"n_steps": 4, "horizon": 0},
         {"critic": "v", "horizon": 5, "td_lambda": 0.9, "pessimism": 0.2},
         {"ent_coef": 0.1, "termination_coef": 0.0, "critic_updates": 7, "pessimism": 0.5},
         {"target_entropy": -3.0, "policy_kwargs": {"reward_bins": 11, "residual_dynamics": False, "n_critics": 2}},
@@ -47,16 +49,13 @@ def test_every_update_is_that_of_the_reference(settings):
     samples = model._sample(model.batch_size)
     assert 0 < samples.mask.mean() < 1
     assert samples.terminations.sum() > 0
-    samples = samples._replace(
-        **{
-            name: getattr(samples, name).double()
-            for name in ("observations", "actions", "rewards", "terminations", "mask")
-        }
+    samples, *transitions = (
+        SequenceSamples(*(part.double() for part in each)) for each in (samples, *model._critic_samples())
     )
     for learner in (model._learner, reference):
         torch.manual_seed(0)
         for _ in range(3):
-            learner.update_policy(samples, learner.update_model(samples))
+            learner.update_policy(samples, tuple(transitions), learner.update_model(samples))
     assert model.n_skipped_updates == 0
     expected = reference.policy.state_dict()
     for name, value in model.policy.state_dict().items():
@@ -77,6 +76,6 @@ def test_the_reference_leaves_the_model_alone():
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
     reference = ReferenceLearner(model)
     samples = model._sample(model.batch_size)
-    reference.update_policy(samples, reference.update_model(samples))
+    reference.update_policy(samples, model._critic_samples(), reference.update_model(samples))
     assert set(reference.losses) == {"model", "actor", "critic", "entropy"}
     assert all(torch.equal(value, before[name]) for name, value in model.policy.state_dict().items())

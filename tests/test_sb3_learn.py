@@ -97,6 +97,14 @@ def test_critic_updates(critic):
     assert {float(state["step"]) for state in model.policy.model_optimizer.state.values()} == {9.0}
 
 
+def test_every_update_of_a_q_critic_has_a_batch_of_its_own():
+    model = make(critic_updates=3, critic_batch_size=10, n_steps=2).learn(40)
+    batches = model._critic_samples()
+    assert [batch.actions.shape[:2] for batch in batches] == [(2, 10)] * 3
+    assert not torch.equal(batches[0].actions, batches[1].actions)
+    assert make(critic="v").learn(40)._critic_samples() == ()
+
+
 def test_run_shorter_than_the_warm_up():
     model = make()
     before = [p.clone() for p in model.policy.parameters()]

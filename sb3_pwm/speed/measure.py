@@ -119,21 +119,22 @@ class Phase(NamedTuple):
 
 def phases_of(model: PWM) -> dict[str, Phase]:
     """Return the parts of an update, and acting on one observation."""
-    samples = model._sample(model.batch_size)
+    samples, transitions = model._sample(model.batch_size), model._critic_samples()
     latents = model._learner.update_model(samples)
     observation = np.zeros(model.observation_space.shape or (), np.float32)
     reference = ReferenceLearner(model)
     of_reference = reference.update_model(samples)
 
     def update() -> None:
-        model._learner.update_policy(samples, model._learner.update_model(model._sample(model.batch_size)))
+        latents = model._learner.update_model(model._sample(model.batch_size))
+        model._learner.update_policy(samples, model._critic_samples(), latents)
 
     return {
-        "sampling": Phase(lambda: model._sample(model.batch_size)),
+        "sampling": Phase(lambda: (model._sample(model.batch_size), model._critic_samples())),
         "model update": Phase(lambda: model._learner.update_model(samples), lambda: reference.update_model(samples)),
         "policy update": Phase(
-            lambda: model._learner.update_policy(samples, latents),
-            lambda: reference.update_policy(samples, of_reference),
+            lambda: model._learner.update_policy(samples, transitions, latents),
+            lambda: reference.update_policy(samples, transitions, of_reference),
         ),
         "model and policy update": Phase(update),
         "acting": Phase(lambda: model.predict(observation)),

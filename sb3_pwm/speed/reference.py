@@ -107,8 +107,10 @@ class ReferenceLearner:
         self._step("model", loss)
         return torch.stack(encoded).detach()
 
-    def update_policy(self, samples: SequenceSamples, latents: torch.Tensor) -> None:
-        """Update the actor once, then the critics, on windows and their (T + 1, B, Z) latents."""
+    def update_policy(
+        self, samples: SequenceSamples, transitions: tuple[SequenceSamples, ...], latents: torch.Tensor
+    ) -> None:
+        """Update the actor once on windows and their (T + 1, B, Z) latents, then the critics."""
         model, policy, world_model = self.model, self.policy, self.policy.world_model
         policy.latent_scale.update(latents)
         z, weight, returns = latents[0], torch.ones_like(latents[0, :, 0]), torch.zeros(())
@@ -125,10 +127,15 @@ class ReferenceLearner:
             continuations.append(go_on)
             weights.append(weight)
             log_probs.append(log_prob)
-        values = policy.critics(z, policy.actor.sample(z.detach())) if policy.q_critic else policy.critics(z)
+        if policy.q_critic:
+            action, log_prob = policy.actor.sample_with_log_prob(z.detach())
+            values = policy.critics(z, action)
+            log_probs.append(log_prob)
+        else:
+            values = policy.critics(z)
         returns = returns + model.gamma**model.horizon * weight * values.mean(0)
         policy.return_scale.update(returns.detach())
-        before, densities = torch.stack(weights[:-1]).detach(), torch.stack(log_probs)
+        before, densities = torch.stack(weights[: len(log_probs)]).detach(), torch.stack(log_probs)
         coefficient = model.ent_coef
         if isinstance(coefficient, str):
             entropy = -(before * densities.detach()).sum() / before.sum()
@@ -139,26 +146,28 @@ class ReferenceLearner:
         bonus = -coefficient * (before * densities).mean()
         self._step("actor", -(returns.mean() + bonus) / policy.return_scale.scale)
         if policy.q_critic:
-            self._fit(*self._q_targets(samples, latents))
+            for batch in transitions:
+                inputs, targets = self._q_targets(batch)
+                self._fit_once(inputs, targets, torch.ones_like(targets))
         else:
             self._fit(*self._v_targets(states, rewards, continuations, weights))
 
-    def _q_targets(
-        self, samples: SequenceSamples, latents: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        model, policy, length = self.model, self.policy, len(samples.actions)
+    def _q_targets(self, samples: SequenceSamples) -> tuple[torch.Tensor, torch.Tensor]:
+        model, policy, count = self.model, self.policy, samples.mask.shape[1]
         with torch.no_grad():
-            values = self._value(policy.critics_target(latents[1:], policy.actor.sample(latents[1:])))
+            encoded = [
+                policy.world_model.encode(at_steps(samples.observations, t)) for t in range(len(samples.mask) + 1)
+            ]
             rewards = policy.reward_scale(samples.rewards)
-            targets = [torch.zeros(())] * length
-            for t in reversed(range(length)):
-                following = values[t]
-                if t + 1 < length:
-                    trace = model.td_lambda * samples.mask[t + 1]
-                    following = (1 - trace) * values[t] + trace * targets[t + 1]
-                targets[t] = rewards[t] + model.gamma * (1 - samples.terminations[t]) * following
-        inputs = torch.cat([latents[:-1], samples.actions], -1)
-        return inputs.flatten(0, 1), torch.stack(targets).flatten(), samples.mask.flatten()
+            targets, last = torch.zeros_like(rewards[0]), encoded[0].clone()
+            discounts = torch.ones_like(targets)
+            for b in range(count):
+                for t in range(int(samples.mask[:, b].sum())):
+                    targets[b] += discounts[b] * rewards[t, b]
+                    discounts[b] *= model.gamma * (1 - samples.terminations[t, b])
+                    last[b] = encoded[t + 1][b]
+            targets += discounts * self._value(policy.critics_target(last, policy.actor.sample(last)))
+        return torch.cat([encoded[0], samples.actions[0]], -1), targets
 
     def _v_targets(
         self,
@@ -185,20 +194,23 @@ class ReferenceLearner:
         return (1 - pessimism) * values.mean(0) + pessimism * values.amin(0)
 
     def _fit(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
-        model, policy, rows = self.model, self.policy, torch.randperm(len(inputs))
+        model, rows = self.model, torch.randperm(len(inputs))
         while len(rows) < model.critic_updates * model.critic_batch_size:
             rows = torch.cat([rows, torch.randperm(len(inputs))])
         for i in range(model.critic_updates):
             chosen = rows[i * model.critic_batch_size : (i + 1) * model.critic_batch_size]
-            seen, loss = policy.latent_scale(inputs[chosen]), torch.zeros(())
-            for critic in policy.critics.critics:
-                error = F.mse_loss(VALUE_UNIT * critic(seen).squeeze(-1), targets[chosen], reduction="none")
-                loss = loss + (weights[chosen] * error).sum() / weights[chosen].sum()
-            self._step("critic", loss)
-            with torch.no_grad():
-                parameters = policy.critics.parameters()
-                for slow, fast in zip(policy.critics_target.parameters(), parameters, strict=True):
-                    slow.copy_((1 - model.tau) * slow + model.tau * fast)
+            self._fit_once(inputs[chosen], targets[chosen], weights[chosen])
+
+    def _fit_once(self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> None:
+        policy, tau = self.policy, self.model.tau
+        seen, loss = policy.latent_scale(inputs), torch.zeros(())
+        for critic in policy.critics.critics:
+            error = F.mse_loss(VALUE_UNIT * critic(seen).squeeze(-1), targets, reduction="none")
+            loss = loss + (weights * error).sum() / weights.sum()
+        self._step("critic", loss)
+        with torch.no_grad():
+            for slow, fast in zip(policy.critics_target.parameters(), policy.critics.parameters(), strict=True):
+                slow.copy_((1 - tau) * slow + tau * fast)
 
     def _observation_error(self, latents: torch.Tensor, samples: SequenceSamples, t: int) -> torch.Tensor:
         world_model = self.policy.world_model
