@@ -33,12 +33,12 @@ LOWEST_INTEGERS: dict[str, int] = {
     "critic_updates": 1,
     "n_steps": 1,
     "buffer_size": 1,
-    "learning_starts": 0,
     "pretrain_steps": 0,
     "gradient_steps": -1,
 }
 # Arguments whose values a model keeps under another name, so that its attributes are those of SB3's algorithms
 ATTRIBUTES = {"stats_window_size": "_stats_window_size", "critic": "critic_kind"}
+MOST_RANDOM_STEPS = 5_000
 LEARNING_RATES = ("learning_rate", "critic_learning_rate", "model_learning_rate")
 
 
@@ -61,6 +61,8 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         check_integer(name, arguments[name], lowest)
     for name, low in LOWEST_OR_AUTO.items():
         check_number_or_auto(name, arguments[name], low)
+    if arguments["learning_starts"] != "auto":
+        check_integer("learning_starts", arguments["learning_starts"], 0, or_auto=True)
     if initial_ent_coef(arguments["ent_coef"]) is None:
         check_number_or_auto("ent_coef", arguments["ent_coef"], 0)
     for name in LEARNING_RATES:
@@ -110,12 +112,26 @@ def check_capacity(buffer_size: int, n_envs: int, lengths: dict[str, int], batch
                 )
 
 
-def check_integer(name: str, value: Any, lowest: int) -> None:
-    """Check an integer of at least ``lowest``."""
+def random_steps(learning_starts: int | str, total_timesteps: int) -> int:
+    """Return how many random steps a run starts with: for ``"auto"`` 5 % of it, at least 100 and at most 5,000.
+
+    With 1,000 of them, some runs of 100,000 steps stay with the first behaviour that works.
+
+    :param learning_starts: as given by the user.
+    :param total_timesteps: length of the run.
+    """
+    if isinstance(learning_starts, str):
+        return min(max(total_timesteps // 20, 100), MOST_RANDOM_STEPS)
+    return learning_starts
+
+
+def check_integer(name: str, value: Any, lowest: int, *, or_auto: bool = False) -> None:
+    """Check an integer of at least ``lowest``; ``or_auto`` only tells the reader that ``"auto"`` would do."""
+    auto = '"auto" or ' if or_auto else ""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an integer, not {value!r}")
+        raise TypeError(f"{name} must be {auto}an integer, not {value!r}")
     if value < lowest:
-        raise ValueError(f"{name}={value!r} is out of range; allowed: {lowest} or more")
+        raise ValueError(f"{name}={value!r} is out of range; allowed: {auto}{lowest} or more")
 
 
 def check_number_or_auto(name: str, value: Any, low: float) -> None:

@@ -33,6 +33,7 @@ from sb3_pwm.checks import (
     check_train_freq,
     constructor_parameters,
     initial_ent_coef,
+    random_steps,
 )
 from sb3_pwm.compute.compilation import TorchCompile
 from sb3_pwm.compute.distributed import Part, own_part, share_from_first
@@ -75,8 +76,9 @@ class PWM(SequenceOffPolicyAlgorithm):
     :param env: Gymnasium environment with a Box action space, its id, or an SB3 VecEnv.
     :param learning_rate: of the actor; a number or a schedule of the remaining progress (1 to 0).
     :param buffer_size: capacity of the replay buffer, over all environments.
-    :param learning_starts: environment steps with random actions before the first update; steps already in the replay
-        buffer count, and a full one is enough; those that a learning ``VecNormalize`` has not seen do not count.
+    :param learning_starts: environment steps with random actions before the first update; ``"auto"`` for 5 % of a
+        run's steps, at least 100 and at most 5,000. Steps already in the replay buffer count, and a full one is enough;
+        those that a learning ``VecNormalize`` has not seen do not count.
     :param pretrain_steps: updates of the world model alone before the first update of the policy.
     :param batch_size: number B of windows per update, and of imagined rollouts.
     :param sequence_length: number T of steps in a window over which the model predicts open-loop.
@@ -151,7 +153,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         *,
         # replay
         buffer_size: int = 1_000_000,
-        learning_starts: int = 1_000,
+        learning_starts: int | Literal["auto"] = "auto",
         pretrain_steps: int = 1_000,
         batch_size: int = 64,
         sequence_length: int = 4,
@@ -202,7 +204,7 @@ class PWM(SequenceOffPolicyAlgorithm):
             env,
             learning_rate,
             buffer_size=buffer_size,
-            learning_starts=learning_starts,
+            learning_starts=learning_starts,  # type: ignore[arg-type]
             batch_size=batch_size,
             tau=tau,
             gamma=gamma,
@@ -368,7 +370,8 @@ class PWM(SequenceOffPolicyAlgorithm):
         """
         known = statistics.n_known_transitions(self.sequences, self._vec_normalize_env)
         capacity = self.sequences.buffer_size * self.n_envs
-        warm_up = max(0, self.learning_starts - known) if known < capacity else 0
+        learning_starts = random_steps(self.learning_starts, total_timesteps)
+        warm_up = max(0, learning_starts - known) if known < capacity else 0
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
@@ -412,7 +415,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         due = self.gradient_steps != 0 or self.n_model_updates < self.pretrain_steps
         finished = self.num_timesteps >= total_timesteps
         if due and finished and self._n_updates == 0 and self.n_model_updates == updates_before:
-            warn_that_nothing_was_learnt(self.num_timesteps, self.learning_starts, self.sequences.n_transitions)
+            warn_that_nothing_was_learnt(self.num_timesteps, learning_starts, self.sequences.n_transitions)
         return self
 
     def _finish_pretraining(self, progress_bar: bool) -> None:
@@ -453,7 +456,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         check_integer("gradient_steps", gradient_steps, 0)
         if log_interval is not None:
             check_integer("log_interval", log_interval, 1)
-        statistics.check_normalizer_known(self.sequences, self._vec_normalize_env, self.learning_starts)
+        statistics.check_normalizer_known(self.sequences, self._vec_normalize_env, self._steps_to_know)
         known = self.num_timesteps, self._current_progress_remaining
         try:
             with self._told(gradient_steps):
@@ -488,6 +491,11 @@ class PWM(SequenceOffPolicyAlgorithm):
         with self._told(gradient_steps):
             for update in tqdm(range(gradient_steps), "world model", disable=not bar, leave=False):
                 self._update_model_alone(progress_remaining(update))
+
+    @property
+    def _steps_to_know(self) -> int:
+        """Number of steps that a ``VecNormalize`` must have seen before updates without an environment."""
+        return random_steps(self.learning_starts, self._total_timesteps)
 
     def _told(self, gradient_steps: int) -> AbstractContextManager[None]:
         """Tell a user with ``verbose=1`` of pre-training."""
@@ -622,7 +630,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         check_integer("pretrain_steps", pretrain_steps, 0)
         wanted = done + pretrain_steps
         self.sequences.check_not_empty()
-        statistics.check_normalizer_known(self.sequences, self._vec_normalize_env, self.learning_starts)
+        statistics.check_normalizer_known(self.sequences, self._vec_normalize_env, self._steps_to_know)
         if self.env is None:
             self.env = offline.spaces_only(self.observation_space, self.action_space, self.n_envs)
         if reset_num_timesteps:

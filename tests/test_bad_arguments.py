@@ -9,6 +9,7 @@ from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.buffers import ReplayBuffer
 
 from sb3_pwm import PWM
+from sb3_pwm.checks import random_steps
 
 DICT = spaces.Dict({"a": BOX, "b": spaces.Discrete(3)})
 
@@ -35,7 +36,7 @@ BAD_VALUES = [
             *("buffer_size", "train_freq"),
         )
     ],
-    ("learning_starts", [-1], "0 or more"),
+    ("learning_starts", [-1], '"auto" or 0 or more'),
     ("horizon", [-1], "0 or more"),
     ("pretrain_steps", [-1], "0 or more"),
     ("gradient_steps", [-2], "-1 or more"),
@@ -110,6 +111,14 @@ def test_bad_arguments_of_load(tmp_path, name, value):
     make().save(tmp_path / "model")
     with pytest.raises(ValueError, match=f"{name}={value!r}"):
         PWM.load(tmp_path / "model", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("learning_starts", "total_timesteps", "expected"),
+    [("auto", 400, 100), ("auto", 20_000, 1_000), ("auto", 100_000, 5_000), ("auto", 10**7, 5_000), (7, 10**7, 7)],
+)
+def test_a_twentieth_of_a_run_is_random(learning_starts, total_timesteps, expected):
+    assert random_steps(learning_starts, total_timesteps) == expected
 
 
 def test_rollouts_of_no_steps_need_a_value_of_actions():
