@@ -1,6 +1,6 @@
 """Settings as keyword arguments of :class:`sb3_pwm.PWM`: ``PWM("MlpPolicy", env, **presets.paper_single_task)``.
 
-:func:`paper_multi_task` gives those of the multi-task experiments, see there.
+``large`` has wide networks, for a GPU. :func:`paper_multi_task` gives the settings of the multi-task experiments.
 
 ``paper_single_task`` holds the single-task settings of the PWM paper (arXiv 2407.02466) and its code, as far as the
 arguments of this package can say them. It is there for comparisons; it is not the default because the default learns
@@ -96,6 +96,26 @@ paper_single_task: dict[str, Any] = {
     },
 }
 """Keyword arguments of :class:`sb3_pwm.PWM`; the module's text says what they share with the paper and what not."""
+
+large: dict[str, Any] = {
+    "batch_size": 256,
+    "critic_updates": 4,
+    "critic_batch_size": 512,
+    "policy_kwargs": {
+        "net_arch": {
+            "encoder": [512],
+            "dynamics": [512, 512],
+            "reward": [512, 512],
+            "termination": [512],
+            "pi": [512, 512],
+            "qf": [512, 512, 512, 512],
+        },
+        "latent_dim": 512,
+    },
+}
+"""Keyword arguments for a GPU, where the default's networks leave most of it idle: wide networks, critics as deep and
+batches as large as those of SimbaV2 (arXiv 2502.15280) and FlashSAC (arXiv 2604.04539), and two critic updates for each
+environment step. What it learns has not been measured."""
 
 # name, from the millions of parameters that TD-MPC2 has with actor and critics -> latents, encoder, other networks
 MODEL_SIZES: dict[str, tuple[int, list[int], list[int]]] = {
