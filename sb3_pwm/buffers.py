@@ -157,7 +157,19 @@ class SequenceReplayBuffer(ReplayBuffer):
         :raises ValueError: if nothing is stored.
         """
         self.check_not_empty()
-        ages, columns = self._spread(count)
+        return self.sequences_at(*self._spread(count), length, env)
+
+    def sequences_at(
+        self, ages: np.ndarray, columns: np.ndarray, length: int, env: VecNormalize | None = None
+    ) -> SequenceSamples:
+        """Return the windows that start at given steps.
+
+        :param ages: (B,) age of each window's first step, 0 for the oldest.
+        :param columns: (B,) environment of each window.
+        :param length: number of steps T in a window.
+        :param env: normalise observations and rewards with this wrapper's present statistics.
+        :return: the windows on the buffer's device.
+        """
         return self._samples(windows_at(ages, columns, self.dones, self.oldest, self.size(), length), env)
 
     def _spread(self, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -40,7 +40,7 @@ from sb3_pwm.compute.distributed import Part, own_part, share_from_first
 from sb3_pwm.compute.optimizers import set_learning_rate
 from sb3_pwm.compute.precision import Precision
 from sb3_pwm.compute.progress import let_go, say, timed, warn_that_nothing_was_learnt
-from sb3_pwm.diagnostics import evaluation
+from sb3_pwm.diagnostics import evaluation, fitted_q
 from sb3_pwm.diagnostics.start_values import StartValues, follow_episodes
 from sb3_pwm.files.tensors import checksum, save_tensors
 from sb3_pwm.learner import Learner
@@ -701,6 +701,32 @@ class PWM(SequenceOffPolicyAlgorithm):
         buffer = self._checked_buffer(dataset, "observation_space", "action_space")
         buffer.device = self.device  # of another object: the data set stays where it is
         return evaluation.model_errors(self.policy, buffer, self._vec_normalize_env, horizon, n_windows)
+
+    def estimate_return(
+        self,
+        dataset: ReplayBuffer,
+        *,
+        n_updates: int | None = None,
+        deterministic: bool = True,
+        seed: int = 0,
+        progress_bar: bool = False,
+    ) -> fitted_q.ReturnEstimate:
+        """Estimate what the policy would earn per episode from data alone, by fitted Q evaluation.
+
+        :param dataset: as for :meth:`model_errors`; 8 whole episodes or more, of one task.
+        :param n_updates: of the Q functions; None for 5,000, or more where ``gamma`` is above 0.995.
+        :param deterministic: evaluate the deterministic policy, which is what one usually deploys.
+        :param seed: of all that is drawn; compare policies with the same one.
+        :param progress_bar: show progress.
+        :return: estimate and interval, see :class:`sb3_pwm.diagnostics.fitted_q.ReturnEstimate`.
+        :raises TypeError: if ``dataset`` is no replay buffer.
+        :raises ValueError: if a number is out of range, the spaces differ or the episodes are too few.
+        :raises FloatingPointError: if the Q functions are not finite.
+        """
+        buffer = self._checked_buffer(dataset, "observation_space", "action_space")
+        buffer.device = self.device
+        settings = self.gamma, n_updates, deterministic, seed, progress_bar
+        return fitted_q.estimate_return(self.policy, buffer, self._vec_normalize_env, *settings)
 
     def value_calibration(self, env: GymEnv | VecEnv, n_episodes: int = 10, deterministic: bool = False) -> float:
         """Return the critics' mean value of start states over the mean discounted return of evaluation episodes.

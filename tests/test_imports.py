@@ -34,7 +34,7 @@ LEVELS = (
     {"replay/columns", "multitask/policies", "files/replay_buffers"},
     {"files/plain"},
     {"files/models"},
-    {"learner", "sequence_algorithm", "diagnostics/evaluation", "replay/statistics"},
+    {"learner", "sequence_algorithm", "diagnostics/evaluation", "diagnostics/fitted_q", "replay/statistics"},
     {"multitask_policies", "multitask/extraction", "offline", "published"},
     {"pwm"},
     {"presets", "video", "datasets", "callbacks", "suites"},
