@@ -19,8 +19,8 @@ from sb3_pwm.policies import PWMPolicy
 PRETRAIN_STEPS = 10_000  # for each task: nothing improves the world model afterwards
 # No environment corrects a policy that exploits the errors of one network, or values that promise too much.
 POLICY_ARGUMENTS = {"n_dynamics": 3, "n_critics": 3}
-# What learning from data was measured with; reading observations from latents was not.
-ARGUMENTS = {"batch_size": 128, "observation_coef": 0.0}
+# What learning from data was measured with: observations were not read from latents.
+ARGUMENTS = {"batch_size": 128, "observation_coef": 0.0, "gamma": 0.995, "pessimism": 1.0}
 
 
 class SpacesOnlyEnv(gym.Env[Any, Any]):

@@ -174,9 +174,9 @@ class PWM(SequenceOffPolicyAlgorithm):
         critic_updates: int = 2,
         critic_batch_size: int = 256,
         n_steps: int = 1,
-        gamma: float = 0.995,
+        gamma: float = 0.99,
         td_lambda: float = 0.5,
-        pessimism: float = 1.0,
+        pessimism: float = 0.5,
         tau: float = 0.05,
         # schedule
         train_freq: int | tuple[int, str] = 2,
@@ -577,8 +577,9 @@ class PWM(SequenceOffPolicyAlgorithm):
         :param dataset: replay buffer, see :mod:`sb3_pwm.datasets`; the model goes on with it, it is not copied.
         :param policy: as for the constructor.
         :param kwargs: constructor arguments; ``env`` and ``buffer_size`` are the data set's, the default of
-            ``pretrain_steps`` is 10,000 for each task, that of ``batch_size`` 128, that of ``observation_coef`` 0, and
-            those of ``n_dynamics`` and ``n_critics`` in ``policy_kwargs`` are 3.
+            ``pretrain_steps`` is 10,000 for each task, that of ``batch_size`` is 128, that of ``observation_coef`` 0,
+            those of ``gamma`` and ``pessimism`` are 0.995 and 1, and those of ``n_dynamics`` and ``n_critics`` in
+            ``policy_kwargs`` are 3.
         :return: the model; :meth:`learn_offline` trains it, ``set_env`` and ``learn`` go on in an environment.
         :raises TypeError: if ``dataset`` is no replay buffer, or ``kwargs`` hold what the data set decides.
         :raises ValueError: if windows cannot be drawn from it, or its images have their channels last.

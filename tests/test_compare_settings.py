@@ -248,7 +248,7 @@ def test_environments_of_one_folder_are_refused():
         make_plan(["compare_toys:toys/Global-v0", "compare_toys:toys-Global-v0"], ["sac"], [0], **PLAN)
 
 
-@pytest.mark.parametrize(("entry", "gamma"), [({}, 0.995), ({"gamma": 0.9}, 0.9)])
+@pytest.mark.parametrize(("entry", "gamma"), [({}, 0.99), ({"gamma": 0.9}, 0.9)])
 def test_normalisation_has_the_algorithms_discount(entry, gamma):
     assert interpret({"normalize": True} | entry, PWM).normalize == {"gamma": gamma}
     assert interpret({"normalize": "{'gamma': 0.5}"} | entry, PWM).normalize == {"gamma": 0.5}

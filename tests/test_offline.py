@@ -64,11 +64,11 @@ def test_a_model_made_from_data_learns_its_world_model_longer():
 
 def test_a_model_made_from_data_has_other_defaults():
     model = PWM.from_dataset(dataset(n_envs=3))
-    assert (model.batch_size, model.observation_coef) == (128, 0)
+    assert (model.batch_size, model.observation_coef, model.gamma, model.pessimism) == (128, 0, 0.995, 1)
     given = PWM.from_dataset(dataset(), batch_size=8, observation_coef=0.5)
     assert (given.batch_size, given.observation_coef) == (8, 0.5)
     online = PWM("MlpPolicy", "Pendulum-v1")
-    assert (online.batch_size, online.observation_coef) == (64, "auto")
+    assert (online.batch_size, online.observation_coef, online.gamma, online.pessimism) == (64, "auto", 0.99, 0.5)
 
 
 def test_default_numbers_of_networks():

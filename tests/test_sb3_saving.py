@@ -318,3 +318,13 @@ def test_deep_copy_is_independent():
     assert not same(twin.get_parameters(), before)
     assert twin._n_updates == model._n_updates + 2
     twin.learn(8, reset_num_timesteps=False)
+
+
+def test_a_file_of_earlier_defaults_goes_on_with_its_own(tmp_path):
+    """Files hold the values of all arguments, so defaults may change; those from before n_steps lack only that."""
+    earlier = {"gamma": 0.995, "pessimism": 1.0, "critic_batch_size": 128, "learning_starts": 15}
+    make(**earlier).learn(20).save(tmp_path / "model", exclude=["n_steps"])
+    loaded = PWM.load(tmp_path / "model", env=space_envs())
+    assert {name: getattr(loaded, name) for name in earlier} == earlier
+    assert loaded.n_steps == 1
+    assert loaded.learn(20).n_skipped_updates == 0
