@@ -217,14 +217,14 @@ def replay_targets(
     .. math:: y = \sum_{t<k} \gamma^t r_t + \gamma^k (1 - d_{k-1}) \bar V(z_k)
 
     with the :func:`pessimistic_values` of :math:`\bar Q_i(z_k, a'),\ a' \sim \pi(z_k)` as :math:`\bar V`. k is the
-    window's number of steps, or less where the episode ends before. Steps behind the first are the recorded ones, not
-    those of the present policy, uncorrected; and there is no entropy term, so that values stay estimates of the return.
+    window's number of steps, or less where the episode ends before. All steps are the recorded ones, also those after
+    the first, which the present policy might not take. There is no entropy term: values are estimates of the return.
 
     :param critics_target: target ensemble of Q functions.
     :param actor: the present policy.
     :param samples: windows of T steps; their terminations and mask are used.
     :param rewards: (T, B) the samples' rewards in reward scales.
-    :param last_latents: (B, Z) encodings of the observations behind the windows' last steps.
+    :param last_latents: (B, Z) encodings of the observations that follow the windows' last steps.
     :param gamma: discount in (0, 1].
     :param pessimism: in [0, 1], see :func:`pessimistic_values`.
     :return: (B,) targets, and metrics.

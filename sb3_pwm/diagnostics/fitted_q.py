@@ -35,10 +35,10 @@ STUDENT = {4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}  # 97.5 % quantile of St
 class ReturnEstimate(NamedTuple):
     """A policy's mean discounted return from the start of an episode, in the units of the environment's rewards.
 
-    The interval holds how much the estimate varies with the episodes to which the Q functions are fitted, each network
-    to a resample of its own, and with the starts of the held-out episodes. It does not hold an error that all networks
-    share: where the policy acts unlike the data, or the world model's latents hide what matters, nothing shows it.
-    Time-outs are no ends: the policy is thought to go on until it terminates.
+    The interval holds how much the estimate varies with the episodes to which the Q functions are fitted (each network
+    has another resample of them) and with the starts of the held-out episodes. It does not hold an error that all
+    networks share: nothing shows it where the policy acts unlike the data, or the world model's latents hide what
+    matters. A time-out does not end an episode here: the policy is thought to go on until it terminates.
     """
 
     mean: float
