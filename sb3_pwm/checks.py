@@ -93,23 +93,23 @@ def initial_ent_coef(value: Any) -> float | None:
     return start
 
 
-def check_capacity(buffer_size: int, n_envs: int, lengths: dict[str, int], batches: dict[str, int]) -> None:
+def check_capacity(buffer_size: int, n_envs: int, lengths: dict[str, int], batch_size: int) -> None:
     """Warn if a replay buffer of a size cannot hold a window, or not as many steps as a batch has windows.
 
     :param buffer_size: capacity over all environments.
     :param n_envs: their number.
     :param lengths: numbers of steps in a window, by argument.
-    :param batches: numbers of windows, by argument.
+    :param batch_size: number of windows.
     """
     rows = max(buffer_size // n_envs, 1)
-    for values, most, consequence in ((lengths, rows, "shorter"), (batches, rows * n_envs, "drawn several times")):
-        for name, value in values.items():
-            if value > most:
-                warnings.warn(
-                    f"{name}={value} is more than buffer_size={buffer_size} can hold with {n_envs} environments, which "
-                    f"is {most}; windows will be {consequence}",
-                    stacklevel=2,
-                )
+    limits = [(name, length, rows, "shorter") for name, length in lengths.items()]
+    for name, value, most, consequence in (*limits, ("batch_size", batch_size, rows * n_envs, "drawn several times")):
+        if value > most:
+            warnings.warn(
+                f"{name}={value} is more than buffer_size={buffer_size} can hold with {n_envs} environments, which is "
+                f"{most}; windows will be {consequence}",
+                stacklevel=2,
+            )
 
 
 def random_steps(learning_starts: int | str, total_timesteps: int) -> int:

@@ -35,5 +35,7 @@ def ends_of_windows(samples: SequenceSamples) -> tuple[Observations, Observation
 
     observations = samples.observations
     if isinstance(observations, dict):
-        return at_steps(observations, 0), {key: behind(values) for key, values in observations.items()}
-    return observations[0], behind(observations)
+        last: Observations = {key: behind(values) for key, values in observations.items()}
+    else:
+        last = behind(observations)
+    return at_steps(observations, 0), last

@@ -271,7 +271,7 @@ class PWM(SequenceOffPolicyAlgorithm):
                 f"replay_buffer_class must be a SequenceReplayBuffer, not {self.replay_buffer_class.__name__}"
             )
         lengths = {"sequence_length": self.sequence_length, "n_steps": self.n_steps}
-        check_capacity(self.buffer_size, self.n_envs, lengths, {"batch_size": self.batch_size})
+        check_capacity(self.buffer_size, self.n_envs, lengths, self.batch_size)
         # The kind of critic is an argument of the algorithm; the policy's own arguments stay what the user gave.
         policy_kwargs = extraction.storable(self.policy_kwargs)
         taken = without_sac_arguments(policy_kwargs, constructor_parameters(self.policy_class), SAC_POLICY_ARGUMENTS)
@@ -324,19 +324,16 @@ class PWM(SequenceOffPolicyAlgorithm):
         if self.sequences.identity != self._statistics_from:
             self._steps_since_statistics = statistics.STATISTICS_INTERVAL
 
-    def _sample(self, batch_size: int, part: Part = ALL) -> SequenceSamples:
-        samples = self.sequences.sample_sequences(batch_size, self.sequence_length, self._vec_normalize_env, part)
+    def _sample(self, batch_size: int, part: Part = ALL, *, length: int | None = None) -> SequenceSamples:
+        length = self.sequence_length if length is None else length
+        samples = self.sequences.sample_sequences(batch_size, length, self._vec_normalize_env, part)
         return self.policy.without_padding(samples)
 
     def _critic_samples(self) -> tuple[SequenceSamples, ...]:
         """Return a batch for each update of the Q critics that follows an update of the actor."""
         if not self.policy.q_critic:
             return ()
-        draws = (
-            self.sequences.sample_sequences(self.critic_batch_size, self.n_steps, self._vec_normalize_env)
-            for _ in range(self.critic_updates)
-        )
-        return tuple(self.policy.without_padding(samples) for samples in draws)
+        return tuple(self._sample(self.critic_batch_size, length=self.n_steps) for _ in range(self.critic_updates))
 
     def _on_env_reset(self) -> None:
         super()._on_env_reset()
