@@ -15,7 +15,17 @@ from sb3_pwm.benchmark import figures, report
 from sb3_pwm.benchmark.comparison import Comparison, cut
 from sb3_pwm.benchmark.plan import ALGORITHMS, RunSpec
 from sb3_pwm.benchmark.report import estimate, number
-from sb3_pwm.benchmark.results import FAILED, FINISHED, FORMAT, RUNNING, CurveRow, Run, write_curve, write_json
+from sb3_pwm.benchmark.results import (
+    FAILED,
+    FINISHED,
+    FORMAT,
+    RUNNING,
+    CurveRow,
+    Run,
+    read_curve,
+    write_curve,
+    write_json,
+)
 from sb3_pwm.cli.subcommands import run_command_line
 
 # final returns by environment, algorithm and seed
@@ -241,6 +251,41 @@ def test_a_comparison_at_fewer_steps():
     assert comparison.cell("A-v0", "pwm").final.value == 130
     assert list(comparison.curve("A-v0", "td3").env_steps) == [200]
     assert not comparison.others
+
+
+def test_how_much_of_the_best_is_kept():
+    run = make_run("A-v0", "pwm", 0, 8.0)
+    returns = [1, 6, 9, 6, 3, 0, 3]
+    rows = [replace(run.rows[0], env_steps=100 * i, return_mean=value) for i, value in enumerate(returns, 1)]
+    assert Comparison([replace(run, rows=rows)], "pwm", "pwm").cell("A-v0", "pwm").kept == pytest.approx(2 / 7)
+    assert Comparison([run], "pwm", "pwm").cell("A-v0", "pwm").kept is None  # four evaluations: nothing to compare
+
+
+def test_what_algorithms_log_of_themselves():
+    def logs(run, *values):
+        rows = [
+            replace(row, logged={"train/value_calibration": value, "rollout/ep_len_mean": 10 * value, "train/x": 1.0})
+            for row, value in zip(run.rows, values, strict=True)
+        ]
+        return replace(run, rows=rows)
+
+    runs = [
+        logs(make_run("A-v0", "pwm", 0, 8.0), 9, 1, 9, 2),
+        logs(make_run("A-v0", "pwm", 1, 8.0), 9, 3, 9, 4),
+        make_run("A-v0", "sac", 0, 4.0),
+    ]
+    ((env, algo, values),) = Comparison(runs, "pwm", "sac").diagnostics()
+    assert (env, algo) == ("A-v0", "pwm")
+    assert values["train/value_calibration"] == (2, 3)
+    assert values["rollout/ep_len_mean"] == (20, 30)
+    assert np.isnan(values["train/critic_gap"]).all()
+
+
+def test_logged_values_are_read_as_they_were_written(tmp_path):
+    rows = make_run("A-v0", "pwm", 0, 8.0).rows
+    rows = [rows[0], *(replace(row, logged={"train/b": 0.1, "train/a": float(i)}) for i, row in enumerate(rows[1:]))]
+    write_curve(tmp_path, rows)
+    assert read_curve(tmp_path) == rows
 
 
 def test_unknown_algorithms_are_refused():

@@ -173,6 +173,17 @@ def test_the_record_of_a_run(tmp_path):
     assert row.cpu_seconds > 0
 
 
+def test_what_the_algorithm_logs_is_kept_beside_its_evaluations(tmp_path):
+    short = {"n_timesteps": 900, "policy": "MlpPolicy", "batch_size": 16, "learning_starts": 10}
+    spec = spec_of(env="Pendulum-v1", hyperparameters=short | {"policy_kwargs": "dict(net_arch=[16])"}, steps=900)
+    assert run_job(replace(spec, eval_every=450, checkpoint_every=900), tmp_path / "run", "the command")
+    first, last = read_run(tmp_path / "run").rows
+    assert first.logged == {}  # SB3 logs every four episodes of 200 steps
+    assert last.logged["rollout/ep_len_mean"] == 200
+    assert np.isfinite(last.logged["train/critic_loss"])
+    assert not any(name.startswith("time/") for name in last.logged)
+
+
 def test_the_version_of_an_environments_package_is_recorded(tmp_path, monkeypatch):
     assert packages_of("Pendulum-v1", {}) == ["gymnasium"]
     assert packages_of("compare_toys:Global-v0", {}) == []

@@ -18,6 +18,8 @@ from sb3_pwm.benchmark.statistics import (
     probability_of_improvement,
 )
 
+DIAGNOSTICS = ("train/value_calibration", "train/critic_gap", "rollout/ep_len_mean")  # the report shows these
+IN_A_ROW = 3  # evaluations
 COMMON = ("steps", "eval_episodes")  # what the runs of an environment must share
 
 
@@ -36,6 +38,8 @@ class Cell:
     :param final: mean over the seeds of the last evaluation's return.
     :param lowest: return of the lowest seed.
     :param highest: return of the highest seed.
+    :param kept: mean of the last three evaluations over that of the best three in a row, of the mean curve: 1 is
+        nothing forgotten. None with fewer than six evaluations, or where the best is not positive.
     :param seeds: number of finished seeds.
     :param cpu_seconds: mean CPU seconds of a run.
     :param wall_seconds: mean wall seconds of a run.
@@ -48,6 +52,7 @@ class Cell:
     final: Estimate
     lowest: float
     highest: float
+    kept: float | None
     seeds: int
     cpu_seconds: float
     wall_seconds: float
@@ -171,6 +176,7 @@ class Comparison:
             Estimate(float(mean), float(mean - half_width), float(mean + half_width)),
             float(finals.min()),
             float(finals.max()),
+            kept(self.curve(env, algo)),
             len(runs),
             float(np.mean([run.rows[-1].cpu_seconds for run in runs])),
             float(np.mean([run.rows[-1].wall_seconds for run in runs])),
@@ -196,6 +202,23 @@ class Comparison:
 
         mean, half_width = mean_interval(values("return_mean"))
         return Curve(steps, values("cpu_seconds").mean(0), values("wall_seconds").mean(0), mean, half_width)
+
+    def diagnostics(self) -> list[tuple[str, str, dict[str, tuple[float, float]]]]:
+        """Return what algorithms logged of themselves half-way and at the end, as means over the seeds.
+
+        :return: environment, algorithm, and two values per name; algorithms that have no value calibration are
+            left out.
+        """
+        found = []
+        for env in self.envs:
+            for algo, runs in self.runs[env].items():
+                half = [run.rows[(len(run.rows) - 1) // 2].logged for run in runs]
+                end = [run.rows[-1].logged for run in runs]
+                if not all(DIAGNOSTICS[0] in logged for logged in end):
+                    continue
+                values = {name: (_mean_of(half, name), _mean_of(end, name)) for name in DIAGNOSTICS}
+                found.append((env, algo, values))
+        return found
 
     def zero(self, env: str) -> float:
         """Return the return that is a score of 0."""
@@ -236,6 +259,19 @@ class Comparison:
         """Return the probability that the method improves on an algorithm."""
         strata = self.scores(self.method), self.scores(algo)
         return _estimate(probability_of_improvement(*strata), probability_interval(*strata), strata[0] + strata[1])
+
+
+def _mean_of(logs: Sequence[dict[str, float]], name: str) -> float:
+    return float(np.mean([logged.get(name, np.nan) for logged in logs]))
+
+
+def kept(curve: Curve | None) -> float | None:
+    """Return how much of the best a mean curve still has at its end, see :class:`Cell`."""
+    if curve is None or len(curve.mean) < 2 * IN_A_ROW:
+        return None
+    in_a_row = np.convolve(curve.mean, np.full(IN_A_ROW, 1 / IN_A_ROW), "valid")
+    best = float(in_a_row.max())
+    return float(in_a_row[-1]) / best if best > 0 else None
 
 
 def _estimate(value: float, interval: tuple[float, float], strata: list[np.ndarray]) -> Estimate:

@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class CurveRow:
     :param episode_length_mean: their mean number of steps.
     :param episodes: their number.
     :param train_return: mean return of the last training episodes, with exploration; NaN before the first.
+    :param logged: what the algorithm's logger said last, by name; in the file these columns stand behind the others.
     """
 
     env_steps: int
@@ -47,6 +48,11 @@ class CurveRow:
     episode_length_mean: float
     episodes: int
     train_return: float
+    logged: dict[str, float] = field(default_factory=dict)
+
+
+COLUMNS = [each for each in fields(CurveRow) if each.name != "logged"]
+MEASURED = {each.name: int if each.type in (int, "int") else float for each in COLUMNS}
 
 
 @dataclass(frozen=True)
@@ -107,8 +113,11 @@ def write_json(path: Path, values: Any) -> None:
 
 def write_curve(folder: Path, rows: Sequence[CurveRow]) -> None:
     """Write a run's evaluations."""
-    names = [field.name for field in fields(CurveRow)]
-    lines = [",".join(names), *(",".join(str(getattr(row, name)) for name in names) for row in rows)]
+    logged = sorted({name for row in rows for name in row.logged})
+    lines = [",".join([*MEASURED, *logged])]
+    for row in rows:
+        values = [getattr(row, name) for name in MEASURED] + [row.logged.get(name, "") for name in logged]
+        lines.append(",".join(map(str, values)))
     write_text(folder / "curve.csv", "\n".join(lines) + "\n")
 
 
@@ -119,11 +128,15 @@ def read_curve(folder: Path) -> list[CurveRow]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    types = {field.name: int if field.type in (int, "int") else float for field in fields(CurveRow)}
     try:
-        return [CurveRow(**{name: kind(row[name]) for name, kind in types.items()}) for row in rows]  # type: ignore[arg-type]
+        return [_read_row(row) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no evaluations of a run: {error!r}") from error
+
+
+def _read_row(row: dict[str, str]) -> CurveRow:
+    values: dict[str, Any] = {name: kind(row.pop(name)) for name, kind in MEASURED.items()}
+    return CurveRow(**values, logged={name: float(value) for name, value in row.items() if value})
 
 
 def read_run(folder: Path) -> Run:

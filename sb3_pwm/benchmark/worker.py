@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pwm.benchmark.evaluate import evaluate, make_evaluation_env, random_return
@@ -64,11 +65,28 @@ PACKAGES = (
 )
 ORIGIN = ("command", "versions", "git_revision", "processor")  # of what a process did of a run
 PROGRESS_SECONDS = 2.0  # between two notes for the progress table
+LOGGED = ("train/", "rollout/ep_len_mean")  # beginnings of the names that are kept beside the evaluations
 LOCK_SECONDS = 5.0  # until when the process of a command that was killed has surely ended
 
 
 class SegmentEnd(Exception):  # noqa: N818 - no error
     """Training has reached the end of its segment."""
+
+
+class LastLog(KVWriter):
+    """A destination of SB3's logger that keeps the last value of every number."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def write(self, key_values: dict[str, Any], key_excluded: Mapping[str, Any], step: int = 0) -> None:
+        """Take over what is logged."""
+        for name, value in key_values.items():
+            if name.startswith(LOGGED) and np.isscalar(value) and not isinstance(value, str):
+                self.values[name] = float(value)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class SegmentCallback(BaseCallback):
@@ -82,6 +100,10 @@ class SegmentCallback(BaseCallback):
         self.spec, self.progress, self.end, self.env, self.folder = spec, progress, end, env, folder
         self.start_cpu, self.start_wall = time.process_time(), time.perf_counter()
         self.noted = -np.inf
+        self.log = LastLog()
+
+    def _on_training_start(self) -> None:
+        self.logger.output_formats.append(self.log)
 
     def _on_rollout_start(self) -> None:
         if self.num_timesteps >= self.end:
@@ -118,6 +140,7 @@ class SegmentCallback(BaseCallback):
                 episode_length_mean=float(lengths.mean()),
                 episodes=len(returns),
                 train_return=float(np.mean(training)) if training else float("nan"),
+                logged=dict(self.log.values),
             )
         )
         write_curve(self.folder, self.progress.rows)
