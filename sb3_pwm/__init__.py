@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from sb3_pwm.multitask.tasks import Task, TaskSet
     from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
     from sb3_pwm.pwm import PWM
+    from sb3_pwm.simulator.algorithms import SHAC, TrueDynamicsPWM
 
 __version__ = "0.1.0"
 
 __all__ = [
     "PWM",
+    "SHAC",
     "CnnPolicy",
     "DictSequenceReplayBuffer",
     "MlpPolicy",
@@ -28,6 +30,7 @@ __all__ = [
     "Task",
     "TaskLogCallback",
     "TaskSet",
+    "TrueDynamicsPWM",
     "__version__",
     "single_task_env",
     "task_vec_env",
@@ -41,10 +44,12 @@ _MODULES = {
     "MultiInputPolicy": "sb3_pwm.policies",
     "PWM": "sb3_pwm.pwm",
     "PWMPolicy": "sb3_pwm.policies",
+    "SHAC": "sb3_pwm.simulator.algorithms",
     "SequenceReplayBuffer": "sb3_pwm.buffers",
     "Task": "sb3_pwm.multitask.tasks",
     "TaskLogCallback": "sb3_pwm.callbacks",
     "TaskSet": "sb3_pwm.multitask.tasks",
+    "TrueDynamicsPWM": "sb3_pwm.simulator.algorithms",
     "single_task_env": "sb3_pwm.multitask.envs",
     "task_vec_env": "sb3_pwm.multitask.envs",
 }

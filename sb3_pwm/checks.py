@@ -5,6 +5,7 @@ import math
 import warnings
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
@@ -123,6 +124,11 @@ def random_steps(learning_starts: int | str, total_timesteps: int) -> int:
     if isinstance(learning_starts, str):
         return min(max(total_timesteps // 20, 100), MOST_RANDOM_STEPS)
     return learning_starts
+
+
+def name_of(env: gym.Env[Any, Any]) -> str:
+    """Return an environment's id, or its class where it has none."""
+    return env.spec.id if env.spec else str(env)
 
 
 def check_integer(name: str, value: Any, lowest: int, *, or_auto: bool = False) -> None:

@@ -174,6 +174,7 @@ class Learner:
                 latents,
                 self.model.horizon,
                 terminations=self.model.termination_coef > 0,
+                through_observations=policy.through_observations,
             )
             last = rollout.latents[-1]
             values, log_probs = state_values(policy.critics, policy.actor, last, q_critic=policy.q_critic)

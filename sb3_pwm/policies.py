@@ -89,6 +89,8 @@ class PWMPolicy(BasePolicy):
 
     task_key: ClassVar[str | None] = None
     """Entry of Dict observations that holds the task, where there are several."""
+    through_observations: ClassVar[bool] = False
+    """Whether the actor's gradient also flows through what it sees in imagined rollouts."""
     statistics_size: torch.Tensor
     """() number of transitions that the scales of observations and rewards stand for."""
 
@@ -159,26 +161,12 @@ class PWMPolicy(BasePolicy):
             raise ValueError(
                 f"latent_dim={self.latent_dim} must be a positive multiple of simnorm_dim={self.simnorm_dim}"
             )
-        self.world_model = WorldModel(
-            parts.features,
-            parts.features_dim,
-            parts.action_dim,
-            latent_dim=self.latent_dim,
-            simnorm_dim=self.simnorm_dim,
-            encoder=arch["encoder"],
-            dynamics=arch["dynamics"],
-            reward=arch["reward"],
-            termination=arch["termination"],
-            activation_fn=self.activation_fn,
-            reward_bins=self.reward_bins,
-            residual_dynamics=self.residual_dynamics,
-            latent_layer_norm=self.latent_layer_norm,
-            n_dynamics=self.n_dynamics,
-            context=parts.context,
-        )
-        self.latent_scale = LatentScale(self.world_model.latent_dim, action_dim)
+        self.reward_scale = RewardScale(parts.n_tasks)
+        self.world_model = self._make_world_model(parts, self.latent_dim, arch)
+        self.latent_scale = self._make_latent_scale(self.world_model.latent_dim, action_dim)
+        seen = self.latent_scale.latent_dim
         self.actor = PolicyActor(
-            self.world_model.latent_dim,
+            seen,
             action_dim,
             arch["pi"],
             self.activation_fn,
@@ -187,7 +175,7 @@ class PWMPolicy(BasePolicy):
             masked=parts.n_tasks is not None,
             latent_scale=self.latent_scale,
         )
-        critic_inputs = self.world_model.latent_dim + (action_dim if self.q_critic else 0)
+        critic_inputs = seen + (action_dim if self.q_critic else 0)
         self.actor.join(self)
         self.critics = self._make_critics(critic_inputs, arch["qf"], self.n_critics)
         # All networks share one scale: a copy of the critics has the scale itself, not a copy of it.
@@ -195,7 +183,6 @@ class PWMPolicy(BasePolicy):
         self.critics_target.requires_grad_(False)
         self.behaviour_value = self._make_behaviour_value(arch["qf"]) if self.q_critic else None
         self.entropy_coefficient = EntropyCoefficient(parts.n_tasks)
-        self.reward_scale = RewardScale(parts.n_tasks)
         self.return_scale = ReturnScale(n_tasks=parts.n_tasks)
         self.register_buffer("statistics_size", torch.zeros((), dtype=torch.float64))  # exact, as all integers here
         slow = [parts.features, self.world_model.encoder] if getattr(parts.features, "has_images", False) else []
@@ -208,6 +195,30 @@ class PWMPolicy(BasePolicy):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if not self.actor.has_policy:  # a shallow copy has the same actor, which stays the first one's
             self.actor.join(self)
+
+    def _make_world_model(self, parts: "Parts", latent_dim: int, arch: dict[str, list[int]]) -> WorldModel:
+        """Return the world model."""
+        return WorldModel(
+            parts.features,
+            parts.features_dim,
+            parts.action_dim,
+            latent_dim=latent_dim,
+            simnorm_dim=self.simnorm_dim,
+            encoder=arch["encoder"],
+            dynamics=arch["dynamics"],
+            reward=arch["reward"],
+            termination=arch["termination"],
+            activation_fn=self.activation_fn,
+            reward_bins=self.reward_bins,
+            residual_dynamics=self.residual_dynamics,
+            latent_layer_norm=self.latent_layer_norm,
+            n_dynamics=self.n_dynamics,
+            context=parts.context,
+        )
+
+    def _make_latent_scale(self, latent_dim: int, action_dim: int) -> LatentScale:
+        """Return what stands between latents, and the networks of actor and critics."""
+        return LatentScale(latent_dim, action_dim)
 
     def _make_critics(self, in_features: int, hidden: list[int], number: int) -> CriticEnsemble:
         return CriticEnsemble(
@@ -222,7 +233,7 @@ class PWMPolicy(BasePolicy):
     def _make_behaviour_value(self, hidden: list[int]) -> CriticEnsemble:
         """Return V(latents) of the policy that recorded the data; only learning from data uses it."""
         with torch.random.fork_rng(devices=[]):  # what never uses it has the same random numbers with and without it
-            return self._make_critics(self.world_model.latent_dim, hidden, 1)
+            return self._make_critics(self.latent_scale.latent_dim, hidden, 1)
 
     def _make_parts(self) -> "Parts":
         """Return what the networks of this kind of policy differ by."""

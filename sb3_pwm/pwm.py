@@ -517,8 +517,7 @@ class PWM(SequenceOffPolicyAlgorithm):
             self._take_scales()
         for _ in range(gradient_steps):
             samples = self._sample(batch_size)
-            latents = self._learner.update_model(samples)
-            self.n_model_updates += 1
+            latents = self._learn_dynamics(samples)
             self._n_updates += 1
             due = math.floor(self._n_updates * self.policy_updates)
             for i in range(due - math.floor((self._n_updates - 1) * self.policy_updates)):
@@ -526,6 +525,12 @@ class PWM(SequenceOffPolicyAlgorithm):
                     self._learner.update_policy(samples, self._critic_samples(), latents)
                 else:  # on fresh windows, as the present world model sees them
                     self._learner.update_policy(self._sample(batch_size), self._critic_samples())
+
+    def _learn_dynamics(self, samples: SequenceSamples) -> torch.Tensor | None:
+        """Update the world model; return the windows' (T + 1, B, Z) latents, or None for those of the present one."""
+        latents = self._learner.update_model(samples)
+        self.n_model_updates += 1
+        return latents
 
     def _take_scales(self) -> None:
         """Take the scales of observations and rewards, and the observation head's weights, from the replay buffer."""
@@ -559,7 +564,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         """Write the log: SB3's figures, and the losses' means since the last time."""
         for name, mean in self._learner.pop_metrics().items():
             self.logger.record(f"train/{name}", mean)
-        if self.n_model_updates:
+        if self.n_model_updates or self._n_updates:
             self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
             self.logger.record("train/n_skipped_updates", self.n_skipped_updates)
             self.logger.record("train/value_calibration", self._start_values.ratio)

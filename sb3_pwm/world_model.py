@@ -200,6 +200,21 @@ class WorldModel(nn.Module):
         output: torch.Tensor = self.reward(self._inputs(latents, actions))
         return two_hot_inv(output, self.bins) if len(self.bins) else output.squeeze(-1)
 
+    def outcomes(
+        self, latents: torch.Tensor, actions: torch.Tensor, *, terminations: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the (H, B) rewards and continuation probabilities of a rollout.
+
+        :param latents: (H + 1, B, Z) latents.
+        :param actions: (H, B, A) actions taken in all but the last.
+        :param terminations: False: no step ends the episode.
+        """
+        heads = [functools.partial(self.rewards, latents[:-1], actions)]
+        if terminations:
+            heads.append(functools.partial(self.continuations, latents[1:]))
+        rewards, *continuations = side_by_side(heads, latents.device)
+        return rewards, continuations[0] if terminations else torch.ones_like(rewards)
+
     def reward_error(self, latents: torch.Tensor, actions: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
         """Return the (...) error of the reward head: the squared error, or the cross-entropy of its bins."""
         output: torch.Tensor = self.reward(self._inputs(latents, actions))

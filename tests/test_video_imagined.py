@@ -11,11 +11,11 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pwm import PWM
+from sb3_pwm.simulator.mujoco_state import set_observed_state, skipped_positions, state_layout
 from sb3_pwm.video import record_imagination
 from sb3_pwm.video.decoder import LatentDecoder, fit_decoder
 from sb3_pwm.video.frames import read_video
 from sb3_pwm.video.imagined import _Prediction, encode, fit_latent_decoder
-from sb3_pwm.video.mujoco_state import set_observed_state, skipped_positions, state_layout
 
 STATEFUL = (
     "HalfCheetah-v5",

@@ -13,11 +13,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pwm.benchmark.plan import ALGORITHMS, find_algorithm
-from sb3_pwm.checks import check_integer
+from sb3_pwm.checks import check_integer, name_of
 from sb3_pwm.pwm import PWM
 from sb3_pwm.video import record_imagination, record_video, use_headless_rendering
 from sb3_pwm.video.frames import check_video_path
-from sb3_pwm.video.rendering import EnvFactory, make_env, name_of
+from sb3_pwm.video.rendering import EnvFactory, make_env
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

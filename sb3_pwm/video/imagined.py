@@ -13,10 +13,10 @@ from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.checks import check_integer
 from sb3_pwm.compute.random_state import untouched_generators
 from sb3_pwm.pwm import PWM
+from sb3_pwm.simulator.mujoco_state import StateLayout, set_observed_state, skipped_positions, state_layout
 from sb3_pwm.video.decoder import FittedDecoder, fit_decoder
 from sb3_pwm.video.episodes import acting, play
 from sb3_pwm.video.frames import Path, VideoWriter, beside, check_video_path, overlay
-from sb3_pwm.video.mujoco_state import StateLayout, set_observed_state, skipped_positions, state_layout
 from sb3_pwm.video.rendering import EnvFactory, check_spaces, fps_of, make_env, render, rendered_env
 
 MIN_STEPS = 1_000  # from which a decoder learns
@@ -59,7 +59,7 @@ def record_imagination(
 
     :param model: the model; its policy acts deterministically.
     :param env: id, or function that makes a Gymnasium MuJoCo environment with ``render_mode="rgb_array"`` whose
-        observation holds its state, see :func:`sb3_pwm.video.mujoco_state.state_layout`.
+        observation holds its state, see :func:`sb3_pwm.simulator.mujoco_state.state_layout`.
     :param path: file that ends in ``.mp4`` or ``.gif``; its folder is created.
     :param horizon: steps H until the prediction starts again.
     :param n_episodes: number of episodes.

@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from sb3_pwm.checks import name_of
 from sb3_pwm.compute.hardware import keep_sigterm
 from sb3_pwm.nn.observation_features import channels_first
 
@@ -127,11 +128,6 @@ def _enlarge_floor(env: gym.Env[Any, Any]) -> None:
         model.geom_size[planes, :2] *= FLOOR_FACTOR
         materials = np.unique(model.geom_matid[planes])
         model.mat_texrepeat[materials[materials >= 0]] *= FLOOR_FACTOR
-
-
-def name_of(env: gym.Env[Any, Any]) -> str:
-    """Return an environment's id, or its class where it has none."""
-    return env.spec.id if env.spec else str(env)
 
 
 def fps_of(env: gym.Env[Any, Any]) -> float:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from sb3_pwm.video.rendering import name_of
+from sb3_pwm.checks import name_of
 
 
 class StateLayout(NamedTuple):

@@ -1,0 +1,1 @@
+"""Gymnasium's MuJoCo environments as differentiable dynamics."""
