@@ -36,15 +36,30 @@ def imagine(
         empty = latents.new_empty(0, len(latents))
         return ImaginedRollout(all_latents, latents.new_empty(*empty.shape, actor.action_dim), empty, empty, empty)
     all_actions = torch.stack(actions)
-    # The heads see the whole rollout at once, not one step at a time.
-    heads = [functools.partial(world_model.rewards, all_latents[:-1], all_actions)]
-    if terminations:
-        heads.append(functools.partial(world_model.continuations, all_latents[1:]))
-    rewards, *continuations = side_by_side(heads, latents.device)
+    rewards, continuations = predictions(world_model, all_latents, all_actions, terminations=terminations)
     return ImaginedRollout(
         latents=all_latents,
         actions=all_actions,
         log_probs=torch.stack(log_probs),
         rewards=rewards,
-        continuations=continuations[0] if terminations else torch.ones_like(rewards),
+        continuations=continuations,
     )
+
+
+def predictions(
+    world_model: WorldModel, latents: torch.Tensor, actions: torch.Tensor, *, terminations: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what the heads predict along a rollout; they see all of it at once, not one step at a time.
+
+    :param world_model: the model.
+    :param latents: (H + 1, ..., Z) from the start states to the last ones.
+    :param actions: (H, ..., A) actions in [-1, 1].
+    :param terminations: ask the termination head; False: episodes never end.
+    :return: (H, ...) rewards in reward scales, and (H, ...) probabilities in [0, 1] that a step does not end the
+        episode.
+    """
+    heads = [functools.partial(world_model.rewards, latents[:-1], actions)]
+    if terminations:
+        heads.append(functools.partial(world_model.continuations, latents[1:]))
+    rewards, *continuations = side_by_side(heads, latents.device)
+    return rewards, continuations[0] if terminations else torch.ones_like(rewards)
