@@ -192,7 +192,9 @@ class PlanningPWM(PWM):
 
     @property
     def _planner_arguments(self) -> dict[str, Any]:
-        return dict(self.planner_kwargs or {})
+        if not isinstance(self.planner_kwargs, dict | None):
+            raise TypeError(f"planner_kwargs must be a dictionary of Planner's arguments, not {self.planner_kwargs!r}")
+        return self.planner_kwargs or {}
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_generator", "_by_policy"]
