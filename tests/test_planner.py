@@ -1,5 +1,7 @@
 import copy
+import gc
 import math
+import weakref
 from functools import partial
 from types import SimpleNamespace
 
@@ -420,6 +422,19 @@ def test_a_planning_model_learns_as_pwm_does(model, tmp_path):
     model.save(tmp_path / "pwm.zip")
     loaded = PlanningPWM.load(tmp_path / "pwm.zip", device="cpu", planner_kwargs=FEW)
     np.testing.assert_array_equal(loaded.predict(observations(1)[0])[0], expected[0])
+
+
+def test_a_planning_model_is_freed_when_it_is_deleted():
+    acting = planning().learn(40)
+    acting.predict(observations(1)[0])
+    gc.collect()
+    gc.disable()
+    try:
+        alive = weakref.ref(acting)
+        del acting
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_critics_are_compared_with_the_policy(model, monkeypatch):
