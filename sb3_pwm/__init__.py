@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sb3_pwm.callbacks import ModelGapCallback, TaskLogCallback
     from sb3_pwm.multitask.envs import single_task_env, task_vec_env
     from sb3_pwm.multitask.tasks import Task, TaskSet
+    from sb3_pwm.planner import Planner
     from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
     from sb3_pwm.pwm import PWM
     from sb3_pwm.simulator.algorithms import SHAC, TrueDynamicsPWM
@@ -26,6 +27,7 @@ __all__ = [
     "ModelGapCallback",
     "MultiInputPolicy",
     "PWMPolicy",
+    "Planner",
     "SequenceReplayBuffer",
     "Task",
     "TaskLogCallback",
@@ -44,6 +46,7 @@ _MODULES = {
     "MultiInputPolicy": "sb3_pwm.policies",
     "PWM": "sb3_pwm.pwm",
     "PWMPolicy": "sb3_pwm.policies",
+    "Planner": "sb3_pwm.planner",
     "SHAC": "sb3_pwm.simulator.algorithms",
     "SequenceReplayBuffer": "sb3_pwm.buffers",
     "Task": "sb3_pwm.multitask.tasks",

@@ -51,13 +51,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     :raises ValueError: if a value is out of its range.
     """
     for name, (low, high, closed) in REAL_RANGES.items():
-        value = arguments[name]
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-            raise TypeError(f"{name} must be a number, not {value!r}")
-        # An upper bound of infinity is itself not allowed
-        if not (low <= value <= high) or math.isinf(value) or (value == low and not closed):
-            allowed = f"{'[' if closed else '('}{low}, {high}{')' if math.isinf(high) else ']'}"
-            raise ValueError(f"{name}={value!r} is out of range; allowed: {allowed}")
+        check_number(name, arguments[name], low, high, closed=closed)
     for name, lowest in LOWEST_INTEGERS.items():
         check_integer(name, arguments[name], lowest)
     for name, low in LOWEST_OR_AUTO.items():
@@ -131,13 +125,24 @@ def name_of(env: gym.Env[Any, Any]) -> str:
     return env.spec.id if env.spec else str(env)
 
 
-def check_integer(name: str, value: Any, lowest: int, *, or_auto: bool = False) -> None:
-    """Check an integer of at least ``lowest``; ``or_auto`` only tells the reader that ``"auto"`` would do."""
+def check_integer(name: str, value: Any, lowest: int, highest: int | None = None, *, or_auto: bool = False) -> None:
+    """Check an integer between two bounds; ``or_auto`` only tells the reader that ``"auto"`` would do."""
     auto = '"auto" or ' if or_auto else ""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be {auto}an integer, not {value!r}")
-    if value < lowest:
-        raise ValueError(f"{name}={value!r} is out of range; allowed: {auto}{lowest} or more")
+    if value < lowest or (highest is not None and value > highest):
+        to = "or more" if highest is None else f"to {highest}"
+        raise ValueError(f"{name}={value!r} is out of range; allowed: {auto}{lowest} {to}")
+
+
+def check_number(name: str, value: Any, low: float, high: float = math.inf, *, closed: bool = True) -> None:
+    """Check a finite number between ``low`` and ``high``; ``closed`` says whether ``low`` itself is allowed."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    # An upper bound of infinity is itself not allowed
+    if not (low <= value <= high) or math.isinf(value) or (value == low and not closed):
+        allowed = f"{'[' if closed else '('}{low}, {high}{')' if math.isinf(high) else ']'}"
+        raise ValueError(f"{name}={value!r} is out of range; allowed: {allowed}")
 
 
 def check_number_or_auto(name: str, value: Any, low: float) -> None:

@@ -73,10 +73,15 @@ class Actor(nn.Module):
         low, high = LOG_STD_RANGE
         return mean, low + 0.5 * (high - low) * (torch.tanh(log_std) + 1)
 
-    def sample(self, latents: torch.Tensor) -> torch.Tensor:
-        """Draw (..., A) actions in [-1, 1] in (..., Z) latents, differentiable in the parameters."""
+    def sample(self, latents: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """Draw (..., A) actions in [-1, 1] in (..., Z) latents, differentiable in the parameters.
+
+        :param latents: (..., Z) latents.
+        :param noise: (..., A) standard normal numbers; None draws them.
+        """
         mean, log_std = self.distribution(latents)
-        return self._masked(torch.tanh(mean + log_std.exp() * torch.randn_like(mean)), latents)
+        noise = torch.randn_like(mean) if noise is None else noise
+        return self.without_padding(torch.tanh(mean + log_std.exp() * noise), latents)
 
     def sample_with_log_prob(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         r"""Draw actions as :meth:`sample` does, and return their log-probabilities too.
@@ -94,17 +99,18 @@ class Actor(nn.Module):
         u = mean + log_std.exp() * noise
         # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)), which stays finite for large |u|
         log_prob = -0.5 * noise.square() - log_std + 2 * (u + F.softplus(-2 * u)) - LOG_NORMALIZER
-        return self._masked(torch.tanh(u), latents), self._masked(log_prob, latents).sum(-1)
+        return self.without_padding(torch.tanh(u), latents), self.without_padding(log_prob, latents).sum(-1)
 
     def mode(self, latents: torch.Tensor) -> torch.Tensor:
         """Return the (..., A) deterministic actions in [-1, 1] of (..., Z) latents."""
-        return self._masked(torch.tanh(self.distribution(latents)[0]), latents)
+        return self.without_padding(torch.tanh(self.distribution(latents)[0]), latents)
 
     def n_actions(self, latents: torch.Tensor) -> torch.Tensor | int:
         """Return the number of action dimensions that are not padding: A, or (...) numbers in (..., Z) latents."""
         return latents[..., -self.action_dim :].sum(-1) if self.masked else self.action_dim
 
-    def _masked(self, per_action: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    def without_padding(self, per_action: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """Return (..., A) numbers, one per action dimension, with 0 for what is padding in (..., Z) latents."""
         return per_action * latents[..., -self.action_dim :] if self.masked else per_action
 
 

@@ -682,7 +682,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         content = published.read_file(path)
         if published.is_published(content):
             published.load_checkpoint(self.policy, published.parse(content, path), self.termination_coef)
-            self.n_model_updates = max(self.n_model_updates, self.pretrain_steps)
+            self.n_model_updates = max(self.n_model_updates, self.pretrain_steps, 1)
         else:
             self.n_model_updates = offline.take_over_world_model(self.policy, content, path, self.termination_coef)
         return self

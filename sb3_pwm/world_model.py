@@ -203,11 +203,13 @@ class WorldModel(nn.Module):
     def outcomes(
         self, latents: torch.Tensor, actions: torch.Tensor, *, terminations: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the (H, B) rewards and continuation probabilities of a rollout.
+        """Return what the heads predict along a rollout.
 
-        :param latents: (H + 1, B, Z) latents.
-        :param actions: (H, B, A) actions taken in all but the last.
-        :param terminations: False: no step ends the episode.
+        :param latents: (H + 1, ..., Z) latents, from the start states to the last ones.
+        :param actions: (H, ..., A) actions taken in all but the last.
+        :param terminations: ask the termination head; False: episodes never end.
+        :return: (H, ...) rewards in reward scales, and (H, ...) probabilities in [0, 1] that a step does not end the
+            episode.
         """
         heads = [functools.partial(self.rewards, latents[:-1], actions)]
         if terminations:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from sb3_pwm import PWM, presets
+from sb3_pwm import PWM, Planner, presets
 from sb3_pwm.datasets import from_tdmpc2
 from sb3_pwm.multitask.envs import task_vec_env
 from sb3_pwm.multitask.extraction import spaces_of_task
@@ -236,6 +236,14 @@ def test_parity_of_a_model_of_one_task(layout, path):
     assert model.n_model_updates > SMALL["pretrain_steps"]
     assert not same(before, model.policy.world_model.state_dict())
     assert model.policy.reward_scale.scale == 1
+
+
+def test_a_loaded_model_counts_as_trained(path):
+    saved(path, LAYOUTS[sorted(LAYOUTS)[0]](Original(0, 3, 2)))
+    model = make(policy_kwargs=checkpoint_policy_kwargs(path), termination_coef=0.0, pretrain_steps=0)
+    assert model.n_model_updates == 0
+    assert model.load_world_model(path).n_model_updates == 1
+    Planner(model, n_iterations=1).predict(model.observation_space.sample())
 
 
 def test_termination_heads_are_read(path):

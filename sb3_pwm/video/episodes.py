@@ -10,12 +10,13 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_pwm.checks import check_integer
+from sb3_pwm.planner import Planner
 from sb3_pwm.video.frames import Path, VideoWriter, check_video_path, overlay
 from sb3_pwm.video.rendering import EnvFactory, check_spaces, fps_of, render, rendered_env
 
 
 def record_video(
-    model: BaseAlgorithm,
+    model: BaseAlgorithm | Planner,
     env: EnvFactory | gym.Env[Any, Any],
     path: Path,
     *,
@@ -27,7 +28,8 @@ def record_video(
 ) -> list[float]:
     """Write episodes of a policy to a video file, which appears only when it is whole.
 
-    :param model: any SB3 algorithm; the statistics of its VecNormalize, if it has one, are applied and not changed.
+    :param model: any SB3 algorithm, or a planner; the statistics of its VecNormalize, if it has one, are applied and
+        not changed.
     :param env: id, or function that makes a Gymnasium environment with ``render_mode="rgb_array"``; or such an
         environment, which is then reset, not closed, and drawn as it is (of the others the camera follows the body and
         the floor has no end). If the model trains in it, the next ``learn`` resets it.
@@ -47,9 +49,10 @@ def record_video(
     check_integer("n_episodes", n_episodes, 1)
     check_integer("max_steps", max_steps, 1)
     returns = []
-    with rendered_env(env) as opened, acting(model):
-        check_spaces(model, opened)
-        _forget_episode(model, opened)
+    trained = model_of(model)
+    with rendered_env(env) as opened, acting(trained):
+        check_spaces(trained, opened)
+        _forget_episode(trained, opened)
         with VideoWriter(path, fps_of(opened)) as writer:
             for episode in range(n_episodes):
                 observation, _ = opened.reset(seed=seed if episode == 0 else None)
@@ -60,6 +63,11 @@ def record_video(
                     writer.append(_frame(opened, total, count, text))
                 returns.append(total)
     return returns
+
+
+def model_of(actor: BaseAlgorithm | Planner) -> BaseAlgorithm:
+    """Return the model behind who acts."""
+    return actor.model if isinstance(actor, Planner) else actor
 
 
 def _forget_episode(model: BaseAlgorithm, env: gym.Env[Any, Any]) -> None:
@@ -85,16 +93,16 @@ class Step(NamedTuple):
 
 
 def play(
-    model: BaseAlgorithm, env: gym.Env[Any, Any], observation: Any, max_steps: int, deterministic: bool
+    model: BaseAlgorithm | Planner, env: gym.Env[Any, Any], observation: Any, max_steps: int, deterministic: bool
 ) -> Iterator[Step]:
     """Act until the episode ends, or for ``max_steps`` steps.
 
-    :param model: the policy; the statistics of its VecNormalize are applied and not changed.
+    :param model: who acts; the statistics of its VecNormalize are applied and not changed.
     :param env: environment that has just been reset.
     :param observation: what it gave.
     """
-    normalizer = model.get_vec_normalize_env()
-    state = None  # of recurrent policies
+    normalizer = model_of(model).get_vec_normalize_env()
+    state = None  # of recurrent policies, and of planners
     for count in range(max_steps):
         seen = observation if normalizer is None else normalizer.normalize_obs(observation)
         starts = np.array([count == 0])
