@@ -3,6 +3,8 @@ r"""The figures of docs/does-the-model-help.md: gradients by horizon, the planne
     RESULTS=docs/results/model-help
     python examples/research/does_the_model_help.py gradients --env Hopper-v5 --model pwm.zip \
       --out $RESULTS/gradients/Hopper-v5.csv
+    python examples/research/does_the_model_help.py planner --env Hopper-v5 --models */model.zip \
+      --out $RESULTS/planner/Hopper-v5.csv
     python examples/research/does_the_model_help.py plot $RESULTS docs/images
 
 ``gradients`` compares estimates of one gradient: that of the discounted return of H steps, by an offset added to what
@@ -13,14 +15,17 @@ simulated returns, smoothed by the offset's size. ``--model`` is a model that ``
 import argparse
 import csv
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 
-from sb3_pwm import PWM
+from sb3_pwm import PWM, Planner
 from sb3_pwm.imagination import imagine
 from sb3_pwm.returns import continuation_weights, imagined_returns
 from sb3_pwm.simulator.dynamics import TrueDynamics
@@ -29,6 +34,7 @@ from sb3_pwm.simulator.steps import MujocoSteps
 HORIZONS = (1, 2, 4, 8, 16, 32)
 OFFSET = 0.1  # of the smoothed truth, before tanh
 FEWEST = 64  # rollouts in a group
+TIMED_ACTIONS = 50
 NAMES = {"learnt": "PWM, learnt model", "true": "PWM, true dynamics", "shac": "SHAC, true dynamics"}
 COLORS = {"learnt": "#0072B2", "true": "#D55E00", "shac": "#009E73"}
 ESTIMATES: dict[str, Any] = {
@@ -158,9 +164,25 @@ def gradients(options: argparse.Namespace) -> None:
                     ", through observations" if through else ""
                 )
                 add(name, each, time.process_time() - started)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([FIELDS, *([_short(x) for x in row] for row in rows)])
+    write(options.out, FIELDS, rows)
+
+
+def planner(options: argparse.Namespace) -> None:
+    """Write one row for the policy and one for the planner of each model."""
+    rows = []
+    for path in options.models:
+        model = PWM.load(path, device="cpu")
+        for name, acting in (("policy", model), ("planner", Planner(model))):
+            env = make_vec_env(options.env, options.episodes, seed=1000)
+            returns, _ = evaluate_policy(acting, env, options.episodes, return_episode_rewards=True)  # type: ignore[arg-type]
+            observation = env.reset()[:1]
+            started = time.process_time()
+            for _ in range(TIMED_ACTIONS):
+                acting.predict(observation, deterministic=True)
+            seconds = (time.process_time() - started) / TIMED_ACTIONS
+            rows.append([options.env, model.seed, name, float(np.mean(returns)), float(np.std(returns)), 1e3 * seconds])
+            print(*map(_short, rows[-1]), sep=",", flush=True)
+    write(options.out, ("env", "seed", "acting", "return_mean", "return_std", "ms_per_action"), rows)
 
 
 def compared(each: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
@@ -174,6 +196,13 @@ def compared(each: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
     cosine = float(mean @ truth / (length * np.linalg.norm(truth)))
     noise = float(np.sqrt(each.var(0).sum()) / length)
     return cosine, length / float(np.linalg.norm(truth)), noise
+
+
+def write(path: Path, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Write a CSV file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([names, *([_short(x) for x in row] for row in rows)])
 
 
 def _short(value: Any) -> Any:
@@ -243,6 +272,12 @@ def main() -> None:
     part.add_argument("--seed", type=int, default=0)
     part.add_argument("--out", type=Path, required=True)
     part.set_defaults(run=gradients)
+    part = parts.add_parser("planner")
+    part.add_argument("--env", required=True)
+    part.add_argument("--models", type=Path, nargs="+", required=True)
+    part.add_argument("--episodes", type=int, default=10)
+    part.add_argument("--out", type=Path, required=True)
+    part.set_defaults(run=planner)
     part = parts.add_parser("plot")
     part.add_argument("results", type=Path)
     part.add_argument("out", type=Path)
