@@ -113,6 +113,10 @@ class ActorOfObservations(Actor):
         """Return what the policy predicts, see :meth:`stable_baselines3.common.policies.BasePolicy.predict`."""
         return self.policy.predict(*args, **kwargs)  # type: ignore[no-any-return]
 
+    def set_training_mode(self, mode: bool) -> None:
+        """Put the actor into training or evaluation mode."""
+        self.train(mode)
+
     def save(self, path: str | pathlib.Path) -> None:
         """Save the policy: without its world model the actor can do nothing."""
         self.policy.save(path)
@@ -147,6 +151,14 @@ class CriticOfObservations:
         values = self.critics(latents, actions) if self.policy.q_critic else self.critics(latents)
         scale = self.policy.reward_scale.of(self.policy.tasks_of(observations))
         return tuple((values * scale)[..., None])
+
+    def q1_forward(self, observations: Observations, actions: torch.Tensor) -> torch.Tensor:
+        """Return the first critic's (N, 1) values, see :meth:`__call__`."""
+        return self(observations, actions)[0]
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Put the critics into training or evaluation mode."""
+        self.critics.train(mode)
 
     def __getattr__(self, name: str) -> Any:
         if name == "critics":  # not there yet, in a copy that is being made

@@ -150,6 +150,7 @@ def test_networks_take_observations_as_those_of_sac(model_and_batch):
     for critics in (model.critic, model.critic_target, model.policy.critic, model.policy.critic_target):
         values = critics(batch, actions)
         assert [value.shape for value in values] == [(model.n_envs, 1)] * 2
+        assert_close(critics.q1_forward(batch, actions), values[0])
     if model.critic_kind == "v":
         assert_close(torch.cat(model.critic(batch, actions), 1).mean(1), model.policy.predict_values(batch))
 
@@ -173,6 +174,10 @@ def test_networks_have_their_own_parameters_and_optimizers():
     assert model.critic.optimizer is policy.critic_optimizer
     assert model.ent_coef_optimizer is policy.entropy_optimizer
     assert model.actor.features_extractor is model.critic.features_extractor is policy.features.extractor
+    for networks, parts in ((model.actor, model.actor), (model.critic, policy.critics)):
+        for mode in (False, True):
+            networks.set_training_mode(mode)
+            assert parts.training == mode
     fixed = make(ent_coef=0.1)
     assert fixed.log_ent_coef is None
     assert fixed.ent_coef_optimizer is None
