@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sb3_pwm.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
     from sb3_pwm.callbacks import ModelGapCallback, TaskLogCallback
+    from sb3_pwm.her import SequenceHerReplayBuffer
     from sb3_pwm.multitask.envs import single_task_env, task_vec_env
     from sb3_pwm.multitask.tasks import Task, TaskSet
     from sb3_pwm.planner import Planner
@@ -28,6 +29,7 @@ __all__ = [
     "MultiInputPolicy",
     "PWMPolicy",
     "Planner",
+    "SequenceHerReplayBuffer",
     "SequenceReplayBuffer",
     "Task",
     "TaskLogCallback",
@@ -48,6 +50,7 @@ _MODULES = {
     "PWMPolicy": "sb3_pwm.policies",
     "Planner": "sb3_pwm.planner",
     "SHAC": "sb3_pwm.simulator.algorithms",
+    "SequenceHerReplayBuffer": "sb3_pwm.her",
     "SequenceReplayBuffer": "sb3_pwm.buffers",
     "Task": "sb3_pwm.multitask.tasks",
     "TaskLogCallback": "sb3_pwm.callbacks",

@@ -50,17 +50,16 @@ class SequenceReplayBuffer(ReplayBuffer):
 
         :param buffer: a :class:`ReplayBuffer` or :class:`DictReplayBuffer`, for example one that SAC or TD3 filled.
         :return: an object of the buffer's own class if that is a :class:`SequenceReplayBuffer` already; else a
-            :class:`SequenceReplayBuffer`, or a :class:`DictSequenceReplayBuffer` for Dict observations.
+            :class:`SequenceReplayBuffer`, or one for Dict observations or hindsight replay.
         :raises TypeError: if it is no such buffer.
         :raises ValueError: if it cannot give windows: without ``next_observations``, or where time-outs and
             terminations cannot be told apart.
         """
         check_replay_buffer(buffer)
-        kind: type[SequenceReplayBuffer]
         if isinstance(buffer, SequenceReplayBuffer):
             kind = type(buffer)
         else:
-            kind = DictSequenceReplayBuffer if isinstance(buffer, DictReplayBuffer) else SequenceReplayBuffer
+            kind = next(SEQUENCE_CLASSES[each] for each in type(buffer).__mro__ if each in SEQUENCE_CLASSES)
         sequence_buffer = kind.__new__(kind)
         sequence_buffer.__dict__.update({"identity": new_identity()} | buffer.__dict__)
         sequence_buffer.drop_device_copy()
@@ -145,7 +144,11 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.check_not_empty()
         windows = draw_windows(self.dones, self.oldest, self.size(), batch_size * part.n_processes, length)
         own = slice(part.rank * batch_size, (part.rank + 1) * batch_size)
-        return self._samples(Windows(windows.rows[:, own], windows.columns[own], windows.mask[:, own]), env)
+        return self._sampled(Windows(windows.rows[:, own], windows.columns[own], windows.mask[:, own]), env)
+
+    def _sampled(self, windows: Windows, env: VecNormalize | None) -> SequenceSamples:
+        """Return what drawn windows hold."""
+        return self._samples(windows, env)
 
     def spread_sequences(self, count: int, length: int, env: VecNormalize | None = None) -> SequenceSamples:
         """Return windows whose first steps are spread evenly over all stored steps, the same at every call.
@@ -294,6 +297,13 @@ class SequenceReplayBuffer(ReplayBuffer):
 
 class DictSequenceReplayBuffer(SequenceReplayBuffer, DictReplayBuffer):
     """:class:`SequenceReplayBuffer` for Dict observations."""
+
+
+# Whose arrays each takes over; sb3_pwm.her adds its own.
+SEQUENCE_CLASSES: dict[type[ReplayBuffer], type[SequenceReplayBuffer]] = {
+    ReplayBuffer: SequenceReplayBuffer,
+    DictReplayBuffer: DictSequenceReplayBuffer,
+}
 
 
 def new_identity() -> str:

@@ -20,6 +20,7 @@ from stable_baselines3.common.utils import (
     configure_logger,
 )
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from tqdm.auto import tqdm
 
 from sb3_pwm import offline, published
@@ -43,6 +44,7 @@ from sb3_pwm.compute.progress import let_go, say, timed, warn_that_nothing_was_l
 from sb3_pwm.diagnostics import evaluation, fitted_q
 from sb3_pwm.diagnostics.start_values import StartValues, follow_episodes
 from sb3_pwm.files.tensors import checksum, save_tensors
+from sb3_pwm.her import SequenceHerReplayBuffer
 from sb3_pwm.learner import Learner
 from sb3_pwm.multitask import extraction
 from sb3_pwm.multitask.policies import ExtractedPolicy, MultiTaskPolicy
@@ -123,6 +125,7 @@ class PWM(SequenceOffPolicyAlgorithm):
     :param stats_window_size: number of episodes over which the logged training return is averaged.
     :param action_noise: added to the actions that are taken in the environment.
     :param replay_buffer_class: a :class:`SequenceReplayBuffer` class; None for the one that fits the observations.
+        SB3's ``HerReplayBuffer`` stands for :class:`SequenceHerReplayBuffer`.
     :param replay_buffer_kwargs: its further arguments.
     :param policy_kwargs: arguments of :class:`PWMPolicy`: network sizes, activation, extractor, optimizer.
     :param _init_setup_model: build the networks at once.
@@ -266,6 +269,8 @@ class PWM(SequenceOffPolicyAlgorithm):
             raise ValueError("critic is an argument of PWM itself; leave it out of policy_kwargs")
         if self.replay_buffer_class is None:
             self.replay_buffer_class = sequence_buffer_class(self.observation_space)
+        if self.replay_buffer_class is HerReplayBuffer:
+            self.replay_buffer_class = SequenceHerReplayBuffer
         if not issubclass(self.replay_buffer_class, SequenceReplayBuffer):
             raise TypeError(
                 f"replay_buffer_class must be a SequenceReplayBuffer, not {self.replay_buffer_class.__name__}"
@@ -316,13 +321,20 @@ class PWM(SequenceOffPolicyAlgorithm):
         extraction.check_tasks_of(env, self.policy)
         known = self._vec_normalize_env
         super().set_env(env, force_reset)
+        self._give_env()
         if self._vec_normalize_env is not known:
             self._steps_since_statistics = statistics.STATISTICS_INTERVAL
 
     def _take_over_buffer(self, buffer: ReplayBuffer) -> None:
         super()._take_over_buffer(buffer)
+        self._give_env()
         if self.sequences.identity != self._statistics_from:
             self._steps_since_statistics = statistics.STATISTICS_INTERVAL
+
+    def _give_env(self) -> None:
+        """Let a buffer that computes rewards anew ask the present environment."""
+        if isinstance(self.replay_buffer, HerReplayBuffer):
+            self.replay_buffer.env = self.env
 
     def _sample(self, batch_size: int, part: Part = ALL, *, length: int | None = None) -> SequenceSamples:
         length = self.sequence_length if length is None else length

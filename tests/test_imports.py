@@ -35,7 +35,7 @@ LEVELS = (
     {"simulator/dynamics"},
     {"benchmark", "mppi"},
     {"buffers", "policies", "multitask/envs", "diagnostics/open_loop"},
-    {"replay/columns", "simulator/policy", "multitask/policies", "files/replay_buffers"},
+    {"replay/columns", "her", "simulator/policy", "multitask/policies", "files/replay_buffers"},
     {"files/plain"},
     {"files/models"},
     {"learner", "sequence_algorithm", "diagnostics/evaluation", "diagnostics/fitted_q", "replay/statistics"},

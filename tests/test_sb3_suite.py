@@ -15,13 +15,9 @@ import pytest
 
 SELECTED = "(PWM or test_sac or test_n_critics or test_train_eval) and not cuda"
 NO_GSDE = "use_sde=True: PWM has no state-dependent exploration"
-NO_HER = "HerReplayBuffer gives no windows"
 NOT_PASSED = {
     "test_cnn::test_features_extractor_target_net[False-PWM]": "the world model has the only features extractor",
-    "test_her::test_her[True-PWM]": NO_HER,
-    "test_her::test_her[False-PWM]": NO_HER,
-    "test_her::test_save_load[False-PWM]": NO_HER,
-    "test_her::test_save_load[True-PWM]": NO_HER,
+    "test_her::test_save_load[True-PWM]": NO_GSDE,
     "test_n_step_replay::test_run[PWM]": "n_steps=3 needs no replay buffer of another class",
     "test_run::test_offpolicy_multi_env[PWM]": NO_GSDE,
     "test_save_load::test_warn_buffer[True-PWM]": "optimize_memory_usage=True drops what ends episodes",

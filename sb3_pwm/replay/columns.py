@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import numpy as np
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_pwm.buffers import SequenceReplayBuffer
 
@@ -20,6 +21,10 @@ def with_columns(buffer: SequenceReplayBuffer, n_envs: int) -> SequenceReplayBuf
     """
     if buffer.n_envs == n_envs:
         return buffer
+    if isinstance(buffer, HerReplayBuffer):
+        raise ValueError(
+            f"a hindsight replay buffer stays with its number of environments, {buffer.n_envs}; this is for {n_envs}"
+        )
     order = (buffer.oldest + np.arange(buffer.size())) % buffer.buffer_size
     length = buffer.n_transitions // n_envs
     result = copy.copy(buffer)
