@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 import sb3_pwm
-from sb3_pwm import PWM
-from sb3_pwm.benchmark.settings import interpret
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -141,12 +139,3 @@ def test_final_results_are_the_means_of_the_last_rows(
         monkeypatch.setattr(sys, "argv", [script.name, str(tmp_path), "--final", column])
         runpy.run_path(str(script), run_name="__main__")
         assert [line.strip("| ") for line in capsys.readouterr().out.splitlines() if "---" not in line] == expected
-
-
-def test_rl_zoo_file_tunes_nothing() -> None:
-    yaml = pytest.importorskip("yaml")
-    entries = yaml.safe_load((ROOT / "examples" / "rl_zoo" / "pwm.yml").read_text())
-    assert {"default", "Pendulum-v1", "HalfCheetah-v5", "Humanoid-v5"} <= set(entries)
-    for entry in entries.values():
-        assert interpret(entry, PWM).arguments == {}
-        assert entry.keys() == {"n_timesteps", "policy"}

@@ -42,7 +42,7 @@ LEVELS = (
     {"multitask_policies", "multitask/extraction", "offline", "published"},
     {"pwm"},
     {"planner", "simulator/algorithms"},
-    {"presets", "video", "datasets", "callbacks", "suites"},
+    {"presets", "rl_zoo", "video", "datasets", "callbacks", "suites"},
     {"speed"},
     {"cli/benchmark", "cli/extract", "cli/record"},
     {"cli/main", "benchmark/__main__"},
