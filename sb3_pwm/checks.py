@@ -230,7 +230,10 @@ def check_action_bounds(action_space: spaces.Box, owner: str = "") -> None:
         return
     place = tuple(bad[0].tolist())
     if not np.isfinite([low[place], high[place]]).all():
-        advice = "allowed: finite bounds, such as those of useful actions"
+        advice = (
+            "allowed: finite bounds, such as those of useful actions, for example by a wrapper: "
+            "gymnasium.wrappers.TransformAction(env, lambda action: action, gymnasium.spaces.Box(-1, 1, shape))"
+        )
     elif low[place] < high[place]:
         advice = f"{low.dtype} cannot hold the difference; give it narrower bounds"
     else:
