@@ -42,9 +42,9 @@ LEVELS = (
     {"multitask_policies", "multitask/extraction", "offline", "published"},
     {"pwm"},
     {"planner", "simulator/algorithms"},
-    {"presets", "rl_zoo", "video", "datasets", "callbacks", "suites"},
+    {"export", "presets", "rl_zoo", "video", "datasets", "callbacks", "suites"},
     {"speed"},
-    {"cli/benchmark", "cli/extract", "cli/record"},
+    {"cli/benchmark", "cli/export", "cli/extract", "cli/record"},
     {"cli/main", "benchmark/__main__"},
     {"__init__"},
 )

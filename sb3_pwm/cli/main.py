@@ -9,6 +9,10 @@ COMMANDS = {
         "sb3_pwm.cli.benchmark",
         "Compare algorithms: environments x algorithms x seeds, each run in a separate process.",
     ),
+    "export": Lazy(
+        "sb3_pwm.cli.export",
+        "Write the policy of a saved model as ONNX or TorchScript, with normalisation and action scaling inside.",
+    ),
     "extract": Lazy(
         "sb3_pwm.cli.extract",
         "Extract a policy for each task from a model of many tasks, each in a separate process.",

@@ -1,0 +1,140 @@
+"""Exported policies against the models that they come from."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_pwm import PWM
+from sb3_pwm.cli.main import COMMANDS
+from sb3_pwm.cli.subcommands import run_command_line
+from sb3_pwm.export import DeployedPolicy, export_policy
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+TINY = {
+    "policy_kwargs": {"net_arch": [16], "latent_dim": 16},
+    "learning_starts": 30,
+    "pretrain_steps": 3,
+    "batch_size": 8,
+    "critic_batch_size": 8,
+    "buffer_size": 200,
+    "device": "cpu",
+    "seed": 0,
+}
+
+
+class Mixed(gym.Env):
+    """Dict observations of several kinds, actions of two axes."""
+
+    observation_space = spaces.Dict(
+        {
+            "b": spaces.Box(-5, 5, (2,), np.float32),
+            "a": spaces.Discrete(3),
+            "image": spaces.Box(0, 255, (36, 36, 3), np.uint8),
+        }
+    )
+    action_space = spaces.Box(np.array([[-2.0, 0.0]], np.float32), np.array([[1.0, 5.0]], np.float32))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        return self.observation_space.sample(), float(action.sum()), False, self.np_random.random() < 0.2, {}
+
+
+def run_onnx(path, inputs):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert [each.name for each in session.get_inputs()] == list(inputs)
+    (actions,) = session.run(["action"], inputs)
+    return actions
+
+
+@pytest.fixture(scope="module")
+def pendulum():
+    return PWM("MlpPolicy", "Pendulum-v1", **TINY).learn(60)
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_the_same_actions(pendulum, tmp_path, n):
+    observations = np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)
+    expected = pendulum.predict(observations, deterministic=True)[0]
+    assert export_policy(pendulum, tmp_path / "policy.onnx") == ["observation"]
+    export_policy(pendulum, tmp_path / "policy.pt", format="torchscript")
+    actions = run_onnx(tmp_path / "policy.onnx", {"observation": observations})
+    traced = torch.jit.load(tmp_path / "policy.pt")(torch.as_tensor(observations)).numpy()
+    for found in (actions, traced):
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_drawn_actions_follow_the_noise(pendulum, tmp_path):
+    observations = np.random.default_rng(0).normal(size=(2_000, 3)).astype(np.float32)
+    noise = np.random.default_rng(1).normal(size=(2_000, 1)).astype(np.float32)
+    assert export_policy(pendulum, tmp_path / "p.onnx", deterministic=False) == ["observation", "noise"]
+    inputs = {"observation": observations, "noise": noise}
+    latents = pendulum.policy.world_model.encode(torch.as_tensor(observations))
+    expected = 2 * pendulum.policy.actor.sample(latents, torch.as_tensor(noise)).detach().numpy()
+    np.testing.assert_allclose(run_onnx(tmp_path / "p.onnx", inputs), expected, atol=1e-5)
+    zero = run_onnx(tmp_path / "p.onnx", inputs | {"noise": 0 * noise})
+    np.testing.assert_allclose(zero, pendulum.predict(observations, deterministic=True)[0], atol=1e-5)
+
+
+def test_dict_observations_and_actions_of_several_axes(tmp_path):
+    env = Mixed()
+    model = PWM("MultiInputPolicy", env, **TINY).learn(40)
+    names = export_policy(model, tmp_path / "p.onnx")
+    assert names == ["a", "b", "image"]
+    batch = {key: np.stack([space.sample() for _ in range(3)]) for key, space in model.observation_space.items()}
+    found = run_onnx(tmp_path / "p.onnx", {name: batch[name] for name in names})
+    np.testing.assert_allclose(found, model.predict(batch, deterministic=True)[0], atol=1e-5)
+    assert found.shape == (3, 1, 2)
+
+
+def test_the_statistics_of_vec_normalize_are_inside(tmp_path):
+    env = VecNormalize(make_vec_env("Pendulum-v1"))
+    model = PWM("MlpPolicy", env, **TINY).learn(60)
+    raw = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    expected = model.predict(env.normalize_obs(raw), deterministic=True)[0]
+    export_policy(model, tmp_path / "own.onnx")
+    np.testing.assert_allclose(run_onnx(tmp_path / "own.onnx", {"observation": raw}), expected, atol=1e-5)
+    model.save(tmp_path / "model")
+    env.save(str(tmp_path / "statistics.pkl"))
+    command = ["export", str(tmp_path / "model.zip"), "--vec-normalize", str(tmp_path / "statistics.pkl")]
+    assert run_command_line(COMMANDS, command) == 0
+    np.testing.assert_allclose(run_onnx(tmp_path / "model.onnx", {"observation": raw}), expected, atol=1e-5)
+
+
+def test_the_command(pendulum, tmp_path, capsys):
+    pendulum.save(tmp_path / "model")
+    assert run_command_line(COMMANDS, ["export", str(tmp_path / "model.zip"), "--format", "torchscript"]) == 0
+    assert capsys.readouterr().out.endswith("model.pt: observation -> action\n")
+    assert (tmp_path / "model.pt").exists()
+    with pytest.raises(SystemExit, match="2"):
+        run_command_line(COMMANDS, ["export", str(tmp_path / "nothing.zip")])
+    assert "nothing.zip" in capsys.readouterr().err
+
+
+def test_the_model_stays_as_it_is(pendulum):
+    before = {name: value.clone() for name, value in pendulum.policy.state_dict().items()}
+    DeployedPolicy(pendulum, None, True)
+    assert all(torch.equal(value, before[name]) for name, value in pendulum.policy.state_dict().items())
+    assert all(parameter.requires_grad for parameter in pendulum.policy.actor.parameters())
+
+
+def test_errors(pendulum, tmp_path, capsys):
+    with pytest.raises(ValueError, match="format='h5': allowed are"):
+        export_policy(pendulum, tmp_path / "p", format="h5")
+    (tmp_path / "statistics.pkl").write_bytes(b"no pickle")
+    pendulum.save(tmp_path / "model")
+    command = ["export", str(tmp_path / "model.zip"), "--vec-normalize", str(tmp_path / "statistics.pkl")]
+    with pytest.raises(SystemExit, match="2"):
+        run_command_line(COMMANDS, command)
+    assert "statistics.pkl holds no VecNormalize" in capsys.readouterr().err
+    assert not (tmp_path / "model.onnx").exists()
