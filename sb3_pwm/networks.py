@@ -28,7 +28,7 @@ ENT_COEF_INIT = 0.2
 VALUE_UNIT = 10.0  # of the critics' outputs, in reward scales; see CriticEnsemble
 LOG_NORMALIZER = 0.5 * math.log(2 * math.pi) + 2 * math.log(2)
 TARGET_ENTROPY = 0.5  # of discrete actions, by default, as a share of the largest; see CategoricalActor.target_entropy
-MOST_ENUMERATED = 64  # discrete actions whose values are all computed; of more one is drawn
+MOST_ENUMERATED = 20  # discrete actions whose values are all computed, at a cost; of more one is drawn
 
 
 class LatentActor(nn.Module, ABC):

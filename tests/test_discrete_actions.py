@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import BOX, SMALL, SMALL_POLICY, SpaceEnv, make, same, space_envs
+from helpers import BOX, SMALL, SMALL_POLICY, NoHostReads, SpaceEnv, make, same, space_envs
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
@@ -19,6 +19,7 @@ from torch.testing import assert_close
 from sb3_pwm import PWM, Planner
 from sb3_pwm.actions import action_codes
 from sb3_pwm.imagination import imagine
+from sb3_pwm.learner import Learner
 from sb3_pwm.losses import behaviour_loss, critic_gap, pessimistic_values, replay_targets, state_values
 from sb3_pwm.multitask.policies import MultiTaskPolicy
 from sb3_pwm.multitask.tasks import Task, TaskSet
@@ -372,6 +373,16 @@ def test_many_discrete_actions_learn_too(horizon):
     model = make(space_envs(action_space=spaces.Discrete(100)), horizon=horizon).learn(60)
     assert model._n_updates > 0
     assert model.n_skipped_updates == 0
+
+
+@pytest.mark.parametrize("space", [DISCRETE, MULTI, spaces.Discrete(100)], ids=str)
+def test_the_host_reads_nothing_within_an_update(space):
+    """So that a CUDA graph can hold the whole update."""
+    model = make(space_envs(action_space=space)).learn(40)
+    learner, samples, transitions = model._learner, model._sample(model.batch_size), model._critic_samples()
+    with NoHostReads():
+        latents = Learner.update_model.__wrapped__(learner, samples)
+        Learner.update_policy.__wrapped__(learner, samples, transitions, latents, bc_coef=0.5)
 
 
 @every_space
