@@ -168,11 +168,16 @@ def check_torch_compile(value: Any) -> None:
         raise ValueError(f'torch_compile={value!r}; allowed: True, False, "auto"')
 
 
-def check_action_noise(noise: ActionNoise | None, n_envs: int) -> None:
-    """Check that noise which a user has already spread over environments is for as many as there are.
+def check_action_noise(noise: ActionNoise | None, n_envs: int, action_space: spaces.Space[Any]) -> None:
+    """Check that there are numbers to add noise to, and that noise already spread over environments is for these.
 
-    :raises ValueError: if it is not.
+    :raises ValueError: if not.
     """
+    if noise is not None and not isinstance(action_space, spaces.Box):
+        raise ValueError(
+            f"action_noise cannot be added to discrete actions, {action_space}: leave it out; ent_coef and "
+            "target_entropy say how much the policy explores"
+        )
     if isinstance(noise, VectorizedActionNoise) and noise.n_envs != n_envs:
         raise ValueError(
             f"action_noise is for {noise.n_envs} environments, the model has {n_envs}; give the noise of one "

@@ -2,14 +2,14 @@
 
 import torch
 
-from sb3_pwm.networks import Actor
+from sb3_pwm.networks import LatentActor
 from sb3_pwm.type_aliases import ImaginedRollout
 from sb3_pwm.world_model import WorldModel
 
 
 def imagine(
     world_model: WorldModel,
-    actor: Actor,
+    actor: LatentActor,
     latents: torch.Tensor,
     horizon: int,
     *,

@@ -245,7 +245,7 @@ class Learner:
         if not isinstance(self.model.ent_coef, str):
             return self.model.ent_coef
         policy, target = self.model.policy, self.model.target_entropy
-        number = -policy.actor.n_actions(rollout.latents[0]) / 2 if isinstance(target, str) else target
+        number = policy.actor.target_entropy(rollout.latents[0]) if isinstance(target, str) else target
         coefficient = policy.entropy_coefficient
         loss, metrics = entropy_coefficient_loss(coefficient.of(tasks), rollout.log_probs, weights, number)
         self._apply("entropy", loss, metrics)

@@ -5,7 +5,7 @@ import functools
 import torch
 
 from sb3_pwm.compute.streams import side_by_side
-from sb3_pwm.networks import Actor, CriticEnsemble
+from sb3_pwm.networks import CriticEnsemble, LatentActor
 from sb3_pwm.returns import continuation_weights, lambda_returns
 from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
 from sb3_pwm.world_model import WorldModel
@@ -79,7 +79,7 @@ def world_model_loss(
 
 
 def state_values(
-    critics: CriticEnsemble, actor: Actor, latents: torch.Tensor, *, q_critic: bool
+    critics: CriticEnsemble, actor: LatentActor, latents: torch.Tensor, *, q_critic: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the (...) value of (..., Z) latents: the mean over the critics.
 
@@ -87,15 +87,29 @@ def state_values(
     the pessimism is in the critics' targets.
 
     :param critics: V(latents), or Q(latents, actions).
-    :param actor: draws the action at which a Q is evaluated, from detached latents.
+    :param actor: draws the action at which a Q is evaluated, from detached latents; of few discrete actions the values
+        of all are averaged instead, with their probabilities.
     :param latents: (..., Z) latents.
     :param q_critic: whether the critics are Q functions.
-    :return: (...) values in reward scales, and the (...) log-density of the action at which a Q was evaluated.
+    :return: (...) values in reward scales, and the (...) log-density of the action at which a Q was evaluated, or its
+        mean over all.
     """
     if not q_critic:
         return critics(latents).mean(0), None
-    actions, log_probs = actor.sample_with_log_prob(latents.detach())
-    return critics(latents, actions).mean(0), log_probs
+    choices = actor.all_actions(latents.detach())
+    if choices is None:
+        actions, log_probs = actor.sample_with_log_prob(latents.detach())
+        return critics(latents, actions).mean(0), log_probs
+    actions, log_probs = choices
+    probs = log_probs.exp()
+    values = values_of_all(critics, latents, actions).mean(0)
+    return (probs * values).sum(-1), (probs * log_probs).sum(-1)
+
+
+def values_of_all(critics: CriticEnsemble, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    """Return the (n_critics, ..., K) values of each of (K, A) actions in each of (..., Z) latents."""
+    shape = *latents.shape[:-1], len(actions)
+    return critics(latents.unsqueeze(-2).expand(*shape, -1), actions.expand(*shape, -1))  # type: ignore[no-any-return]
 
 
 def actor_loss(
@@ -133,13 +147,14 @@ def actor_loss(
 
 
 def behaviour_loss(
-    actor: Actor, latents: torch.Tensor, samples: SequenceSamples, advantages: torch.Tensor | None
+    actor: LatentActor, latents: torch.Tensor, samples: SequenceSamples, advantages: torch.Tensor | None
 ) -> torch.Tensor:
-    r"""Return the () mean squared distance of the policy's deterministic actions to replayed ones that were good.
+    r"""Return the () mean distance of the policy to replayed actions that were good.
 
     .. math:: L = \frac{1}{\sum m_t} \sum_t m_t\, 1[A(z_t, a_t) > 0]\, \|\mu(z_t) - a_t\|^2 / n
 
-    (TD3+BC, arXiv 2106.06860, eq. 3, with the binary filter of CRR, arXiv 2006.15134, for n action dimensions.)
+    (TD3+BC, arXiv 2106.06860, eq. 3, with the binary filter of CRR, arXiv 2006.15134, for n action dimensions.) Of
+    discrete actions with n components :math:`-\log \pi(a_t | z_t) / n` is in the place of the squared distance.
 
     :param actor: the policy.
     :param latents: (T, B, Z) encodings of the windows' observations, without gradient.
@@ -147,7 +162,7 @@ def behaviour_loss(
     :param advantages: (T, B) how much better than the data's average action in their state the actions are; None
         counts all of them.
     """
-    distances = (actor.mode(latents) - samples.actions).square().sum(-1) / actor.n_actions(latents)
+    distances = actor.distance(latents, samples.actions)
     if advantages is not None:
         distances = distances * (advantages > 0)
     return masked_mean(distances, samples.mask)
@@ -204,7 +219,7 @@ def pessimistic_values(values: torch.Tensor, pessimism: float) -> torch.Tensor:
 @torch.no_grad()
 def replay_targets(
     critics_target: CriticEnsemble,
-    actor: Actor,
+    actor: LatentActor,
     samples: SequenceSamples,
     rewards: torch.Tensor,
     last_latents: torch.Tensor,
@@ -219,6 +234,7 @@ def replay_targets(
     with the :func:`pessimistic_values` of :math:`\bar Q_i(z_k, a'),\ a' \sim \pi(z_k)` as :math:`\bar V`. k is the
     window's number of steps, or less where the episode ends before. All steps are the recorded ones, also those after
     the first, which the present policy might not take. There is no entropy term: values are estimates of the return.
+    Of few discrete actions :math:`\bar V` is the mean over all a', with their probabilities.
 
     :param critics_target: target ensemble of Q functions.
     :param actor: the present policy.
@@ -229,15 +245,22 @@ def replay_targets(
     :param pessimism: in [0, 1], see :func:`pessimistic_values`.
     :return: (B,) targets, and metrics.
     """
-    values = critics_target(last_latents, actor.sample(last_latents))
+    choices = actor.all_actions(last_latents)
+    if choices is None:
+        values, probs = critics_target(last_latents, actor.sample(last_latents)), None
+        following = pessimistic_values(values, pessimism)
+    else:
+        actions, log_probs = choices
+        values, probs = values_of_all(critics_target, last_latents, actions), log_probs.exp()
+        following = (probs * pessimistic_values(values, pessimism)).sum(-1)
     # Weight 1 for what follows, as long as the window goes on: only its last step sees a value.
     goes_on = torch.cat([samples.mask[1:], torch.zeros_like(samples.mask[:1])])
-    last_values = pessimistic_values(values, pessimism).expand_as(rewards)
+    last_values = following.expand_as(rewards)
     targets = lambda_returns(rewards, gamma * (1 - samples.terminations), last_values, goes_on)[0]
-    return targets, {"critic_gap": critic_gap(values, gamma)}
+    return targets, {"critic_gap": critic_gap(values, gamma, probs)}
 
 
-def critic_gap(values: torch.Tensor, gamma: float) -> torch.Tensor:
+def critic_gap(values: torch.Tensor, gamma: float, probs: torch.Tensor | None = None) -> torch.Tensor:
     r"""Return what the critics' disagreement could take off their values, as a share of these.
 
     .. math:: \frac{E[\max_i V_i - \min_i V_i]}{(1 - \gamma)\, E|V|}
@@ -247,10 +270,13 @@ def critic_gap(values: torch.Tensor, gamma: float) -> torch.Tensor:
 
     :param values: (K, ...) values of K critics.
     :param gamma: discount in (0, 1]; with 1 it is taken off 1,000 times.
+    :param probs: (...) probabilities along the last axis, if this holds all actions; the means are over them.
     :return: () share, not below 0.
     """
-    spread = (values.amax(0) - values.amin(0)).mean()
-    return spread / (max(1 - gamma, 1e-3) * values.mean(0).abs().mean().clamp(min=1e-8))
+    spreads, sizes = values.amax(0) - values.amin(0), values.mean(0).abs()
+    if probs is not None:
+        spreads, sizes = (probs * spreads).sum(-1), (probs * sizes).sum(-1)
+    return spreads.mean() / (max(1 - gamma, 1e-3) * sizes.mean().clamp(min=1e-8))
 
 
 @torch.no_grad()

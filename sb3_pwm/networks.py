@@ -2,6 +2,7 @@
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_pwm.compute.streams import side_by_side
+from sb3_pwm.nn.action_codes import ActionCodes
 from sb3_pwm.nn.layers import mlp, orthogonal_init
 
 DEFAULT_NET_ARCH = {
@@ -25,9 +27,50 @@ LOG_STD_FLOOR = -1.427
 ENT_COEF_INIT = 0.2
 VALUE_UNIT = 10.0  # of the critics' outputs, in reward scales; see CriticEnsemble
 LOG_NORMALIZER = 0.5 * math.log(2 * math.pi) + 2 * math.log(2)
+TARGET_ENTROPY = 0.5  # of discrete actions, by default, as a share of the largest; see CategoricalActor.target_entropy
+MOST_ENUMERATED = 20  # discrete actions whose values are all computed, at a cost; of more one is drawn
 
 
-class Actor(nn.Module):
+class LatentActor(nn.Module, ABC):
+    """A stochastic policy over latents: what rollouts and losses need of it.
+
+    Actions are as networks take them: numbers in [-1, 1], or codes of discrete actions.
+    """
+
+    optimizer: torch.optim.Optimizer
+    """Set by the policy."""
+    action_dim: int
+    """Size A of an action."""
+
+    @abstractmethod
+    def sample(self, latents: torch.Tensor) -> torch.Tensor:
+        """Draw (..., A) actions in (..., Z) latents, differentiable in the parameters."""
+
+    @abstractmethod
+    def sample_with_log_prob(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw (..., A) actions in (..., Z) latents; return them and (...) numbers with the mean of log pi."""
+
+    @abstractmethod
+    def mode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the (..., A) deterministic actions of (..., Z) latents."""
+
+    @abstractmethod
+    def target_entropy(self, latents: torch.Tensor) -> torch.Tensor | float:
+        """Return the entropy, in nats, that ``"auto"`` aims at: one number, or (...) in (..., Z) latents."""
+
+    @abstractmethod
+    def distance(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Return how far the policy in (..., Z) latents is from (..., A) recorded actions: (...) numbers."""
+
+    def all_actions(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the (K, A) actions there are, and their (..., K) log-probabilities in (..., Z) latents.
+
+        :return: None if there are too many.
+        """
+        return None
+
+
+class Actor(LatentActor):
     """Tanh-Gaussian policy over latents.
 
     :param latent_dim: number of latents Z.
@@ -40,9 +83,6 @@ class Actor(nn.Module):
         is always 0 and has no density.
     :param latent_scale: what the network sees of the latents, see :class:`sb3_pwm.nn.scales.LatentScale`.
     """
-
-    optimizer: torch.optim.Optimizer
-    """Set by the policy."""
 
     def __init__(
         self,
@@ -105,6 +145,14 @@ class Actor(nn.Module):
         """Return the (..., A) deterministic actions in [-1, 1] of (..., Z) latents."""
         return self.without_padding(torch.tanh(self.distribution(latents)[0]), latents)
 
+    def target_entropy(self, latents: torch.Tensor) -> torch.Tensor | float:
+        """Return minus half the number of action dimensions, in (..., Z) latents."""
+        return -self.n_actions(latents) / 2
+
+    def distance(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Return the (...) mean squared distances of the deterministic actions in (..., Z) latents to (..., A) ones."""
+        return (self.mode(latents) - actions).square().sum(-1) / self.n_actions(latents)
+
     def n_actions(self, latents: torch.Tensor) -> torch.Tensor | int:
         """Return the number of action dimensions that are not padding: A, or (...) numbers in (..., Z) latents."""
         return latents[..., -self.action_dim :].sum(-1) if self.masked else self.action_dim
@@ -112,6 +160,114 @@ class Actor(nn.Module):
     def without_padding(self, per_action: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """Return (..., A) numbers, one per action dimension, with 0 for what is padding in (..., Z) latents."""
         return per_action * latents[..., -self.action_dim :] if self.masked else per_action
+
+
+class CategoricalActor(LatentActor):
+    r"""Policy over latents that chooses a category for each of C components; its actions are codes.
+
+    Drawn actions are one-hot, and their gradient is that of the probabilities:
+
+    .. math:: a = \mathrm{onehot}(k) + p - sg(p), \quad k \sim p
+
+    (the straight-through gradients of DreamerV2, arXiv 2010.02193, algorithm 1). The mean gradient is exact where what
+    follows is linear in the code; else it takes the slope at the drawn action for the difference to the others.
+
+    :param latent_dim: number of latents Z.
+    :param codes: the components and their categories; a code has A numbers.
+    :param hidden: hidden sizes.
+    :param activation_fn: class of the activation.
+    :param norm_after_activation: order of the hidden layers, see :func:`sb3_pwm.nn.layers.mlp`.
+    :param latent_scale: what the network sees of the latents, see :class:`sb3_pwm.nn.scales.LatentScale`.
+    """
+
+    joint_codes: torch.Tensor
+
+    def __init__(
+        self,
+        latent_dim: int,
+        codes: ActionCodes,
+        hidden: Sequence[int],
+        activation_fn: type[nn.Module] = nn.SiLU,
+        *,
+        norm_after_activation: bool = False,
+        latent_scale: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.codes = codes
+        self.action_dim = codes.size
+        self.latent_scale = latent_scale or nn.Identity()
+        self.net = mlp(latent_dim, hidden, codes.size, activation_fn, norm_after_activation=norm_after_activation)
+        for parameter in self.net[-1].parameters():
+            nn.init.zeros_(parameter)  # every action is as likely as the others at first
+        self.is_enumerated = codes.n_joint <= MOST_ENUMERATED
+        joint = codes.all_codes() if self.is_enumerated else torch.empty(0, codes.size)
+        self.register_buffer("joint_codes", joint, persistent=False)
+
+    def distribution(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the (..., A) log-probabilities of every component's categories in (..., Z) latents."""
+        logits = self.net(self.latent_scale(latents))
+        return torch.cat([group.log_softmax(-1).flatten(-2) for group in self.codes.groups(logits)], -1)
+
+    def sample(self, latents: torch.Tensor) -> torch.Tensor:
+        """Draw (..., A) codes in (..., Z) latents, with straight-through gradients."""
+        return self._drawn(self.distribution(latents))
+
+    def sample_with_log_prob(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""Draw codes as :meth:`sample` does, and return the mean of log pi over all actions, not the drawn one's.
+
+        .. math:: E[\log \pi] = \sum_c \sum_k p_{c,k} \log p_{c,k}
+
+        It is minus the entropy, is differentiable as it is, and has no noise.
+
+        :param latents: (..., Z) latents.
+        :return: (..., A) codes, and (...) means.
+        """
+        log_probs = self.distribution(latents)
+        return self._drawn(log_probs), (log_probs.exp() * log_probs).sum(-1)
+
+    def log_prob(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Return the (...) log-probabilities of (..., A) codes in (..., Z) latents."""
+        return (self.distribution(latents) * actions).sum(-1)
+
+    def mode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the (..., A) codes of the most likely actions in (..., Z) latents."""
+        return self._highest(self.distribution(latents))
+
+    def target_entropy(self, latents: torch.Tensor) -> torch.Tensor | float:
+        """Return half of the largest entropy, which is the sum of the logarithms of the numbers of categories.
+
+        So n equally likely actions become some sqrt(n). The 98 % of SAC-discrete (arXiv 1910.07207) leave two actions
+        at 58 and 42 %, which no policy that controls something can keep to: the coefficient then grows without bound.
+        """
+        return TARGET_ENTROPY * self.codes.max_entropy
+
+    def distance(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Return minus the (...) log-probabilities of (..., A) codes in (..., Z) latents, per component, in nats."""
+        return -self.log_prob(latents, actions) / len(self.codes.sizes)
+
+    def all_actions(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the (K, A) codes there are, and their (..., K) log-probabilities in (..., Z) latents.
+
+        :return: None if there are more than ``MOST_ENUMERATED``.
+        """
+        if not self.is_enumerated:
+            return None
+        return self.joint_codes, self.distribution(latents) @ self.joint_codes.T
+
+    def _drawn(self, log_probs: torch.Tensor) -> torch.Tensor:
+        """Draw (..., A) codes from (..., A) log-probabilities."""
+        # The largest of log p - log E, with E exponentially distributed, is k with probability p_k.
+        noise = torch.empty_like(log_probs).exponential_().log()
+        probs = log_probs.exp()
+        return self._highest(log_probs.detach() - noise) + (probs - probs.detach())  # exactly 0 or 1
+
+    def _highest(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return the (..., A) codes of the categories with the highest of (..., A) scores."""
+        parts = [
+            torch.zeros_like(group).scatter(-1, group.argmax(-1, keepdim=True), 1.0).flatten(-2)
+            for group in self.codes.groups(scores)
+        ]
+        return torch.cat(parts, -1)
 
 
 class EntropyCoefficient(nn.Module):

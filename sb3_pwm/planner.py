@@ -3,10 +3,11 @@
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
@@ -14,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_pwm.checks import check_action_space, check_integer, check_number
 from sb3_pwm.diagnostics.start_values import StartValues
 from sb3_pwm.mppi import MPPISettings, mppi, policy_sequences, sequence_returns
+from sb3_pwm.networks import Actor
 from sb3_pwm.pwm import PWM
 
 
@@ -42,7 +44,7 @@ class Planner:
     :param seed: of the random numbers, the only hidden state: planners with the same seed act alike. Or a generator on
         the model's device.
     :raises TypeError: if an argument is of the wrong kind.
-    :raises ValueError: if a number is out of its range.
+    :raises ValueError: if a number is out of its range, or the model's actions are discrete.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class Planner:
     ) -> None:
         if not isinstance(model, PWM):
             raise TypeError(f"model must be a PWM, which has a world model, not {type(model).__name__}")
+        if not isinstance(model.action_space, spaces.Box):
+            raise ValueError(f"planning searches among numbers, not in {model.action_space}: act by the model itself")
         check_integer("horizon", horizon, 1)
         check_integer("n_samples", n_samples, 1)
         check_integer("n_elites", n_elites, 1, n_samples)
@@ -113,7 +117,7 @@ class Planner:
         mean, std = self._plan(latents, self._start(latents, state, episode_start))
         first = mean[0]
         if not deterministic:
-            first = first + policy.actor.without_padding(std[0] * self._draw(*first.shape), latents)
+            first = first + self._actor.without_padding(std[0] * self._draw(*first.shape), latents)
         space = check_action_space(policy.action_space)
         actions = policy.unscale_action(first.clamp(-1, 1).cpu().numpy().reshape(-1, *space.shape))
         actions = actions.clip(space.low, space.high)  # rounding may go beyond
@@ -124,7 +128,7 @@ class Planner:
         self, latents: torch.Tensor, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None
     ) -> torch.Tensor:
         """Return the (H, E, A) mean from which the search starts in (E, Z) latents."""
-        actor = self.model.policy.actor
+        actor = self._actor
         shape = len(latents), self.horizon, actor.action_dim
         mean = np.zeros(shape, np.float32) if state is None else np.array(state[0], np.float32)
         if mean.shape != shape:
@@ -146,7 +150,7 @@ class Planner:
         score = functools.partial(
             sequence_returns,
             policy.world_model,
-            policy.actor,
+            self._actor,
             policy.critics,
             latents,
             gamma=model.gamma,
@@ -156,10 +160,14 @@ class Planner:
         return mppi(
             score,
             start,
-            policy.actor.without_padding(noise, latents.unsqueeze(1)),
-            policy_sequences(policy.world_model, policy.actor, latents, proposals),
+            self._actor.without_padding(noise, latents.unsqueeze(1)),
+            policy_sequences(policy.world_model, self._actor, latents, proposals),
             self.settings,
         )
+
+    @property
+    def _actor(self) -> Actor:
+        return cast(Actor, self.model.policy.actor)  # of a Box, as the constructor has seen
 
     def _draw(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=self.generator, device=self.generator.device)

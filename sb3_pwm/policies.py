@@ -3,8 +3,9 @@
 import copy
 import pathlib
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
@@ -18,10 +19,11 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_pwm.actions import action_codes
 from sb3_pwm.compute.optimizers import RATE_SCALE
 from sb3_pwm.files.tensors import save_tensors
 from sb3_pwm.losses import state_values
-from sb3_pwm.networks import CriticEnsemble, EntropyCoefficient, resolve_net_arch
+from sb3_pwm.networks import Actor, CategoricalActor, CriticEnsemble, EntropyCoefficient, resolve_net_arch
 from sb3_pwm.nn.observation_features import ObservationFeatures
 from sb3_pwm.nn.scales import LatentScale, ReturnScale, RewardScale
 from sb3_pwm.nn.task_context import TaskContext
@@ -61,7 +63,7 @@ class PWMPolicy(BasePolicy):
     """World model, actor, critics, entropy coefficient, their scales and their optimizers.
 
     :param observation_space: space of the observations.
-    :param action_space: Box with finite bounds.
+    :param action_space: Box with finite bounds, Discrete, MultiDiscrete or MultiBinary.
     :param lr_schedule: learning rate of all optimizers at the start; PWM then sets each one's.
     :param net_arch: hidden sizes, one list for every network, or a dict with any of the keys ``encoder``,
         ``dynamics``, ``reward``, ``termination``, ``pi`` (actor) and ``qf`` (critics).
@@ -76,7 +78,7 @@ class PWMPolicy(BasePolicy):
         see :meth:`sb3_pwm.PWM.from_dataset`.
     :param critic: ``"q"`` for Q(latents, actions), ``"v"`` for V(latents); PWM sets it from its own argument.
     :param n_critics: number of critics; with any ``pessimism`` more are more pessimistic.
-    :param state_dependent_std: predict the policy's standard deviation from the latents.
+    :param state_dependent_std: predict the policy's standard deviation from the latents; discrete actions have none.
     :param norm_after_activation: put LayerNorm behind the activation in actor and critics, as the paper does.
     :param features_extractor_class: SB3 features extractor in front of the encoder, trained with the world model.
     :param features_extractor_kwargs: its arguments.
@@ -97,7 +99,7 @@ class PWMPolicy(BasePolicy):
     def __init__(
         self,
         observation_space: spaces.Space[Any],
-        action_space: spaces.Box,
+        action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.SiLU,
@@ -126,7 +128,7 @@ class PWMPolicy(BasePolicy):
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
-            squash_output=True,
+            squash_output=isinstance(action_space, spaces.Box),
         )
         if reward_bins < 0 or reward_bins == 1:
             raise ValueError(f"reward_bins={reward_bins}: allowed are 0 (scalar head) and 2 or more")
@@ -148,12 +150,14 @@ class PWMPolicy(BasePolicy):
         self.state_dependent_std = state_dependent_std
         self.norm_after_activation = norm_after_activation
         self.standardize = standardize
+        self.action_codes = action_codes(action_space)
+        """How discrete actions are coded; None for numbers."""
         self._build(lr_schedule)
 
     def _build(self, lr_schedule: Schedule) -> None:
         """Create networks, scales and optimizers."""
         arch = resolve_net_arch(self.net_arch)
-        action_dim = get_action_dim(self.action_space)
+        action_dim = self.action_dim
         parts = self._make_parts()
         if self.latent_dim is None:
             self.latent_dim = 256 if parts.features_dim > MANY_FEATURES else 96
@@ -165,16 +169,7 @@ class PWMPolicy(BasePolicy):
         self.world_model = self._make_world_model(parts, self.latent_dim, arch)
         self.latent_scale = self._make_latent_scale(self.world_model.latent_dim, action_dim)
         seen = self.latent_scale.latent_dim
-        self.actor = PolicyActor(
-            seen,
-            action_dim,
-            arch["pi"],
-            self.activation_fn,
-            state_dependent_std=self.state_dependent_std,
-            norm_after_activation=self.norm_after_activation,
-            masked=parts.n_tasks is not None,
-            latent_scale=self.latent_scale,
-        )
+        self.actor = self._make_actor(seen, arch["pi"], masked=parts.n_tasks is not None)
         critic_inputs = seen + (action_dim if self.q_critic else 0)
         self.actor.join(self)
         self.critics = self._make_critics(critic_inputs, arch["qf"], self.n_critics)
@@ -220,6 +215,18 @@ class PWMPolicy(BasePolicy):
         """Return what stands between latents, and the networks of actor and critics."""
         return LatentScale(latent_dim, action_dim)
 
+    def _make_actor(self, latent_dim: int, hidden: list[int], *, masked: bool) -> "AnyActor":
+        shared: dict[str, Any] = {
+            "hidden": hidden,
+            "activation_fn": self.activation_fn,
+            "norm_after_activation": self.norm_after_activation,
+            "latent_scale": self.latent_scale,
+        }
+        if self.action_codes is not None:
+            return CategoricalPolicyActor(latent_dim, self.action_codes, **shared)
+        std = self.state_dependent_std
+        return PolicyActor(latent_dim, self.action_dim, state_dependent_std=std, masked=masked, **shared)
+
     def _make_critics(self, in_features: int, hidden: list[int], number: int) -> CriticEnsemble:
         return CriticEnsemble(
             in_features,
@@ -239,7 +246,12 @@ class PWMPolicy(BasePolicy):
         """Return what the networks of this kind of policy differ by."""
         extractor = self.make_features_extractor()
         features = ObservationFeatures(self.observation_space, extractor, self.normalize_images, self.standardize)
-        return Parts(features, extractor.features_dim, get_action_dim(self.action_space))
+        return Parts(features, extractor.features_dim, self.action_dim)
+
+    @property
+    def action_dim(self) -> int:
+        """Size A of an action as networks take it."""
+        return get_action_dim(self.action_space) if self.action_codes is None else self.action_codes.size
 
     def tasks_of(self, observations: Observations) -> torch.Tensor | None:
         """Return the (N,) tasks of (N, *obs_shape) observations, or None where there is only one."""
@@ -298,9 +310,34 @@ class PWMPolicy(BasePolicy):
         rewards: torch.Tensor = self.reward_scale(samples.rewards, self.tasks_of(at_steps(samples.observations, 0)))
         return rewards
 
-    def without_padding(self, samples: SequenceSamples) -> SequenceSamples:
-        """Return windows whose padded action dimensions are 0; here there are none."""
-        return samples
+    def for_networks(self, samples: SequenceSamples) -> SequenceSamples:
+        """Return stored windows with actions as networks take them: discrete ones as codes, and 0 for padding."""
+        codes = self.action_codes
+        return samples if codes is None else samples._replace(actions=codes.encode(samples.actions))
+
+    def encode_actions(self, actions: torch.Tensor) -> torch.Tensor:
+        """Return actions, as a replay buffer or :meth:`forward` gives them, as networks take them.
+
+        :param actions: (N, A) in [-1, 1]; or integers of a discrete space, (N, C) of C components or (N,) of one.
+        :return: (N, A) actions.
+        :raises ValueError: if discrete actions are not in their space.
+        """
+        if self.action_codes is None:
+            return actions
+        count = len(self.action_codes.sizes)
+        encoded = self.action_codes.encode(actions.reshape(-1, count)) if actions.shape[1:] in ((), (count,)) else None
+        if encoded is None or (encoded.sum(-1) != count).any():
+            raise ValueError(
+                f"actions of shape {tuple(actions.shape)} are not integers of {self.action_space}: {actions}"
+            )
+        return encoded
+
+    def actions_for_networks(self, actions: np.ndarray) -> torch.Tensor:
+        """Return (N, *action_shape) actions of the environment as networks take them, (N, A) on the policy's device."""
+        if isinstance(self.action_space, spaces.Box):
+            actions = self.scale_action(actions)
+            return torch.as_tensor(actions, dtype=torch.float32, device=self.device).flatten(1)
+        return self.encode_actions(torch.as_tensor(actions, device=self.device))
 
     @property
     def model_settings(self) -> dict[str, Any]:
@@ -327,7 +364,7 @@ class PWMPolicy(BasePolicy):
         self.reward_scale.set_statistics(rewards, tasks)
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
-        """Return the (N, action_dim) actions in [-1, 1] of (N, *obs_shape) observations."""
+        """Return the actions of (N, *obs_shape) observations: (N, A) in [-1, 1], or integers of discrete spaces."""
         return self._predict(observation, deterministic)
 
     def set_training_mode(self, mode: bool) -> None:
@@ -340,7 +377,18 @@ class PWMPolicy(BasePolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
         latents = self.world_model.encode(observation)
-        return self.actor.mode(latents) if deterministic else self.actor.sample(latents)
+        actions = self.actor.mode(latents) if deterministic else self.actor.sample(latents)
+        return actions if self.action_codes is None else self.decode_actions(actions)
+
+    def decode_actions(self, codes: torch.Tensor) -> torch.Tensor:
+        """Return the (N, *action_shape) integers of (N, A) codes, of the space's type, as environments take them.
+
+        :raises RuntimeError: if actions are numbers, which have no codes.
+        """
+        if self.action_codes is None:
+            raise RuntimeError(f"actions of {self.action_space} have no codes")
+        dtype = torch.from_numpy(np.empty(0, self.action_space.dtype)).dtype
+        return self.action_codes.decode(codes).to(dtype).reshape(-1, *(self.action_space.shape or ()))
 
     @torch.no_grad()
     def predict_values(self, observation: PyTorchObs) -> torch.Tensor:
@@ -397,7 +445,7 @@ class CnnPolicy(PWMPolicy):
     def __init__(
         self,
         observation_space: spaces.Space[Any],
-        action_space: spaces.Box,
+        action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         *,
         features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
@@ -414,7 +462,7 @@ class MultiInputPolicy(PWMPolicy):
     def __init__(
         self,
         observation_space: spaces.Space[Any],
-        action_space: spaces.Box,
+        action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         *,
         features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
@@ -425,12 +473,29 @@ class MultiInputPolicy(PWMPolicy):
         )
 
 
-class PolicyActor(ActorOfObservations):
-    """The actor of a :class:`PWMPolicy`."""
+class SavedActor(ActorOfObservations):
+    """An actor that is saved and loaded with its policy."""
 
     @classmethod
-    def load(cls, path: str, device: torch.device | str = "auto") -> "PolicyActor":
+    def load(cls, path: str, device: torch.device | str = "auto") -> Any:
         """Load the actor of a policy that :meth:`save` wrote; this runs code, see :meth:`PWMPolicy.load`."""
         policy = PWMPolicy.load(path, device)
         policy.actor.join(policy, keep=True)
         return policy.actor
+
+
+class PolicyActor(SavedActor, Actor):
+    """The actor of a :class:`PWMPolicy`."""
+
+
+class CategoricalPolicyActor(SavedActor, CategoricalActor):
+    """The actor of a :class:`PWMPolicy` with discrete actions."""
+
+    def action_log_prob(self, observations: Observations) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return drawn actions of (N, *obs_shape) observations, as integers, and their (N,) log-probabilities."""
+        latents = self.policy.world_model.encode(observations)
+        codes = self.sample(latents)
+        return self.policy.decode_actions(codes), self.log_prob(latents, codes)
+
+
+AnyActor: TypeAlias = PolicyActor | CategoricalPolicyActor

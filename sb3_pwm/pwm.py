@@ -75,7 +75,8 @@ class PWM(SequenceOffPolicyAlgorithm):
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, ``"MultiTaskPolicy"`` or a
         :class:`PWMPolicy` class.
-    :param env: Gymnasium environment with a Box action space, its id, or an SB3 VecEnv.
+    :param env: Gymnasium environment, its id, or an SB3 VecEnv; actions are Box, Discrete, MultiDiscrete or
+        MultiBinary.
     :param learning_rate: of the actor; a number or a schedule of the remaining progress (1 to 0).
     :param buffer_size: capacity of the replay buffer, over all environments.
     :param learning_starts: environment steps with random actions before the first update; ``"auto"`` for 5 % of a
@@ -96,9 +97,11 @@ class PWM(SequenceOffPolicyAlgorithm):
         critics at replayed states, as SAC's does; the world model then only gives the latents.
     :param ent_coef: weight of the entropy bonus: reward scales that one nat is worth; 0 for none; ``"auto"`` learns
         it, so that the policy's entropy is ``target_entropy``; ``"auto_0.1"`` starts from 0.1, instead of 0.2.
-    :param target_entropy: in nats; ``"auto"`` for minus half the number of action dimensions.
+    :param target_entropy: in nats; ``"auto"`` for minus half the number of action dimensions, and of discrete actions
+        for half of the largest entropy.
     :param bc_coef: in :meth:`learn_offline` only: weight of the squared distance to replayed actions, those better than
-        the data's average in their state, in the actor's loss, in sizes of the imagined return; 0 for none.
+        the data's average in their state, in the actor's loss, in sizes of the imagined return; 0 for none. Discrete
+        actions have their negative log-probability in the place of the distance.
     :param critic: ``"q"``: Q(latents, actions) learnt from replayed windows; ``"v"``: the paper's V(latents)
         learnt from imagined rollouts.
     :param critic_learning_rate: of the critics; None for the actor's.
@@ -123,7 +126,7 @@ class PWM(SequenceOffPolicyAlgorithm):
     :param verbose: 0 for nothing, 1 for training information, 2 for debugging.
     :param tensorboard_log: folder for TensorBoard; None for none.
     :param stats_window_size: number of episodes over which the logged training return is averaged.
-    :param action_noise: added to the actions that are taken in the environment.
+    :param action_noise: added to the actions that are taken in the environment, if these are numbers.
     :param replay_buffer_class: a :class:`SequenceReplayBuffer` class; None for the one that fits the observations.
         SB3's ``HerReplayBuffer`` stands for :class:`SequenceHerReplayBuffer`.
     :param replay_buffer_kwargs: its further arguments.
@@ -224,10 +227,10 @@ class PWM(SequenceOffPolicyAlgorithm):
             seed=seed,
             support_multi_env=True,
             sde_support=False,
-            supported_action_spaces=(spaces.Box,),
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
         )
         if action_noise is not None:
-            check_action_noise(action_noise, self.n_envs)
+            check_action_noise(action_noise, self.n_envs, self.action_space)
         self.critic_learning_rate = critic_learning_rate
         self.model_learning_rate = model_learning_rate
         self.pretrain_steps = pretrain_steps
@@ -339,7 +342,7 @@ class PWM(SequenceOffPolicyAlgorithm):
     def _sample(self, batch_size: int, part: Part = ALL, *, length: int | None = None) -> SequenceSamples:
         length = self.sequence_length if length is None else length
         samples = self.sequences.sample_sequences(batch_size, length, self._vec_normalize_env, part)
-        return self.policy.without_padding(samples)
+        return self.policy.for_networks(samples)
 
     def _critic_samples(self) -> tuple[SequenceSamples, ...]:
         """Return a batch for each update of the Q critics that follows an update of the actor."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sb3_pwm.networks import Actor, CriticEnsemble
+from sb3_pwm.networks import CriticEnsemble, LatentActor
 from sb3_pwm.type_aliases import Observations
 
 NO_GSDE = "PWM has no state-dependent exploration (gSDE); use ent_coef, target_entropy or action_noise"
@@ -66,8 +66,8 @@ def check_sac_arguments(kind: type, given: Mapping[str, Any]) -> None:
         raise TypeError(f"{kind.__name__}.__init__() got an unexpected keyword argument {next(iter(unknown))!r}")
 
 
-class ActorOfObservations(Actor):
-    """:class:`Actor` that takes observations when it is called, as SAC's does.
+class ActorOfObservations(LatentActor):
+    """An actor that takes observations when it is called, as SAC's does.
 
     The way from observations to latents belongs to the policy, which is no part of this module: it is neither among its
     parameters nor in its ``state_dict``, and a copy of the actor alone has none.
@@ -102,7 +102,7 @@ class ActorOfObservations(Actor):
         return self.policy.features.extractor  # type: ignore[no-any-return]
 
     def forward(self, observations: Observations, deterministic: bool = False) -> torch.Tensor:
-        """Return the (N, A) actions in [-1, 1] of (N, *obs_shape) observations."""
+        """Return the actions of (N, *obs_shape) observations: (N, A) in [-1, 1], or integers of discrete spaces."""
         return self.policy(observations, deterministic)  # type: ignore[no-any-return]
 
     def action_log_prob(self, observations: Observations) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,9 +146,14 @@ class CriticOfObservations:
         """Return each critic's (N, 1) values of (N, *obs_shape) observations and (N, A) actions in [-1, 1].
 
         They are in the units of the environment's rewards; V critics do not look at the actions.
+
+        :param observations: observations.
+        :param actions: as the replay buffer holds them; discrete ones are integers.
+        :raises ValueError: if discrete actions are not in their space.
         """
         latents = self.policy.world_model.encode(observations)
-        values = self.critics(latents, actions) if self.policy.q_critic else self.critics(latents)
+        inputs = (latents, self.policy.encode_actions(actions)) if self.policy.q_critic else (latents,)
+        values = self.critics(*inputs)
         scale = self.policy.reward_scale.of(self.policy.tasks_of(observations))
         return tuple((values * scale)[..., None])
 

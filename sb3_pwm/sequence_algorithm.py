@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
@@ -21,10 +20,10 @@ from stable_baselines3.common.utils import check_for_correct_spaces, configure_l
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
+from sb3_pwm.actions import check_actions
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.checks import (
     check_action_noise,
-    check_action_space,
     check_finite,
     check_train_freq,
     constructor_parameters,
@@ -55,8 +54,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         """Wrap an environment as SB3 does, after a look at its action space."""
-        if isinstance(env.action_space, spaces.Box):  # SB3 says which others it does not support
-            check_action_space(env.action_space)
+        check_actions(env.action_space)
         return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     @property
@@ -428,7 +426,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             if weights_only:
                 custom_objects = without_pickles(file, name, kwargs | (custom_objects or {}))
             model = super().load(file, env, device, custom_objects, print_system_info, force_reset, **kwargs)  # type: ignore[arg-type]
-        check_action_noise(kwargs.get("action_noise"), model.n_envs)
+        check_action_noise(kwargs.get("action_noise"), model.n_envs, model.action_space)
         if model._last_episode_starts is not None and len(model._last_episode_starts) != model.n_envs:
             model._last_obs = None  # of another number of environments
         return model

@@ -18,7 +18,7 @@ class SequenceSamples(NamedTuple):
     observations: Observations
     """(T + 1, B, *obs_shape), or one such tensor per key."""
     actions: torch.Tensor
-    """(T, B, act_dim), in [-1, 1]."""
+    """(T, B, act_dim), in [-1, 1]; discrete ones are integers as stored, and codes for the networks."""
     rewards: torch.Tensor
     """(T, B), in the units of the environment."""
     terminations: torch.Tensor
@@ -35,7 +35,8 @@ class ImaginedRollout(NamedTuple):
     actions: torch.Tensor
     """(H, B, act_dim), in [-1, 1]."""
     log_probs: torch.Tensor
-    """(H, B), log-density of each action under the policy; or (H + 1, B), with an action in the last states."""
+    """(H, B), log-density of each action under the policy; or (H + 1, B), with an action in the last states. Of
+    discrete actions its mean over all, minus the policy's entropy."""
     rewards: torch.Tensor
     """(H, B), predicted, divided by the reward scale."""
     continuations: torch.Tensor

@@ -131,12 +131,6 @@ def test_one_episode_needs_one_environment():
         make(space_envs(2), train_freq=(1, "episode"))
 
 
-@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)])
-def test_discrete_actions_are_refused(space):
-    with pytest.raises(AssertionError, match=r"only supports .*Box.* as action spaces"):
-        make(space_envs(action_space=space))
-
-
 def test_infinite_action_bounds_are_refused():
     with pytest.raises(ValueError, match="dimension 0 goes from -inf to inf: allowed: finite bounds"):
         make(space_envs(action_space=spaces.Box(-np.inf, np.inf, (2,), np.float32)))

@@ -392,7 +392,7 @@ def test_the_command_line_refuses_in_one_line(tmp_path, capsys):
             ["env_kwargs=[9.8]; allowed: arguments of the environment by name"],
         ),
         ("Pendulum-v1", "sac", "env_kwargs: {g: 2026-01-01}", ["date is not JSON serializable"]),
-        ("CartPole-v1", "pwm", "{}", ["Box", "Discrete(2)"]),
+        ("CartPole-v1", "sac", "{}", ["Box", "Discrete(2)"]),
     ],
 )
 def test_what_cannot_be_made_is_refused_before_the_first_run(env, algo, entry, messages, tmp_path, capsys):

@@ -17,10 +17,11 @@ LEVELS = (
     {"files/tensors"},
     {"compute/metrics", "compute/optimizers", "compute/precision", "compute/random_state", "compute/streams"},
     {"compute/progress"},
-    {"observations", "nn/predictability"},
+    {"observations", "nn/action_codes", "nn/predictability"},
     {"compute/compilation", "nn/layers", "nn/task_context", "replay/windows", "replay/watched_env", "cli/subcommands"},
     {"checks", "replay/device_copy", "world_model", "networks", "diagnostics/start_values"},
     {
+        "actions",
         "imagination",
         "losses",
         "sac_names",

@@ -1,4 +1,5 @@
 import copy
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +25,7 @@ from sb3_pwm.losses import (
     state_values,
     world_model_loss,
 )
+from sb3_pwm.networks import Actor
 from sb3_pwm.returns import continuation_weights, imagined_returns
 from sb3_pwm.type_aliases import ImaginedRollout, SequenceSamples
 
@@ -212,6 +214,7 @@ def test_behaviour_loss_by_hand():
     samples = SimpleNamespace(actions=torch.tensor([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 0.0], [9.0, 9.0]]]))
     samples.mask = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
     actor = SimpleNamespace(mode=lambda latents: latents[..., :2], n_actions=lambda latents: 2)
+    actor.distance = functools.partial(Actor.distance, actor)
     latents = torch.zeros(2, 2, 4)
     # squared distances, averaged over action dimensions: 0.5, 0.25, 0, and one that does not count
     assert_close(behaviour_loss(actor, latents, samples, None), tensor(0.25)[0])
@@ -225,6 +228,7 @@ def test_behaviour_loss_counts_replayed_actions_with_an_advantage():
     actions = torch.tensor([[[1.0], [0.5], [-2.0]], [[3.0], [-1.0], [9.0]]])
     samples = SimpleNamespace(actions=actions, mask=torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]))
     actor = SimpleNamespace(mode=lambda latents: latents, n_actions=lambda latents: 1)
+    actor.distance = functools.partial(Actor.distance, actor)
     latents = torch.zeros(2, 3, 1, requires_grad=True)
     # those of 1, 0.5 and 3 count, -2 and -1 do not, 9 is masked
     advantages = torch.tensor([[0.1, 7.0, 0.0], [0.2, -3.0, 1.0]])
@@ -262,7 +266,9 @@ def fixed_critics(*values):
     return lambda *inputs: tensor(*values)
 
 
-fixed_actor = SimpleNamespace(sample=lambda latents: torch.zeros(*latents.shape[:-1], ACTION_DIM))
+fixed_actor = SimpleNamespace(
+    sample=lambda latents: torch.zeros(*latents.shape[:-1], ACTION_DIM), all_actions=lambda latents: None
+)
 
 
 def windows(rewards, terminations, mask):

@@ -35,7 +35,7 @@ def model_errors(
     """
     if horizon > buffer.size():
         raise ValueError(f"horizon={horizon} is more than the {buffer.size()} steps of the data set")
-    samples = policy.without_padding(buffer.spread_sequences(n_windows, horizon, normalizer))
+    samples = policy.for_networks(buffer.spread_sequences(n_windows, horizon, normalizer))
     policy.set_training_mode(False)
     errors = open_loop_errors(policy.world_model, samples, policy.scaled_rewards(samples))
     return {name: values.cpu().numpy() for name, values in errors.items()}

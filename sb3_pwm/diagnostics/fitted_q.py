@@ -137,7 +137,7 @@ class Steps:
     def batch(self, places: NDArray[np.int64]) -> Batch:
         """Return the steps with the (B,) numbers ``places``, on the policy's device."""
         columns, ages = np.divmod(places, self._buffer.size())
-        samples = self._policy.without_padding(self._buffer.sequences_at(ages, columns, 1, self._normalizer))
+        samples = self._policy.for_networks(self._buffer.sequences_at(ages, columns, 1, self._normalizer))
         latents, following = (self._policy.world_model.encode(ends) for ends in ends_of_windows(samples))
         numbers = np.stack([self.rewards[places] / self.reward_scale, self.goes_on[places]])
         rewards, goes_on = torch.as_tensor(numbers, dtype=latents.dtype, device=latents.device)

@@ -28,7 +28,7 @@ class MultiTaskPolicy(PWMPolicy):
     :param task_set: the tasks, or what ``TaskSet.to_dict`` gives of them.
     :param task_embedding_dim: size of a task's trained embedding.
     :param kwargs: further arguments of :class:`PWMPolicy`; a features extractor is not used.
-    :raises ValueError: if the spaces are not the task set's.
+    :raises ValueError: if the spaces are not the task set's, or actions are discrete.
     """
 
     task_key = "task"
@@ -45,6 +45,7 @@ class MultiTaskPolicy(PWMPolicy):
     ) -> None:
         self.task_set = without_envs(task_set)
         self.task_embedding_dim = task_embedding_dim
+        check_numbers(action_space)
         found = (observation_space, action_space.shape)
         expected = (self.task_set.observation_space, (self.task_set.action_size,))
         if found != expected:
@@ -71,7 +72,7 @@ class MultiTaskPolicy(PWMPolicy):
         """Return the (N,) tasks of (N, ...) observations."""
         return task_ids(observations, None)
 
-    def without_padding(self, samples: SequenceSamples) -> SequenceSamples:
+    def for_networks(self, samples: SequenceSamples) -> SequenceSamples:
         """Return windows whose padded action dimensions, which random actions fill too, are 0."""
         masks = torch.as_tensor(self.task_set.action_masks, device=self.device)
         return samples._replace(actions=samples.actions * masks[task_ids(at_steps(samples.observations, 0), None)])
@@ -91,7 +92,7 @@ class ExtractedPolicy(PWMPolicy):
     :param task_set: the tasks, or what ``TaskSet.to_dict`` gives of them.
     :param task_embedding_dim: of the set's world model.
     :param kwargs: further arguments of :class:`PWMPolicy`; the world model's sizes must be the set's.
-    :raises ValueError: if there is no such task, or the spaces have other sizes.
+    :raises ValueError: if there is no such task, the spaces have other sizes, or actions are discrete.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class ExtractedPolicy(PWMPolicy):
         **kwargs: Any,
     ) -> None:
         self.task, self.task_set, self.task_embedding_dim = task, without_envs(task_set), task_embedding_dim
+        check_numbers(action_space)
         own = self.task_set[self.task_set.task_id(task)]
         expected = ((own.observation_size,), (own.action_size,))
         if (observation_space.shape, action_space.shape) != expected:
@@ -138,3 +140,14 @@ class ExtractedPolicy(PWMPolicy):
 def without_envs(task_set: TaskSet | Mapping[str, Any]) -> TaskSet:
     """Return a task set without environments, which can always be saved."""
     return TaskSet.from_dict(task_set.to_dict() if isinstance(task_set, TaskSet) else task_set)
+
+
+def check_numbers(action_space: spaces.Space[Any]) -> None:
+    """Check that actions are numbers, as those of all tasks are.
+
+    :raises ValueError: if they are discrete.
+    """
+    if not isinstance(action_space, spaces.Box):
+        raise ValueError(
+            f"policies of several tasks have Box actions, not {action_space}; learn a task with discrete actions alone"
+        )

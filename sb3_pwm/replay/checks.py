@@ -31,6 +31,8 @@ def check_values(buffer: ReplayBuffer, name: str) -> None:
     check_finite(f"{name}: actions", buffer.actions[:size])
     if isinstance(buffer.action_space, spaces.Box):
         check_bounds(f"{name}: actions, which SB3 stores rescaled to [-1, 1],", buffer.actions[:size], -1, 1)
+    else:
+        check_whole_numbers(f"{name}: actions", buffer.actions[:size], buffer.action_space)
     for field in ("observations", "next_observations"):
         stored: Any = getattr(buffer, field)
         if isinstance(stored, dict):
@@ -130,7 +132,7 @@ def check_finite(name: str, values: np.ndarray) -> None:
 
 
 def check_whole_numbers(name: str, values: np.ndarray, space: spaces.Space[Any]) -> None:
-    """Check observations that are stored as whole numbers, such as images; (T, ...) in any type.
+    """Check what is stored as whole numbers, such as images and discrete actions; (T, ...) in any type.
 
     :raises ValueError: if storing would change them, or a discrete space does not hold them.
     """

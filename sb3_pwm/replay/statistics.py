@@ -40,7 +40,7 @@ def take_scales(
     policy.statistics_size.fill_(size)
     if weigh_observations:
         steps = buffer.spread_sequences(PREDICTABILITY_STEPS, 1, normalizer)
-        observations, actions, *_ = policy.without_padding(steps)
+        observations, actions, *_ = policy.for_networks(steps)
         policy.world_model.weigh_observations(at_steps(observations, 0), actions[0], at_steps(observations, 1))
     return True
 

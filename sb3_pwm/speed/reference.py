@@ -56,15 +56,14 @@ class ReferenceLearner:
             for i, layer in enumerate(layers):
                 if isinstance(layer, Mish):
                     layers[i] = nn.Mish()
-        networks = {
+        self.networks: dict[str, nn.Module] = {
             "model": world_model,
             "actor": self.policy.actor,
             "critic": self.policy.critics,
             "entropy": self.policy.entropy_coefficient,
         }
-        self.networks: dict[str, nn.Module] = networks
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        for name, network in networks.items():
+        for name, network in self.networks.items():
             own = copy.deepcopy(model.policy.optimizers[name].state_dict())
             rate, betas = (own["param_groups"][0][key] for key in ("lr", "betas"))
             for state in own["state"].values():

@@ -126,7 +126,7 @@ class _Prediction:
     def step(self, action: np.ndarray) -> float:
         """Predict one step; return its predicted reward in the environment's units."""
         policy, normalizer = self.model.policy, self.model.get_vec_normalize_env()
-        actions = torch.as_tensor(policy.scale_action(action)[None], dtype=torch.float32, device=self.model.device)
+        actions = policy.actions_for_networks(np.asarray(action)[None])
         rewards = (policy.world_model.rewards(self.latents, actions) * policy.reward_scale.scale).cpu().numpy()
         before = self._root_velocity()
         self._decode(policy.world_model.next_latents(self.latents, actions, self.ahead))
