@@ -4,7 +4,7 @@ import copy
 import logging
 import warnings
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_pwm.files.atomic import whole_file
+from sb3_pwm.networks import Actor
 from sb3_pwm.pwm import PWM
 
 Format = Literal["onnx", "torchscript"]
@@ -76,7 +77,8 @@ class DeployedPolicy(nn.Module):
         if self.deterministic:
             actions: torch.Tensor = policy._predict(observation, deterministic=True)
         else:
-            actions = policy.actor.sample(policy.world_model.encode(observation), inputs[-1])
+            actor = cast(Actor, policy.actor)  # of a Box, as the caller has seen
+            actions = actor.sample(policy.world_model.encode(observation), inputs[-1])
         space = policy.action_space
         if not isinstance(space, spaces.Box):
             return actions.reshape(-1, *(space.shape or ()))
@@ -88,7 +90,7 @@ class DeployedPolicy(nn.Module):
         if name not in self.normalized:
             return observation
         i = self.normalized.index(name)
-        scaled = (observation - getattr(self, f"mean_{i}")) / getattr(self, f"std_{i}")
+        scaled: torch.Tensor = (observation - getattr(self, f"mean_{i}")) / getattr(self, f"std_{i}")
         return scaled.clamp(-self.clip, self.clip).float()
 
 

@@ -97,6 +97,16 @@ def test_dict_observations_and_actions_of_several_axes(tmp_path):
     assert found.shape == (3, 1, 2)
 
 
+def test_discrete_actions_are_integers(tmp_path):
+    model = PWM("MlpPolicy", "CartPole-v1", **TINY).learn(50)
+    export_policy(model, tmp_path / "p.onnx")
+    observations = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    found = run_onnx(tmp_path / "p.onnx", {"observation": observations})
+    np.testing.assert_array_equal(found, model.predict(observations, deterministic=True)[0])
+    with pytest.raises(ValueError, match="only actions that are numbers"):
+        export_policy(model, tmp_path / "p.onnx", deterministic=False)
+
+
 def test_the_statistics_of_vec_normalize_are_inside(tmp_path):
     env = VecNormalize(make_vec_env("Pendulum-v1"))
     model = PWM("MlpPolicy", env, **TINY).learn(60)

@@ -171,6 +171,13 @@ def test_pwm_takes_sb3s_buffer_and_learns():
     assert model.replay_buffer.env is model.env
 
 
+def test_discrete_actions():
+    env = BitFlippingEnv(n_bits=4, continuous=False)
+    model = PWM("MultiInputPolicy", env, replay_buffer_class=HerReplayBuffer, **TINY).learn(50)
+    assert model._n_updates > 0
+    assert model._sample(5).actions.shape == (model.sequence_length, 5, 4)
+
+
 def test_the_environment_may_be_in_processes():
     env = SubprocVecEnv([lambda: Line()] * 2)
     try:
