@@ -164,7 +164,7 @@ def gradients(options: argparse.Namespace) -> None:
                     ", through observations" if through else ""
                 )
                 add(name, each, time.process_time() - started)
-    write(options.out, FIELDS, rows)
+        write(options.out, FIELDS, rows)  # whatever interrupts the longer ones
 
 
 def planner(options: argparse.Namespace) -> None:
