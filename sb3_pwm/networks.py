@@ -237,7 +237,7 @@ class CategoricalActor(LatentActor):
         """Return half of the largest entropy, which is the sum of the logarithms of the numbers of categories.
 
         So n equally likely actions become some sqrt(n). The 98 % of SAC-discrete (arXiv 1910.07207) leave two actions
-        at 58 and 42 %, which no policy that controls something can keep to: the coefficient then grows without bound.
+        at 58 and 42 %, which a policy hardly keeps to where actions matter: the coefficient then grows on and on.
         """
         return TARGET_ENTROPY * self.codes.max_entropy
 
