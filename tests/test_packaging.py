@@ -109,6 +109,7 @@ def shrink(block: str) -> str:
 def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    monkeypatch.setitem(PWM.__init__.__kwdefaults__, "pretrain_steps", 20)  # 1,000 take half a minute
     names: dict[str, object] = {}
     try:
         exec(compile(shrink(block), "block", "exec"), names)
