@@ -229,7 +229,7 @@ def plot(options: argparse.Namespace) -> None:
             style = {"color": COLORS[label], "alpha": 0.8, "marker": ".", "label": NAMES[label]}
             returns = [float(row["return_mean"]) for row in rows]
             for line, name in enumerate(("train/n_updates", "cpu_seconds")):
-                axes[line, column].plot([float(row[name] or "nan") for row in rows], returns, **style)
+                axes[line, column].plot([float(row.get(name) or "nan") for row in rows], returns, **style)
         for line, name in enumerate(("policy updates", "CPU seconds of training")):
             axes[line, column].set(xlabel=name, ylabel=f"return in {env}", xscale="log")
     _legend(figure, axes)
@@ -257,7 +257,9 @@ def plot(options: argparse.Namespace) -> None:
 def _legend(figure: Any, axes: Any) -> None:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    figure.legend(unique.values(), unique.keys(), loc="outside upper center", ncols=2, frameon=False)
+    figure.legend(
+        unique.values(), unique.keys(), loc="outside upper center", ncols=min(2, axes.shape[1]), frameon=False
+    )
 
 
 def main() -> None:
