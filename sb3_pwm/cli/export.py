@@ -2,12 +2,10 @@
 
 import argparse
 import pathlib
-import pickle
-
-from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_pwm import offline
 from sb3_pwm.export import SUFFIXES, export_policy
+from sb3_pwm.files.models import load_normalizer
 from sb3_pwm.pwm import PWM
 
 
@@ -35,19 +33,10 @@ def run(args: argparse.Namespace) -> int:
     """
     out = args.out or args.model.with_suffix(SUFFIXES[args.format])
     model = PWM.load(args.model, device="cpu")
-    normalizer = load_statistics(args.vec_normalize, model) if args.vec_normalize else None
+    normalizer = None
+    if args.vec_normalize:
+        spaces = offline.spaces_only(model.observation_space, model.action_space, 1)
+        normalizer = load_normalizer(args.vec_normalize, spaces, "this model")
     names = export_policy(model, out, format=args.format, deterministic=not args.stochastic, normalizer=normalizer)
     print(f"{out}: {', '.join(names)} -> action")
     return 0
-
-
-def load_statistics(path: pathlib.Path, model: PWM) -> VecNormalize:
-    """Read what ``VecNormalize.save`` wrote.
-
-    :raises ValueError: if the file holds something else, or its spaces are not the model's.
-    """
-    spaces = offline.spaces_only(model.observation_space, model.action_space, 1)
-    try:
-        return VecNormalize.load(str(path), spaces)
-    except (pickle.UnpicklingError, EOFError, AttributeError, AssertionError) as error:
-        raise ValueError(f"{path} holds no VecNormalize for this model: {error}") from error

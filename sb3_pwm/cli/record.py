@@ -4,16 +4,16 @@ import argparse
 import ast
 import functools
 import pathlib
-import pickle
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pwm.benchmark.plan import ALGORITHMS, find_algorithm
 from sb3_pwm.checks import check_integer, name_of
+from sb3_pwm.files.models import load_normalizer
 from sb3_pwm.pwm import PWM
 from sb3_pwm.video import record_imagination, record_video, use_headless_rendering
 from sb3_pwm.video.frames import check_video_path
@@ -125,10 +125,7 @@ def load_model(
     normalizer = None
     if vec_normalize is not None:
         venv = DummyVecEnv([functools.partial(make_env, env)])
-        try:
-            normalizer = VecNormalize.load(str(vec_normalize), venv)
-        except (pickle.UnpicklingError, EOFError, AttributeError, AssertionError) as error:
-            raise ValueError(f"{vec_normalize} holds no VecNormalize for {name_of(venv.envs[0])}: {error}") from error
+        normalizer = load_normalizer(vec_normalize, venv, name_of(venv.envs[0]))
         normalizer.training = False
     try:
         try:

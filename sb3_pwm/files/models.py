@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import torch
 from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_pwm.files.archives import check_archive, opened
 from sb3_pwm.files.atomic import Path, opened_whole, saved_path
@@ -144,3 +145,18 @@ def without_pickles(file: BinaryIO, name: str, given: Mapping[str, Any]) -> dict
     except Exception as error:
         raise ValueError(f"{name} is damaged: its descriptions cannot be read ({error!r})") from error
     return dict(given) | built
+
+
+def load_normalizer(path: str | pathlib.Path, venv: VecEnv, owner: str) -> VecNormalize:
+    """Read what ``VecNormalize.save`` wrote; a pickle, which runs code.
+
+    :param path: file.
+    :param venv: environments of the same spaces.
+    :param owner: what the statistics are for, for messages.
+    :raises FileNotFoundError: if there is no such file.
+    :raises ValueError: if the file holds something else, or its spaces differ.
+    """
+    try:
+        return VecNormalize.load(str(path), venv)
+    except (pickle.UnpicklingError, EOFError, AttributeError, AssertionError) as error:
+        raise ValueError(f"{path} holds no VecNormalize for {owner}: {error}") from error
