@@ -65,18 +65,20 @@ class TrueDynamicsPWM(PWM):
                 "there is nothing to pre-train and nothing to compile; allowed: 0 and False"
             )
         if self.env is not None:
-            spec = simulator_of(self.env)
-            if self.policy_kwargs.get("simulator", spec) != spec:
-                raise ValueError("the environment is not the one whose steps the policy has learnt through")
-            self.policy_kwargs = self.policy_kwargs | {"simulator": spec}
+            self.policy_kwargs = self.policy_kwargs | {"simulator": self._checked_simulator(self.env)}
         super()._setup_model()
 
     def set_env(self, env: GymEnv | VecEnv, force_reset: bool = True) -> None:
         """Set the environment, see :meth:`sb3_pwm.PWM.set_env`; id and arguments must be the same."""
-        spec = simulator_of(self._wrap_env(env, monitor_wrapper=False))
-        if spec != self.policy_kwargs["simulator"]:
-            raise ValueError("the environment is not the one whose steps this model learns through")
+        self._checked_simulator(self._wrap_env(env, monitor_wrapper=False))
         super().set_env(env, force_reset)
+
+    def _checked_simulator(self, env: VecEnv) -> str:
+        """Return the specification of an environment's simulator, which must be the one that is known, if one is."""
+        spec = simulator_of(env)
+        if self.policy_kwargs.get("simulator", spec) != spec:
+            raise ValueError("the environment is not the one whose steps this model learns through")
+        return spec
 
     def _learn_dynamics(self, samples: SequenceSamples) -> torch.Tensor | None:
         return None
