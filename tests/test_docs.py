@@ -31,9 +31,11 @@ def broken_links(page: Path) -> list[str]:
     broken = []
     for link in LINK.findall(text_of(page)):
         path, _, anchor = link.partition("#")
-        target = page.parent / path if path else page
+        target = (page.parent / path if path else page).resolve()
         if not target.is_file() or (anchor and anchor not in anchors(target)):
             broken.append(link)
+        elif page in PAGES and target in ARCHIVE:
+            broken.append(f"{link} is not on the site")
     return broken
 
 
