@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sb3_pwm.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
     from sb3_pwm.callbacks import ModelGapCallback, TaskLogCallback
-    from sb3_pwm.her import SequenceHerReplayBuffer
     from sb3_pwm.multitask.envs import single_task_env, task_vec_env
     from sb3_pwm.multitask.tasks import Task, TaskSet
-    from sb3_pwm.planner import Planner
+    from sb3_pwm.planning.planner import Planner, PlanningPWM
     from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
     from sb3_pwm.pwm import PWM
+    from sb3_pwm.replay.her import SequenceHerReplayBuffer
     from sb3_pwm.simulator.algorithms import SHAC, TrueDynamicsPWM
 
 __version__ = "0.1.0"
@@ -29,6 +29,7 @@ __all__ = [
     "MultiInputPolicy",
     "PWMPolicy",
     "Planner",
+    "PlanningPWM",
     "SequenceHerReplayBuffer",
     "SequenceReplayBuffer",
     "Task",
@@ -48,9 +49,10 @@ _MODULES = {
     "MultiInputPolicy": "sb3_pwm.policies",
     "PWM": "sb3_pwm.pwm",
     "PWMPolicy": "sb3_pwm.policies",
-    "Planner": "sb3_pwm.planner",
+    "Planner": "sb3_pwm.planning.planner",
+    "PlanningPWM": "sb3_pwm.planning.planner",
     "SHAC": "sb3_pwm.simulator.algorithms",
-    "SequenceHerReplayBuffer": "sb3_pwm.her",
+    "SequenceHerReplayBuffer": "sb3_pwm.replay.her",
     "SequenceReplayBuffer": "sb3_pwm.buffers",
     "Task": "sb3_pwm.multitask.tasks",
     "TaskLogCallback": "sb3_pwm.callbacks",

@@ -299,7 +299,7 @@ class DictSequenceReplayBuffer(SequenceReplayBuffer, DictReplayBuffer):
     """:class:`SequenceReplayBuffer` for Dict observations."""
 
 
-# Whose arrays each takes over; sb3_pwm.her adds its own.
+# Whose arrays each takes over; sb3_pwm.replay.her adds its own.
 SEQUENCE_CLASSES: dict[type[ReplayBuffer], type[SequenceReplayBuffer]] = {
     ReplayBuffer: SequenceReplayBuffer,
     DictReplayBuffer: DictSequenceReplayBuffer,

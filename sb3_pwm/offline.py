@@ -1,20 +1,32 @@
-"""Learning from data alone: defaults, an environment that only has spaces, and files of world models."""
+"""Learning without an environment: from data alone, and the world model's pre-training."""
 
-import pathlib
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import gymnasium as gym
-import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from tqdm.auto import tqdm
 
 from sb3_pwm.buffers import check_replay_buffer
-from sb3_pwm.checks import check_integer
-from sb3_pwm.files.tensors import check_tensors, checksum
+from sb3_pwm.checks import check_integer, random_steps
+from sb3_pwm.compute.distributed import own_part, share_from_first
+from sb3_pwm.compute.progress import let_go, timed
 from sb3_pwm.policies import PWMPolicy
+from sb3_pwm.replay.statistics import check_normalizer_known
+
+if TYPE_CHECKING:
+    from sb3_pwm.pwm import PWM
+
+SelfPWM = TypeVar("SelfPWM", bound="PWM")
 
 PRETRAIN_STEPS = 10_000  # for each task: nothing improves the world model afterwards
 # No environment corrects a policy that exploits the errors of one network, or values that promise too much.
@@ -78,65 +90,245 @@ def arguments_for(dataset: ReplayBuffer, wrap: Callable[[GymEnv], VecEnv], given
     return {**ARGUMENTS, **given, "policy_kwargs": policy_kwargs, "env": env, "buffer_size": size}
 
 
-def world_model_content(policy: PWMPolicy, termination_coef: float, n_model_updates: int) -> dict[str, Any]:
-    """Return what a file of a world model holds: its tensors, its scales, and what they need to be understood."""
-    settings = policy.model_settings
-    return {
-        "world_model": dict(policy.world_model.state_dict()),
-        "reward_scale": dict(policy.reward_scale.state_dict()),
-        "statistics_size": int(policy.statistics_size),
-        "settings": {name: str(getattr(value, "__qualname__", value)) for name, value in settings.items()},
-        "termination_coef": float(termination_coef),
-        "n_model_updates": n_model_updates,
-    }
+def model_of(
+    kind: type[SelfPWM], dataset: ReplayBuffer, policy: str | type[PWMPolicy], given: Mapping[str, Any]
+) -> SelfPWM:
+    """Make a model for a data set, without an environment.
 
-
-def take_over_world_model(policy: PWMPolicy, content: Any, path: str | pathlib.Path, termination_coef: float) -> int:
-    """Give a policy the world model of a file that :meth:`sb3_pwm.PWM.save_world_model` wrote.
-
-    :param policy: the policy to change.
-    :param content: what the file holds.
-    :param path: the file, for messages.
-    :param termination_coef: the model's.
-    :return: the number of updates that the world model has had.
-    :raises ValueError: if it does not fit; nothing is changed then.
+    :param kind: class of the model.
+    :param dataset: replay buffer, see :mod:`sb3_pwm.datasets`; the model goes on with it, it is not copied.
+    :param policy: as for the constructor.
+    :param given: constructor arguments; ``env`` and ``buffer_size`` are the data set's, the default of
+        ``pretrain_steps`` is 10,000 for each task, that of ``batch_size`` is 128, that of ``observation_coef`` 0,
+        those of ``gamma`` and ``pessimism`` are 0.995 and 1, and those of ``n_dynamics`` and ``n_critics`` in
+        ``policy_kwargs`` are 3.
+    :return: the model; :meth:`sb3_pwm.PWM.learn_offline` trains it, ``set_env`` and ``learn`` go on in an environment.
+    :raises TypeError: if ``dataset`` is no replay buffer, or ``given`` holds what the data set decides.
+    :raises ValueError: if windows cannot be drawn from it, or its images have their channels last.
     """
-    own = world_model_content(policy, termination_coef, 0)
-    content = dict(content) if isinstance(content, dict) else {}
-    known = content.pop("sha256", None)  # earlier revisions wrote none
-    if known is not None and known != checksum(content):
-        raise ValueError(f"the world model in {path} is damaged: its checksum is wrong")
-    if kinds(content) != kinds(own):
-        raise ValueError(f"{path} holds no world model of this version of the package")
-    for part in ("settings", "world_model", "reward_scale"):
-        expected, found = ({name: described(value) for name, value in c[part].items()} for c in (own, content))
-        differing = sorted(name for name in expected.keys() | found if expected.get(name) != found.get(name))
-        if differing:
-            name = differing[0]
-            raise ValueError(
-                f"the world model in {path} does not fit: its {name} is {found.get(name)}, this model's is "
-                f"{expected.get(name)} ({len(differing)} of {part} differ; see policy_kwargs and spaces)"
+    arguments = arguments_for(dataset, kind._wrap_env, given)
+    model = kind(policy, **(arguments | {"_init_setup_model": False}))
+    model.replay_buffer = dataset  # so that no other of its size is made
+    model._setup_model()
+    model._take_over_buffer(dataset)
+    if "pretrain_steps" not in given:
+        model.pretrain_steps = PRETRAIN_STEPS * model.policy.n_tasks
+    return model
+
+
+def learn_offline(
+    model: "PWM",
+    total_updates: int,
+    pretrain_steps: int | None,
+    callback: MaybeCallback,
+    log_interval: int | None,
+    tb_log_name: str,
+    progress_bar: bool,
+    reset_num_timesteps: bool,
+) -> None:
+    """Learn from the present replay buffer: the world model first, then the policy in imagination.
+
+    No environment is reset or stepped, and the world model no longer changes while the policy learns. In callbacks,
+    schedules and the log ``num_timesteps`` counts policy updates. :meth:`sb3_pwm.PWM.learn` goes on from here.
+
+    :param model: the model.
+    :param total_updates: policy updates.
+    :param pretrain_steps: world-model updates before them; None for what is left of the model's ``pretrain_steps``,
+        with the learning rate that an interruption left.
+    :param callback: SB3 callback, list of callbacks or function.
+    :param log_interval: policy updates between logs; None for no logs.
+    :param tb_log_name: name of the run in TensorBoard.
+    :param progress_bar: show progress.
+    :param reset_num_timesteps: start counting anew; False continues, as if ``total_updates`` more had been asked for at
+        first.
+    :raises ValueError: if a number is out of range, the replay buffer holds too little, or the environment's
+        ``VecNormalize`` has not seen what it holds.
+    """
+    check_integer("total_updates", total_updates, 0)
+    _check_log_interval(log_interval)
+    done = model.n_model_updates if pretrain_steps is None else 0
+    if pretrain_steps is None:
+        pretrain_steps = max(0, model.pretrain_steps - done)
+    check_integer("pretrain_steps", pretrain_steps, 0)
+    wanted = done + pretrain_steps
+    model.sequences.check_not_empty()
+    _check_normalizer(model)
+    if model.env is None:
+        model.env = spaces_only(model.observation_space, model.action_space, model.n_envs)
+    if reset_num_timesteps:
+        model.num_timesteps = model._episode_num = 0
+        model.ep_info_buffer = None
+    _run(
+        model,
+        total_updates,
+        callback,
+        log_interval,
+        tb_log_name,
+        progress_bar,
+        first=model.num_timesteps,
+        what="policy",
+        prepare=lambda: pretrain_within(model, pretrain_steps, progress_bar, lambda n: 1 - (done + n) / wanted),
+        update=model._update_policy_offline,
+    )
+
+
+def pretrain(
+    model: "PWM",
+    gradient_steps: int,
+    progress_bar: bool,
+    callback: MaybeCallback,
+    log_interval: int | None,
+    tb_log_name: str,
+    reset_num_timesteps: bool,
+) -> None:
+    """Update the world model alone, on the present replay buffer.
+
+    Its learning rate follows its schedule over these updates, as if they were a whole run; later updates have the rate
+    of their own time. Meanwhile ``num_timesteps`` counts them, in callbacks and the log.
+
+    In a process group of ``torch.distributed`` every process takes its own part of each batch, ``batch_size`` windows,
+    and all end with the same world model; give all of them the same seed and data.
+
+    :param model: the model.
+    :param gradient_steps: number of updates.
+    :param progress_bar: show progress.
+    :param callback: SB3 callback, list of callbacks or function.
+    :param log_interval: updates between logs; None for no logs.
+    :param tb_log_name: name of the run in TensorBoard.
+    :param reset_num_timesteps: start counting anew; False goes on from ``n_model_updates``, where an interrupted
+        pre-training has stopped: with its count, and with its learning rate if ``gradient_steps`` are what was left.
+    :raises ValueError: if a number is out of range, the replay buffer holds too little, or the environment's
+        ``VecNormalize`` has not seen what it holds.
+    """
+    check_integer("gradient_steps", gradient_steps, 0)
+    _check_log_interval(log_interval)
+    _check_normalizer(model)
+    known = model.num_timesteps, model._current_progress_remaining
+    try:
+        with _told(model, gradient_steps):
+            _run(
+                model,
+                gradient_steps,
+                callback,
+                log_interval,
+                tb_log_name,
+                progress_bar and own_part().rank == 0,
+                first=0 if reset_num_timesteps else model.n_model_updates,
+                what="world model",
+                prepare=lambda: _prepare_pretraining(model, gradient_steps),
+                update=lambda: model._update_model_alone(model._current_progress_remaining),
             )
-    check_tensors(f"the world model in {path}", content, own)
-    for name in ("n_model_updates", "statistics_size"):
-        check_integer(f"{name} in {path}", content[name], 0)
-    if termination_coef and not content["termination_coef"]:
-        raise ValueError(
-            f"the world model in {path} was trained with termination_coef=0: its termination head knows nothing; "
-            f"this model needs termination_coef=0 too, not {termination_coef}"
-        )
-    policy.world_model.load_state_dict(content["world_model"])
-    policy.reward_scale.load_state_dict(content["reward_scale"])
-    policy.statistics_size.fill_(content["statistics_size"])
-    updates: int = content["n_model_updates"]
-    return updates
+    finally:
+        model.num_timesteps, model._current_progress_remaining = known
 
 
-def kinds(content: dict[str, Any]) -> dict[str, type]:
-    """Return the class of each value."""
-    return {name: type(value) for name, value in content.items()}
+def pretrain_within(
+    model: "PWM", gradient_steps: int, progress_bar: bool, progress_remaining: Callable[[int], float]
+) -> None:
+    """Pre-train within other learning.
+
+    :param model: the model.
+    :param gradient_steps: number of updates of the world model.
+    :param progress_bar: show progress.
+    :param progress_remaining: what each update, of which it is given the number, has for its learning rate's schedule.
+    """
+    _prepare_pretraining(model, gradient_steps)
+    bar = progress_bar and own_part().rank == 0
+    with _told(model, gradient_steps):
+        for update in tqdm(range(gradient_steps), "world model", disable=not bar, leave=False):
+            model._update_model_alone(progress_remaining(update))
 
 
-def described(value: Any) -> Any:
-    """Return what two values must agree in: tensors in their shape."""
-    return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else value
+def finish_pretraining(model: "PWM", progress_bar: bool) -> None:
+    """Do what is left of a model's ``pretrain_steps``, within :meth:`sb3_pwm.PWM.learn`."""
+    left = model.pretrain_steps - model.n_model_updates
+    if left > 0:
+        pretrain_within(model, left, progress_bar, lambda _: model._current_progress_remaining)
+
+
+def _prepare_pretraining(model: "PWM", gradient_steps: int) -> None:
+    model._prepare_updates()
+    if gradient_steps > 0 or model.policy.statistics_size == 0:
+        # Never for the policy's updates alone: the world model knows the old scales.
+        model._take_scales()
+    if own_part().n_processes > 1:
+        share_from_first(model.policy.world_model)
+        share_from_first(model.policy.reward_scale)
+
+
+def _told(model: "PWM", gradient_steps: int) -> AbstractContextManager[None]:
+    """Tell a user with ``verbose=1`` of pre-training."""
+    what = f"Training the world model alone: {gradient_steps:,} updates"
+    return timed(what, shown=model.verbose > 0 and gradient_steps > 0 and own_part().rank == 0)
+
+
+def _check_log_interval(log_interval: int | None) -> None:
+    if log_interval is not None:
+        check_integer("log_interval", log_interval, 1)
+
+
+def _check_normalizer(model: "PWM") -> None:
+    steps_to_know = random_steps(model.learning_starts, model._total_timesteps)
+    check_normalizer_known(model.sequences, model._vec_normalize_env, steps_to_know)
+
+
+def _run(
+    model: OffPolicyAlgorithm,
+    total_timesteps: int,
+    callback: MaybeCallback,
+    log_interval: int | None,
+    tb_log_name: str,
+    progress_bar: bool,
+    *,
+    first: int,
+    what: str,
+    prepare: Callable[[], object],
+    update: Callable[[], None],
+) -> None:
+    """Call ``update`` as SB3's loop calls ``train``: with callbacks, schedules and log, but no environment.
+
+    :param model: the model.
+    :param total_timesteps: number of updates.
+    :param callback: SB3 callback, list of callbacks or function.
+    :param log_interval: updates between logs; None for no logs.
+    :param tb_log_name: name of the run in TensorBoard.
+    :param progress_bar: show progress.
+    :param first: number of updates that have been before, and count too.
+    :param what: is learnt, for the progress bar.
+    :param prepare: called once before the first update.
+    :param update: one update.
+    """
+    callback = _set_up(model, total_timesteps, callback, tb_log_name, first)
+    total = max(1, model._total_timesteps)
+    model._update_current_progress_remaining(first, total)
+    found_by_callbacks = {"self": model, "total_timesteps": total_timesteps, "tb_log_name": tb_log_name}
+    callback.on_training_start(found_by_callbacks, globals())
+    try:
+        prepare()
+        # SB3's own bar would count a step of every environment at each update.
+        for _ in tqdm(range(total_timesteps), what, disable=not progress_bar):
+            update()
+            model.num_timesteps += 1
+            model._update_current_progress_remaining(model.num_timesteps, total)
+            if not callback.on_step():
+                break
+            if log_interval is not None and model.num_timesteps % log_interval == 0:
+                model.dump_logs()
+        callback.on_training_end()
+    finally:
+        let_go(callback)
+
+
+def _set_up(
+    model: OffPolicyAlgorithm, total_updates: int, callback: MaybeCallback, tb_log_name: str, first: int
+) -> BaseCallback:
+    """Do what SB3 does before learning, but for the reset of the environment."""
+    model.start_time = time.time_ns()
+    model.num_timesteps = model._num_timesteps_at_start = first
+    model._total_timesteps = first + total_updates
+    if model.ep_info_buffer is None:
+        model.ep_info_buffer = deque(maxlen=model._stats_window_size)
+        model.ep_success_buffer = deque(maxlen=model._stats_window_size)
+    if not model._custom_logger:
+        model._logger = configure_logger(model.verbose, model.tensorboard_log, tb_log_name, first == 0)
+    return model._init_callback(callback)

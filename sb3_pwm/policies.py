@@ -20,6 +20,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_pwm.actions import action_codes
+from sb3_pwm.checks import constructor_parameters
 from sb3_pwm.compute.optimizers import RATE_SCALE
 from sb3_pwm.files.tensors import save_tensors
 from sb3_pwm.losses import state_values
@@ -413,26 +414,9 @@ class PWMPolicy(BasePolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
-        data.update(
-            lr_schedule=self._dummy_schedule,  # the optimizers' rates are set by whoever trains
-            net_arch=self.net_arch,
-            activation_fn=self.activation_fn,
-            latent_dim=self.latent_dim,
-            simnorm_dim=self.simnorm_dim,
-            reward_bins=self.reward_bins,
-            residual_dynamics=self.residual_dynamics,
-            latent_layer_norm=self.latent_layer_norm,
-            n_dynamics=self.n_dynamics,
-            critic=self.critic_kind,
-            n_critics=self.n_critics,
-            state_dependent_std=self.state_dependent_std,
-            norm_after_activation=self.norm_after_activation,
-            features_extractor_class=self.features_extractor_class,
-            features_extractor_kwargs=self.features_extractor_kwargs,
-            standardize=self.standardize,
-            optimizer_class=self.optimizer_class,
-            optimizer_kwargs=self.optimizer_kwargs,
-        )
+        given = constructor_parameters(PWMPolicy).keys() - data.keys() - {"lr_schedule", "critic"}
+        data.update({name: getattr(self, name) for name in given}, critic=self.critic_kind)
+        data["lr_schedule"] = self._dummy_schedule  # the optimizers' rates are set by whoever trains
         return data
 
 

@@ -1,9 +1,9 @@
 """PWM as a Stable-Baselines3 algorithm."""
 
+import functools
 import math
 import pathlib
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 import gymnasium as gym
@@ -14,48 +14,36 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import (
-    FloatSchedule,
-    LinearSchedule,
-    configure_logger,
-)
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, configure_logger
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
-from tqdm.auto import tqdm
 
-from sb3_pwm import offline, published
+from sb3_pwm import offline
 from sb3_pwm.buffers import ALL, SequenceReplayBuffer, check_replay_buffer, sequence_buffer_class
 from sb3_pwm.checks import (
-    ATTRIBUTES,
     check_action_noise,
     check_arguments,
     check_capacity,
-    check_integer,
     check_train_freq,
     constructor_parameters,
     initial_ent_coef,
     random_steps,
 )
 from sb3_pwm.compute.compilation import TorchCompile
-from sb3_pwm.compute.distributed import Part, own_part, share_from_first
+from sb3_pwm.compute.distributed import Part, own_part
 from sb3_pwm.compute.optimizers import set_learning_rate
 from sb3_pwm.compute.precision import Precision
-from sb3_pwm.compute.progress import let_go, say, timed, warn_that_nothing_was_learnt
+from sb3_pwm.compute.progress import let_go, say, warn_that_nothing_was_learnt
 from sb3_pwm.diagnostics import evaluation, fitted_q
 from sb3_pwm.diagnostics.start_values import StartValues, follow_episodes
-from sb3_pwm.files.tensors import checksum, save_tensors
-from sb3_pwm.her import SequenceHerReplayBuffer
+from sb3_pwm.files import world_models
 from sb3_pwm.learner import Learner
 from sb3_pwm.multitask import extraction
-from sb3_pwm.multitask.policies import ExtractedPolicy, MultiTaskPolicy
+from sb3_pwm.multitask.policies import MultiTaskPolicy
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.replay import statistics
-from sb3_pwm.sac_names import (
-    SAC_POLICY_ARGUMENTS,
-    check_sac_arguments,
-    of_policy,
-    without_sac_arguments,
-)
+from sb3_pwm.replay.her import SequenceHerReplayBuffer
+from sb3_pwm.sac_names import SAC_POLICY_ARGUMENTS, check_sac_arguments, of_policy, without_sac_arguments
 from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_pwm.type_aliases import SequenceSamples
 
@@ -356,10 +344,8 @@ class PWM(SequenceOffPolicyAlgorithm):
 
     def _on_transition(self, observations: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[Any]) -> None:
         self._steps_since_statistics += self.n_envs
-        follow_episodes(self._start_values, self._start_value, observations, rewards, dones, infos)
-
-    def _start_value(self, observation: Any) -> float:
-        return evaluation.start_value(self.policy, observation)
+        start_value = functools.partial(evaluation.start_value, self.policy)
+        follow_episodes(self._start_values, start_value, observations, rewards, dones, infos)
 
     def learn(
         self: SelfPWM,
@@ -398,7 +384,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         say(f"Collecting {what} before the first update", shown=self.verbose > 0 and warm_up > 0)
         try:
             if self.num_timesteps >= warm_up_end and known > 0:
-                self._finish_pretraining(progress_bar)
+                offline.finish_pretraining(self, progress_bar)
             while self.num_timesteps < total_timesteps:
                 rollout = self.collect_rollouts(
                     self._watch(self.env),
@@ -412,7 +398,7 @@ class PWM(SequenceOffPolicyAlgorithm):
                 if not rollout.continue_training:
                     break
                 if self.num_timesteps >= warm_up_end:
-                    self._finish_pretraining(progress_bar)
+                    offline.finish_pretraining(self, progress_bar)
                     steps = self.gradient_steps if self.gradient_steps >= 0 else rollout.episode_timesteps
                     if steps > 0:
                         self.train(gradient_steps=steps, batch_size=self.batch_size)
@@ -430,11 +416,6 @@ class PWM(SequenceOffPolicyAlgorithm):
             warn_that_nothing_was_learnt(self.num_timesteps, learning_starts, self.sequences.n_transitions)
         return self
 
-    def _finish_pretraining(self, progress_bar: bool) -> None:
-        if self.n_model_updates < self.pretrain_steps:
-            left = self.pretrain_steps - self.n_model_updates
-            self._pretrain(left, progress_bar, lambda _: self._current_progress_remaining)
-
     def pretrain(
         self: SelfPWM,
         gradient_steps: int,
@@ -445,74 +426,9 @@ class PWM(SequenceOffPolicyAlgorithm):
         tb_log_name: str = "PWM_pretrain",
         reset_num_timesteps: bool = True,
     ) -> SelfPWM:
-        """Update the world model alone, on the present replay buffer.
-
-        Its learning rate follows its schedule over these updates, as if they were a whole run; later updates have the
-        rate of their own time. Meanwhile ``num_timesteps`` counts them, in callbacks and the log.
-
-        In a process group of ``torch.distributed`` every process takes its own part of each batch, ``batch_size``
-        windows, and all end with the same world model; give all of them the same seed and data.
-
-        :param gradient_steps: number of updates.
-        :param progress_bar: show progress.
-        :param callback: SB3 callback, list of callbacks or function.
-        :param log_interval: updates between logs; None for no logs.
-        :param tb_log_name: name of the run in TensorBoard.
-        :param reset_num_timesteps: start counting anew; False goes on from ``n_model_updates``, where an interrupted
-            pre-training has stopped: with its count, and with its learning rate if ``gradient_steps`` are what was
-            left.
-        :return: the model.
-        :raises ValueError: if a number is out of range, the replay buffer holds too little, or the environment's
-            ``VecNormalize`` has not seen what it holds.
-        """
-        check_integer("gradient_steps", gradient_steps, 0)
-        if log_interval is not None:
-            check_integer("log_interval", log_interval, 1)
-        statistics.check_normalizer_known(self.sequences, self._vec_normalize_env, self._steps_to_know)
-        known = self.num_timesteps, self._current_progress_remaining
-        try:
-            with self._told(gradient_steps):
-                self._run_offline(
-                    gradient_steps,
-                    callback,
-                    log_interval,
-                    tb_log_name,
-                    progress_bar and own_part().rank == 0,
-                    first=0 if reset_num_timesteps else self.n_model_updates,
-                    what="world model",
-                    prepare=lambda: self._prepare_pretraining(gradient_steps),
-                    update=lambda: self._update_model_alone(self._current_progress_remaining),
-                )
-        finally:
-            self.num_timesteps, self._current_progress_remaining = known
+        """Update the world model alone, see :func:`sb3_pwm.offline.pretrain`; return the model."""
+        offline.pretrain(self, gradient_steps, progress_bar, callback, log_interval, tb_log_name, reset_num_timesteps)
         return self
-
-    def _prepare_pretraining(self, gradient_steps: int) -> None:
-        self._prepare_updates()
-        if gradient_steps > 0 or self.policy.statistics_size == 0:
-            # Never for the policy's updates alone: the world model knows the old scales.
-            self._take_scales()
-        if own_part().n_processes > 1:
-            share_from_first(self.policy.world_model)
-            share_from_first(self.policy.reward_scale)
-
-    def _pretrain(self, gradient_steps: int, progress_bar: bool, progress_remaining: Callable[[int], float]) -> None:
-        """Pre-train within other learning; each update's learning rate is that of its ``progress_remaining``."""
-        self._prepare_pretraining(gradient_steps)
-        bar = progress_bar and own_part().rank == 0
-        with self._told(gradient_steps):
-            for update in tqdm(range(gradient_steps), "world model", disable=not bar, leave=False):
-                self._update_model_alone(progress_remaining(update))
-
-    @property
-    def _steps_to_know(self) -> int:
-        """Number of steps that a ``VecNormalize`` must have seen before updates without an environment."""
-        return random_steps(self.learning_starts, self._total_timesteps)
-
-    def _told(self, gradient_steps: int) -> AbstractContextManager[None]:
-        """Tell a user with ``verbose=1`` of pre-training."""
-        what = f"Training the world model alone: {gradient_steps:,} updates"
-        return timed(what, shown=self.verbose > 0 and gradient_steps > 0 and own_part().rank == 0)
 
     def _update_model_alone(self, progress_remaining: float) -> None:
         self._set_learning_rate("model", progress_remaining)
@@ -589,26 +505,8 @@ class PWM(SequenceOffPolicyAlgorithm):
     def from_dataset(
         cls: type[SelfPWM], dataset: ReplayBuffer, policy: str | type[PWMPolicy] = "MlpPolicy", **kwargs: Any
     ) -> SelfPWM:
-        """Make a model for a data set, without an environment.
-
-        :param dataset: replay buffer, see :mod:`sb3_pwm.datasets`; the model goes on with it, it is not copied.
-        :param policy: as for the constructor.
-        :param kwargs: constructor arguments; ``env`` and ``buffer_size`` are the data set's, the default of
-            ``pretrain_steps`` is 10,000 for each task, that of ``batch_size`` is 128, that of ``observation_coef`` 0,
-            those of ``gamma`` and ``pessimism`` are 0.995 and 1, and those of ``n_dynamics`` and ``n_critics`` in
-            ``policy_kwargs`` are 3.
-        :return: the model; :meth:`learn_offline` trains it, ``set_env`` and ``learn`` go on in an environment.
-        :raises TypeError: if ``dataset`` is no replay buffer, or ``kwargs`` hold what the data set decides.
-        :raises ValueError: if windows cannot be drawn from it, or its images have their channels last.
-        """
-        arguments = offline.arguments_for(dataset, cls._wrap_env, kwargs)
-        model = cls(policy, **(arguments | {"_init_setup_model": False}))
-        model.replay_buffer = dataset  # so that no other of its size is made
-        model._setup_model()
-        model._take_over_buffer(dataset)
-        if "pretrain_steps" not in kwargs:
-            model.pretrain_steps = offline.PRETRAIN_STEPS * model.policy.n_tasks
-        return model
+        """Make a model for a data set, without an environment; see :func:`sb3_pwm.offline.model_of`."""
+        return offline.model_of(cls, dataset, policy, kwargs)
 
     def learn_offline(
         self: SelfPWM,
@@ -621,50 +519,9 @@ class PWM(SequenceOffPolicyAlgorithm):
         progress_bar: bool = False,
         reset_num_timesteps: bool = True,
     ) -> SelfPWM:
-        """Learn from the present replay buffer: the world model first, then the policy in imagination.
-
-        No environment is reset or stepped, and the world model no longer changes while the policy learns. In
-        callbacks, schedules and the log ``num_timesteps`` counts policy updates. :meth:`learn` goes on from here.
-
-        :param total_updates: policy updates.
-        :param pretrain_steps: world-model updates before them; None for what is left of the model's
-            ``pretrain_steps``, with the learning rate that an interruption left.
-        :param callback: SB3 callback, list of callbacks or function.
-        :param log_interval: policy updates between logs; None for no logs.
-        :param tb_log_name: name of the run in TensorBoard.
-        :param progress_bar: show progress.
-        :param reset_num_timesteps: start counting anew; False continues, as if ``total_updates`` more had been asked
-            for at first.
-        :return: the model.
-        :raises ValueError: if a number is out of range, the replay buffer holds too little, or the environment's
-            ``VecNormalize`` has not seen what it holds.
-        """
-        check_integer("total_updates", total_updates, 0)
-        if log_interval is not None:
-            check_integer("log_interval", log_interval, 1)
-        done = self.n_model_updates if pretrain_steps is None else 0
-        if pretrain_steps is None:
-            pretrain_steps = max(0, self.pretrain_steps - done)
-        check_integer("pretrain_steps", pretrain_steps, 0)
-        wanted = done + pretrain_steps
-        self.sequences.check_not_empty()
-        statistics.check_normalizer_known(self.sequences, self._vec_normalize_env, self._steps_to_know)
-        if self.env is None:
-            self.env = offline.spaces_only(self.observation_space, self.action_space, self.n_envs)
-        if reset_num_timesteps:
-            self.num_timesteps = self._episode_num = 0
-            self.ep_info_buffer = None
-        self._run_offline(
-            total_updates,
-            callback,
-            log_interval,
-            tb_log_name,
-            progress_bar,
-            first=self.num_timesteps,
-            what="policy",
-            prepare=lambda: self._pretrain(pretrain_steps, progress_bar, lambda n: 1 - (done + n) / wanted),
-            update=self._update_policy_offline,
-        )
+        """Learn from the present replay buffer, see :func:`sb3_pwm.offline.learn_offline`; return the model."""
+        settings = callback, log_interval, tb_log_name, progress_bar, reset_num_timesteps
+        offline.learn_offline(self, total_updates, pretrain_steps, *settings)
         return self
 
     def _update_policy_offline(self) -> None:
@@ -673,51 +530,18 @@ class PWM(SequenceOffPolicyAlgorithm):
         self._n_updates += 1
 
     def save_world_model(self, path: str | pathlib.Path) -> None:
-        """Save the world model and the scales of observations and rewards, without the policy.
-
-        :param path: file; missing folders are made, and an old file stays until the new one is whole.
-        :raises OSError: if it cannot be written.
-        """
-        content = offline.world_model_content(self.policy, self.termination_coef, self.n_model_updates)
-        save_tensors(path, content | {"sha256": checksum(content)})
+        """Save the world model without the policy, see :func:`sb3_pwm.files.world_models.save`."""
+        world_models.save(self.policy, path, self.termination_coef, self.n_model_updates)
 
     def load_world_model(self: SelfPWM, path: str | pathlib.Path) -> SelfPWM:
-        """Take over a world model; actor and critics stay as they are.
-
-        One world model so serves many policies: of other sizes, or with other settings. It comes from
-        :meth:`save_world_model`, or from a file that TD-MPC2 or PWM has published, see :mod:`sb3_pwm.published`; such
-        a model counts as pre-trained.
-
-        :param path: file; nothing in it is run.
-        :return: the model.
-        :raises FileNotFoundError: if there is no such file.
-        :raises ValueError: if the file is damaged, or its world model has other sizes or needs other settings; nothing
-            is changed then.
-        """
-        content = published.read_file(path)
-        if published.is_published(content):
-            published.load_checkpoint(self.policy, published.parse(content, path), self.termination_coef)
-            self.n_model_updates = max(self.n_model_updates, self.pretrain_steps, 1)
-        else:
-            self.n_model_updates = offline.take_over_world_model(self.policy, content, path, self.termination_coef)
+        """Take over a saved or published world model, see :func:`sb3_pwm.files.world_models.load`; return the model."""
+        trained = world_models.load(self.policy, path, self.termination_coef)
+        self.n_model_updates = max(self.n_model_updates, self.pretrain_steps, 1) if trained is None else trained
         return self
 
     def model_errors(self, dataset: ReplayBuffer, horizon: int = 16, n_windows: int = 2_000) -> dict[str, np.ndarray]:
-        """Measure how far ahead the world model predicts, best on episodes that it has not learnt from.
-
-        :param dataset: replay buffer with episodes of the same spaces, see :mod:`sb3_pwm.datasets`; it is not changed.
-        :param horizon: number T of steps to look ahead.
-        :param n_windows: number of windows, spread evenly over the data.
-        :return: (T,) arrays of the errors 1 ... T steps ahead, see
-            :func:`sb3_pwm.diagnostics.open_loop.open_loop_errors`: ``latent`` (1 is no better than predicting no
-            change), ``reward`` (1 is no better than the mean) and ``termination`` (cross-entropy in nats).
-        :raises TypeError: if ``dataset`` is no replay buffer.
-        :raises ValueError: if a number is out of range, the spaces differ or the data are shorter than ``horizon``.
-        """
-        check_integer("horizon", horizon, 1)
-        check_integer("n_windows", n_windows, 1)
-        buffer = self._checked_buffer(dataset, "observation_space", "action_space")
-        buffer.device = self.device  # of another object: the data set stays where it is
+        """Measure how far ahead the world model predicts, see :func:`sb3_pwm.diagnostics.evaluation.model_errors`."""
+        buffer = self._to_evaluate(dataset)
         return evaluation.model_errors(self.policy, buffer, self._vec_normalize_env, horizon, n_windows)
 
     def estimate_return(
@@ -729,57 +553,35 @@ class PWM(SequenceOffPolicyAlgorithm):
         seed: int = 0,
         progress_bar: bool = False,
     ) -> fitted_q.ReturnEstimate:
-        """Estimate what the policy would earn per episode from data alone, by fitted Q evaluation.
-
-        :param dataset: as for :meth:`model_errors`; 8 whole episodes or more, of one task.
-        :param n_updates: of the Q functions; None for 5,000, or more where ``gamma`` is above 0.995.
-        :param deterministic: evaluate the deterministic policy, which is what one usually deploys.
-        :param seed: of all that is drawn; compare policies with the same one.
-        :param progress_bar: show progress.
-        :return: estimate and interval, see :class:`sb3_pwm.diagnostics.fitted_q.ReturnEstimate`.
-        :raises TypeError: if ``dataset`` is no replay buffer.
-        :raises ValueError: if a number is out of range, the spaces differ or the episodes are too few.
-        :raises FloatingPointError: if the Q functions are not finite.
-        """
-        buffer = self._checked_buffer(dataset, "observation_space", "action_space")
-        buffer.device = self.device
+        """Estimate from data what the policy would earn, see :func:`sb3_pwm.diagnostics.fitted_q.estimate_return`."""
         settings = self.gamma, n_updates, deterministic, seed, progress_bar
-        return fitted_q.estimate_return(self.policy, buffer, self._vec_normalize_env, *settings)
+        return fitted_q.estimate_return(self.policy, self._to_evaluate(dataset), self._vec_normalize_env, *settings)
+
+    def _to_evaluate(self, dataset: ReplayBuffer) -> SequenceReplayBuffer:
+        """Return a data set, checked, as a buffer that gives tensors on the model's device."""
+        buffer = self._checked_buffer(dataset, "observation_space", "action_space")
+        buffer.device = self.device  # of another object: the data set stays where it is
+        return buffer
 
     def value_calibration(self, env: GymEnv | VecEnv, n_episodes: int = 10, deterministic: bool = False) -> float:
         """Return the critics' mean value of start states over the mean discounted return of evaluation episodes.
 
-        :param env: environment to evaluate in, not the one that the model trains in. It needs a ``VecNormalize`` if
-            that one has it, whose present statistics it takes over; its own do not move. Rewards are in training's
-            units, discounted with ``gamma``; what a time-out cuts off is estimated by the critics.
-        :param n_episodes: number of episodes, divided evenly among its environments.
-        :param deterministic: act deterministically; the value is that of the stochastic policy.
-        :return: 1 is right; above 1 the critics promise too much, or with negative returns below 1.
-        :raises ValueError: if only one of the two environments has a ``VecNormalize``, or ``n_episodes`` is below 1.
+        :return: 1 is right; above 1 the critics promise too much, or with negative returns below 1. Arguments and
+            errors are those of :func:`sb3_pwm.diagnostics.evaluation.evaluated_start_values`.
         """
         return self._evaluated_start_values(env, n_episodes, deterministic).ratio
 
     def model_gap(self, env: GymEnv | VecEnv, n_episodes: int = 10) -> float:
-        """Return how far the present policy's imagined return lies above its real one.
+        """Return how far the present policy's imagined return lies above its real one: in [-1, 1], 0 is right.
 
-        Near 1, the policy exploits errors of the model. See :attr:`sb3_pwm.diagnostics.start_values.StartValues.gap`;
-        :class:`sb3_pwm.ModelGapCallback` watches it.
-
-        :param env: environment to evaluate in; it, and errors, are as for :meth:`value_calibration`.
-        :param n_episodes: number of episodes, with the stochastic policy.
-        :return: gap in [-1, 1]; 0 is right.
+        Near 1, the policy exploits errors of the model; :class:`sb3_pwm.ModelGapCallback` watches it. Arguments and
+        errors are those of :func:`sb3_pwm.diagnostics.evaluation.evaluated_start_values`.
         """
         return self._evaluated_start_values(env, n_episodes, deterministic=False).gap
 
     def _evaluated_start_values(self, env: GymEnv | VecEnv, n_episodes: int, deterministic: bool) -> StartValues:
-        return evaluation.evaluated_start_values(
-            self.policy,
-            self._wrap_env(env, monitor_wrapper=False),
-            self._vec_normalize_env,
-            lambda observations: self.predict(observations, deterministic=deterministic)[0],
-            gamma=self.gamma,
-            n_episodes=n_episodes,
-        )
+        own, normalizer = self._wrap_env(env, monitor_wrapper=False), self._vec_normalize_env
+        return evaluation.evaluated_start_values(self, own, normalizer, n_episodes, deterministic)
 
     def extract(
         self: SelfPWM,
@@ -792,44 +594,9 @@ class PWM(SequenceOffPolicyAlgorithm):
         policy_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> SelfPWM:
-        """Learn a policy for one task in this model's world model, as the paper does (arXiv 2407.02466).
+        """Learn a policy for one task in this model's world model, see :func:`sb3_pwm.multitask.extraction.extract`.
 
-        The policy starts from nothing; windows come from what this model's replay buffer holds of the task. The result
-        is a model of its own, in the task's own spaces: it predicts in the task's environment, can be saved, and, made
-        with ``env``, goes on learning there after ``set_env``. It has this model's settings but for the action noise,
-        which is made for all tasks' actions.
-
-        :param task: name of the task.
-        :param total_updates: policy updates, see :meth:`learn_offline`; 0 for an untrained policy.
-        :param env: the task's environment, for its spaces; None: observations without bounds, actions in [-1, 1].
-        :param callback: as for :meth:`learn_offline`.
-        :param progress_bar: as for :meth:`learn_offline`.
-        :param policy_kwargs: arguments of :class:`PWMPolicy` for actor and critics, such as ``{"net_arch": {"pi":
-            [256]}}``; everything else is this model's.
-        :param kwargs: constructor arguments that differ from this model's.
         :return: the new model.
-        :raises TypeError: if this model has one task only, or ``env`` is no environment.
-        :raises ValueError: if there is no such task, no data of it, ``env`` has other sizes, ``policy_kwargs`` change
-            the world model, the world model has not been trained, or this model learns behind a ``VecNormalize``.
         """
-        check_integer("total_updates", total_updates, 0)
-        if self._vec_normalize_env is not None:
-            raise ValueError(
-                "extract() cannot give a task's environment the statistics of this model's VecNormalize; train without "
-                "it: every task has its own scales of observations and rewards in the model"
-            )
-        given = without_sac_arguments(policy_kwargs or {}, (), SAC_POLICY_ARGUMENTS)
-        dataset, own_kwargs = extraction.data_and_policy_kwargs(
-            self.policy, self.sequences, task, env, self.policy_kwargs or {}, given
-        )
-        if total_updates and self.pretrain_steps and not self.n_model_updates:
-            raise ValueError(
-                "extract() learns in the world model as it is, and this one has not been trained; call pretrain() or "
-                "load_world_model() first"
-            )
-        names = constructor_parameters(PWM).keys() - extraction.NOT_INHERITED
-        inherited = {name: getattr(self, ATTRIBUTES.get(name, name)) for name in names} | {"pretrain_steps": 0}
-        model = type(self).from_dataset(dataset, ExtractedPolicy, policy_kwargs=own_kwargs, **(inherited | kwargs))
-        extraction.copy_world_model(self.policy, model.policy, task, dataset.n_transitions)
-        model.n_model_updates = self.n_model_updates
+        model = extraction.extract(self, task, env, policy_kwargs or {}, kwargs, trains=total_updates)
         return model.learn_offline(total_updates, pretrain_steps=0, callback=callback, progress_bar=progress_bar)

@@ -2,10 +2,8 @@
 
 import io
 import pathlib
-import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,9 +14,8 @@ from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
-from stable_baselines3.common.utils import check_for_correct_spaces, configure_logger
+from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
-from tqdm.auto import tqdm
 
 from sb3_pwm.actions import check_actions
 from sb3_pwm.buffers import SequenceReplayBuffer
@@ -29,7 +26,6 @@ from sb3_pwm.checks import (
     constructor_parameters,
 )
 from sb3_pwm.compute.hardware import keep_sigterm
-from sb3_pwm.compute.progress import let_go
 from sb3_pwm.files.models import opened_model, save_model, without_pickles
 from sb3_pwm.files.replay_buffers import as_sequences, read_replay_buffer, save_replay_buffer
 from sb3_pwm.files.tensors import check_tensors
@@ -261,65 +257,6 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             self._store_transition(*(step[name] for name in names))
             self._episode_num += int(step["dones"].sum())
         return rollout
-
-    def _setup_learn_offline(
-        self, total_updates: int, callback: MaybeCallback, tb_log_name: str, first: int
-    ) -> BaseCallback:
-        """Do what SB3 does before learning, but for the reset of the environment."""
-        self.start_time = time.time_ns()
-        self.num_timesteps = self._num_timesteps_at_start = first
-        self._total_timesteps = first + total_updates
-        if self.ep_info_buffer is None:
-            self.ep_info_buffer = deque(maxlen=self._stats_window_size)
-            self.ep_success_buffer = deque(maxlen=self._stats_window_size)
-        if not self._custom_logger:
-            self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, first == 0)
-        return self._init_callback(callback)
-
-    def _run_offline(
-        self,
-        total_timesteps: int,  # the name under which callbacks look for it
-        callback: MaybeCallback,
-        log_interval: int | None,
-        tb_log_name: str,
-        progress_bar: bool,
-        *,
-        first: int,
-        what: str,
-        prepare: Callable[[], object],
-        update: Callable[[], None],
-    ) -> None:
-        """Call ``update`` as SB3's loop calls ``train``: with callbacks, schedules and log, but no environment.
-
-        :param total_timesteps: number of updates.
-        :param callback: SB3 callback, list of callbacks or function.
-        :param log_interval: updates between logs; None for no logs.
-        :param tb_log_name: name of the run in TensorBoard.
-        :param progress_bar: show progress.
-        :param first: number of updates that have been before, and count too.
-        :param what: is learnt, for the progress bar.
-        :param prepare: called once before the first update.
-        :param update: one update.
-        """
-        callback = self._setup_learn_offline(total_timesteps, callback, tb_log_name, first)
-        total = max(1, self._total_timesteps)
-        self._update_current_progress_remaining(first, total)
-        callback.on_training_start(locals(), globals())
-        try:
-            prepare()
-            # SB3's own bar would count a step of every environment at each update.
-            for _ in tqdm(range(total_timesteps), what, disable=not progress_bar):
-                update()
-                self.num_timesteps += 1
-                self._update_current_progress_remaining(self.num_timesteps, total)
-                callback.update_locals(locals())
-                if not callback.on_step():
-                    break
-                if log_interval is not None and self.num_timesteps % log_interval == 0:
-                    self.dump_logs()
-            callback.on_training_end()
-        finally:
-            let_go(callback)
 
     def _check_observations(self, observations: Any, original: Any) -> None:
         """Check (n_envs, *obs_shape) observations of the environment, and what they were before a ``VecNormalize``."""

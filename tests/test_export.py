@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_pwm import PWM
 from sb3_pwm.cli.main import COMMANDS
 from sb3_pwm.cli.subcommands import run_command_line
-from sb3_pwm.export import DeployedPolicy, export_policy
+from sb3_pwm.files.export import DeployedPolicy, export_policy
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -34,16 +34,17 @@ LEVELS = (
     },
     {"simulator/steps"},
     {"simulator/dynamics"},
-    {"benchmark", "mppi"},
+    {"benchmark", "planning/mppi"},
     {"buffers", "policies", "multitask/envs", "diagnostics/open_loop"},
-    {"replay/columns", "her", "simulator/policy", "multitask/policies", "files/replay_buffers"},
+    {"replay/columns", "replay/her", "simulator/policy", "multitask/policies", "files/replay_buffers"},
     {"files/plain"},
     {"files/models"},
     {"learner", "sequence_algorithm", "diagnostics/evaluation", "diagnostics/fitted_q", "replay/statistics"},
     {"multitask_policies", "multitask/extraction", "offline", "published"},
+    {"files/world_models"},
     {"pwm"},
-    {"planner", "simulator/algorithms"},
-    {"export", "presets", "rl_zoo", "video", "datasets", "callbacks", "suites"},
+    {"planning/planner", "simulator/algorithms"},
+    {"files/export", "presets", "rl_zoo", "video", "datasets", "callbacks", "suites"},
     {"speed"},
     {"cli/benchmark", "cli/export", "cli/extract", "cli/record"},
     {"cli/main", "benchmark/__main__"},
@@ -55,7 +56,7 @@ PURE_FILES = {
     "returns",
     "imagination",
     "losses",
-    "mppi",
+    "planning/mppi",
     "world_model",
     "networks",
     "video/decoder",
@@ -77,8 +78,9 @@ PURE -= {"nn/observation_features", "compute/progress"}  # they read spaces, and
 
 
 def imports_of(tree):
-    """Dotted names, also of imports inside functions."""
-    for node in ast.walk(tree):
+    """Dotted names, also of imports inside functions, but for what only type checkers import."""
+    typed = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    for node in set(ast.walk(tree)) - {inner for block in typed for inner in ast.walk(block)}:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

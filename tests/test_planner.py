@@ -15,12 +15,13 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch.testing import assert_close
 
-from sb3_pwm import PWM, Planner, Task, TaskSet, planner, task_vec_env
+from sb3_pwm import PWM, Planner, Task, TaskSet, task_vec_env
 from sb3_pwm.benchmark import worker
 from sb3_pwm.benchmark.plan import RunSpec, make_plan
 from sb3_pwm.benchmark.results import FINISHED, read_run
-from sb3_pwm.mppi import MPPISettings, fitted_gaussian, mppi, policy_sequences, sequence_returns
-from sb3_pwm.planner import PlanningPWM
+from sb3_pwm.planning import planner
+from sb3_pwm.planning.mppi import MPPISettings, fitted_gaussian, mppi, policy_sequences, sequence_returns
+from sb3_pwm.planning.planner import PlanningPWM
 from sb3_pwm.video import record_video
 from sb3_pwm.world_model import WorldModel
 
@@ -480,7 +481,7 @@ def test_a_benchmark_of_policy_and_planner(tmp_path, monkeypatch):
     monkeypatch.setattr(Planner, "predict", watched)
     specs = {
         "pwm": spec_of("pwm"),
-        "planning": spec_of("sb3_pwm.planner:PlanningPWM", "planning", planner_kwargs=FEW),
+        "planning": spec_of("sb3_pwm:PlanningPWM", "planning", planner_kwargs=FEW),
     }
     curves = {}
     for name, spec in specs.items():
@@ -503,6 +504,6 @@ def test_a_benchmark_of_policy_and_planner(tmp_path, monkeypatch):
 
 def test_the_command_takes_it_by_its_import_path():
     numbers = {"steps": 60, "eval_every": 30, "eval_episodes": 2, "checkpoint_every": 40, "threads": 1}
-    algos = ["pwm", "planning=sb3_pwm.planner:PlanningPWM"]
+    algos = ["pwm", "planning=sb3_pwm:PlanningPWM"]
     plan = make_plan(["Pendulum-v1"], algos, [0], device="cpu", hyperparameters={}, **numbers)
     assert [spec.name for spec in plan] == ["pwm", "planning"]

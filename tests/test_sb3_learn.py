@@ -7,7 +7,7 @@ from helpers import count_updates, make, space_envs
 from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_pwm import PWM
+from sb3_pwm import PWM, offline
 
 
 def random_steps(model, monkeypatch):
@@ -45,13 +45,13 @@ def filled_buffer(tmp_path, algorithm=SAC, steps=40, n_envs=1):
 def test_learning_starts(monkeypatch, n_envs, train_freq, collected, updates):
     model = make(space_envs(n_envs), train_freq=train_freq)
     steps = random_steps(model, monkeypatch)
-    first, pretrain = [], model._pretrain
+    first, pretrain = [], offline.pretrain_within
 
     def spy(*args, **kwargs):
         first.append((model.num_timesteps, model.replay_buffer.n_transitions))
         return pretrain(*args, **kwargs)
 
-    monkeypatch.setattr(model, "_pretrain", spy)
+    monkeypatch.setattr(offline, "pretrain_within", spy)
     model.learn(40)
     assert len(steps) == 20
     assert first == [(collected, collected)]

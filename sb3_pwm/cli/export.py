@@ -4,7 +4,7 @@ import argparse
 import pathlib
 
 from sb3_pwm import offline
-from sb3_pwm.export import SUFFIXES, export_policy
+from sb3_pwm.files.export import SUFFIXES, export_policy
 from sb3_pwm.files.models import load_normalizer
 from sb3_pwm.pwm import PWM
 

@@ -1,9 +1,9 @@
 """How well a model predicts, and whether it keeps what its critics promise."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from stable_baselines3.common.type_aliases import GymEnv
@@ -16,6 +16,9 @@ from sb3_pwm.diagnostics.start_values import StartValues, run_episodes
 from sb3_pwm.policies import PWMPolicy
 from sb3_pwm.replay.watched_env import OwnArrays
 
+if TYPE_CHECKING:
+    from sb3_pwm.pwm import PWM
+
 NORMALIZER_STATISTICS = ("obs_rms", "ret_rms")
 NORMALIZER_SETTINGS = ("norm_obs", "norm_obs_keys", "clip_obs", "norm_reward", "clip_reward", "epsilon")
 
@@ -23,16 +26,24 @@ NORMALIZER_SETTINGS = ("norm_obs", "norm_obs_keys", "clip_obs", "norm_reward", "
 def model_errors(
     policy: PWMPolicy, buffer: SequenceReplayBuffer, normalizer: VecNormalize | None, horizon: int, n_windows: int
 ) -> dict[str, np.ndarray]:
-    """Measure how far ahead a world model predicts, see :meth:`sb3_pwm.PWM.model_errors`.
+    """Measure how far ahead a world model predicts, best on episodes that it has not learnt from.
+
+    :meth:`sb3_pwm.PWM.model_errors` takes any replay buffer with episodes of the model's spaces as its ``dataset``, see
+    :mod:`sb3_pwm.datasets`; it is not changed.
 
     :param policy: holds the world model.
     :param buffer: episodes to predict.
     :param normalizer: ``VecNormalize`` through which the policy sees what is stored.
     :param horizon: number T of steps to look ahead.
     :param n_windows: number of windows, spread evenly over the data.
-    :return: (T,) arrays of errors.
-    :raises ValueError: if the data are shorter than ``horizon``.
+    :return: (T,) arrays of the errors 1 ... T steps ahead, see
+        :func:`sb3_pwm.diagnostics.open_loop.open_loop_errors`: ``latent`` (1 is no better than predicting no change),
+        ``reward`` (1 is no better than the mean) and ``termination`` (cross-entropy in nats).
+    :raises TypeError: if the data set is no replay buffer.
+    :raises ValueError: if a number is out of range, the spaces differ or the data are shorter than ``horizon``.
     """
+    check_integer("horizon", horizon, 1)
+    check_integer("n_windows", n_windows, 1)
     if horizon > buffer.size():
         raise ValueError(f"horizon={horizon} is more than the {buffer.size()} steps of the data set")
     samples = policy.for_networks(buffer.spread_sequences(n_windows, horizon, normalizer))
@@ -48,29 +59,29 @@ def start_value(policy: PWMPolicy, observation: Any) -> float:
 
 
 def evaluated_start_values(
-    policy: PWMPolicy,
-    env: VecEnv,
-    normalizer: VecNormalize | None,
-    act: Callable[[Any], np.ndarray],
-    *,
-    gamma: float,
-    n_episodes: int,
+    model: "PWM", env: VecEnv, normalizer: VecNormalize | None, n_episodes: int, deterministic: bool
 ) -> StartValues:
-    """Run evaluation episodes beside what the critics promise, see :meth:`sb3_pwm.PWM.value_calibration`.
+    """Run evaluation episodes beside what the critics promise.
 
-    :param policy: holds the critics.
-    :param env: environment to evaluate in.
+    :param model: acts, and has the critics.
+    :param env: environment to evaluate in, not the one that the model trains in. It needs a ``VecNormalize`` if that
+        one has it, whose present statistics it takes over; its own do not move. Rewards are in training's units,
+        discounted with ``gamma``; what a time-out cuts off is estimated by the critics.
     :param normalizer: the training environment's ``VecNormalize``.
-    :param act: returns the (n_envs, *action_shape) actions for the env's observations.
-    :param gamma: discount in (0, 1].
-    :param n_episodes: number of episodes.
+    :param n_episodes: number of episodes, divided evenly among the environments.
+    :param deterministic: act deterministically; the value is that of the stochastic policy.
     :return: start values and returns.
     :raises ValueError: if only one of the two environments has a ``VecNormalize``, or ``n_episodes`` is below 1.
     """
     check_integer("n_episodes", n_episodes, 1)
-    tracker = StartValues(gamma, env.num_envs, n_episodes)
+    tracker = StartValues(model.gamma, env.num_envs, n_episodes)
     with normalized_as_in_training(env, normalizer):
-        run_episodes(tracker, lambda observation: start_value(policy, observation), OwnArrays(env), act)
+        run_episodes(
+            tracker,
+            lambda observation: start_value(model.policy, observation),
+            OwnArrays(env),
+            lambda observations: model.predict(observations, deterministic=deterministic)[0],
+        )
     return tracker
 
 

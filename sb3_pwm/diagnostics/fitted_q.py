@@ -278,21 +278,24 @@ def estimate_return(
     seed: int = 0,
     progress_bar: bool = False,
 ) -> ReturnEstimate:
-    """Estimate what a policy would earn, see :meth:`sb3_pwm.PWM.estimate_return`.
+    """Estimate what a policy would earn per episode from data alone.
 
     (Fitted Q evaluation, Le et al., arXiv 1903.08738, which Paine et al., arXiv 2007.09055, recommend for the choice of
     hyperparameters from data alone.) One whole episode in four is held out; the Q functions are fitted to the others.
+    :meth:`sb3_pwm.PWM.estimate_return` takes any replay buffer of the model's spaces as its ``dataset``.
 
     :param policy: acts, and encodes observations; it is not changed.
-    :param buffer: episodes; it gives tensors on the policy's device.
+    :param buffer: 8 whole episodes or more, of one task; it gives tensors on the policy's device.
     :param normalizer: ``VecNormalize`` through which the policy sees observations.
     :param gamma: discount in (0, 1].
-    :param n_updates: of the Q functions; None for :func:`default_updates`.
-    :param deterministic: evaluate the deterministic policy, else the stochastic one.
-    :param seed: of all random numbers; the global generators stay as they are.
+    :param n_updates: of the Q functions; None for 5,000, or more where ``gamma`` is above 0.995.
+    :param deterministic: evaluate the deterministic policy, which is what one usually deploys; else the stochastic one.
+    :param seed: of all that is drawn, the global generators stay as they are; compare policies with the same one.
     :param progress_bar: show progress.
-    :return: the estimate.
-    :raises ValueError: if a number is out of range, or there are too few whole episodes or several tasks.
+    :return: estimate and interval.
+    :raises TypeError: if the data set is no replay buffer.
+    :raises ValueError: if a number is out of range, the spaces differ, or there are too few whole episodes or several
+        tasks.
     :raises FloatingPointError: if a loss or gradient of the Q functions is not finite.
     """
     n_updates = default_updates(gamma) if n_updates is None else n_updates

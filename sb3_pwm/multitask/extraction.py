@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
@@ -11,10 +11,17 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_pwm.buffers import SequenceReplayBuffer
-from sb3_pwm.multitask.policies import MultiTaskPolicy
+from sb3_pwm.checks import ATTRIBUTES, check_integer, constructor_parameters
+from sb3_pwm.multitask.policies import ExtractedPolicy, MultiTaskPolicy
 from sb3_pwm.multitask.tasks import TaskSet, space_sizes
 from sb3_pwm.networks import resolve_net_arch
 from sb3_pwm.policies import PWMPolicy
+from sb3_pwm.sac_names import SAC_POLICY_ARGUMENTS, without_sac_arguments
+
+if TYPE_CHECKING:
+    from sb3_pwm.pwm import PWM
+
+SelfPWM = TypeVar("SelfPWM", bound="PWM")
 
 EXTRACTION_UPDATES = 10_000  # the paper's
 # Constructor arguments that an extracted policy does not take over from its model: they belong to the data, to all
@@ -49,6 +56,58 @@ def check_tasks_of(env: GymEnv | VecEnv | None, policy: PWMPolicy) -> None:
         own = names.get(number)
         if own != name:
             raise ValueError(f"task {number} of the environment is {name!r}; task {number} of the model is {own!r}")
+
+
+def extract(
+    model: SelfPWM,
+    task: str,
+    env: gym.Env[Any, Any] | None,
+    policy_kwargs: Mapping[str, Any],
+    kwargs: Mapping[str, Any],
+    *,
+    trains: int,
+) -> SelfPWM:
+    """Make a model for one task out of a model of many tasks, as the paper does (arXiv 2407.02466).
+
+    Its policy starts from nothing, and learns in the many-task model's world model; windows come from what the replay
+    buffer holds of the task. It is a model of its own, in the task's own spaces: it predicts in the task's environment,
+    can be saved, and, made with ``env``, goes on learning there after ``set_env``. It has the many-task model's
+    settings but for the action noise, which is made for all tasks' actions.
+
+    :param model: model of many tasks; it is not changed.
+    :param task: name of the task.
+    :param env: the task's environment, for its spaces; None: observations without bounds, actions in [-1, 1].
+    :param policy_kwargs: arguments of :class:`sb3_pwm.PWMPolicy` for actor and critics, such as ``{"net_arch": {"pi":
+        [256]}}``; everything else is the model's.
+    :param kwargs: constructor arguments that differ from the model's.
+    :param trains: policy updates to come, see :meth:`sb3_pwm.PWM.learn_offline`; 0 for an untrained policy.
+    :return: the new model.
+    :raises TypeError: if ``model`` has one task only, or ``env`` is no environment.
+    :raises ValueError: if there is no such task, no data of it, ``env`` has other sizes, ``policy_kwargs`` change the
+        world model, the world model has not been trained, or the model learns behind a ``VecNormalize``.
+    """
+    check_integer("total_updates", trains, 0)
+    if model._vec_normalize_env is not None:
+        raise ValueError(
+            "extract() cannot give a task's environment the statistics of this model's VecNormalize; train without "
+            "it: every task has its own scales of observations and rewards in the model"
+        )
+    given = without_sac_arguments(policy_kwargs, (), SAC_POLICY_ARGUMENTS)
+    dataset, own_kwargs = data_and_policy_kwargs(
+        model.policy, model.sequences, task, env, model.policy_kwargs or {}, given
+    )
+    if trains and model.pretrain_steps and not model.n_model_updates:
+        raise ValueError(
+            "extract() learns in the world model as it is, and this one has not been trained; call pretrain() or "
+            "load_world_model() first"
+        )
+    names = {name: ATTRIBUTES.get(name, name) for name in constructor_parameters(type(model)).keys() - NOT_INHERITED}
+    inherited = {name: getattr(model, attribute) for name, attribute in names.items() if hasattr(model, attribute)}
+    inherited["pretrain_steps"] = 0
+    own = type(model).from_dataset(dataset, ExtractedPolicy, policy_kwargs=own_kwargs, **(inherited | dict(kwargs)))
+    copy_world_model(model.policy, own.policy, task, dataset.n_transitions)
+    own.n_model_updates = model.n_model_updates
+    return own
 
 
 def data_and_policy_kwargs(

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_pwm.checks import check_integer
-from sb3_pwm.planner import Planner
+from sb3_pwm.planning.planner import Planner
 from sb3_pwm.video.frames import Path, VideoWriter, check_video_path, overlay
 from sb3_pwm.video.rendering import EnvFactory, check_spaces, fps_of, render, rendered_env
 

@@ -14,8 +14,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pwm.checks import check_action_space, check_integer, check_number
 from sb3_pwm.diagnostics.start_values import StartValues
-from sb3_pwm.mppi import MPPISettings, mppi, policy_sequences, sequence_returns
 from sb3_pwm.networks import Actor
+from sb3_pwm.planning.mppi import MPPISettings, mppi, policy_sequences, sequence_returns
 from sb3_pwm.pwm import PWM
 
 
