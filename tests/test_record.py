@@ -18,7 +18,7 @@ from sb3_pwm.benchmark.plan import ALGORITHMS, find_algorithm
 from sb3_pwm.cli import record as command
 from sb3_pwm.cli.record import env_arguments, load_model
 from sb3_pwm.cli.subcommands import run_command_line
-from sb3_pwm.video import record_imagination
+from sb3_pwm.video import imagination_page, record_imagination
 from sb3_pwm.video.frames import read_video
 
 
@@ -76,6 +76,20 @@ def test_imagined(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert len(frames) == 3
     assert frames[0].shape[1] == 2 * 480 + 2
     assert "episode 1: return 2.0, imagined" in capsys.readouterr().out
+
+
+def test_imagined_as_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sb3_pwm.video.imagined.POLICY_STEPS", 100)
+    monkeypatch.setattr("sb3_pwm.cli.record.imagination_page", partial(imagination_page, decoder_updates=5))
+    make(PictureEnv()).save(tmp_path / "model.zip")
+    out = tmp_path / "page.html"
+    assert record(tmp_path / "model.zip", "--env", "Picture-v0", "--out", out, "--imagined", 2, "--seed", 0) == 0
+    assert "</html>" in out.read_text()
+    assert capsys.readouterr().out.startswith("return -")
+    assert record(tmp_path / "model.zip", "--env", "Picture-v0", "--out", out) == 2
+    assert "must end in .mp4 or .gif" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("mujoco_renderer")

@@ -15,7 +15,7 @@ from sb3_pwm.simulator.mujoco_state import set_observed_state, skipped_positions
 from sb3_pwm.video import record_imagination
 from sb3_pwm.video.decoder import LatentDecoder, fit_decoder
 from sb3_pwm.video.frames import read_video
-from sb3_pwm.video.imagined import _Prediction, encode, fit_latent_decoder
+from sb3_pwm.video.imagined import DrawnOpenLoop, encode, fit_latent_decoder
 
 STATEFUL = (
     "HalfCheetah-v5",
@@ -117,7 +117,7 @@ def test_the_root_starts_from_the_truth_and_follows_the_velocity(model: PWM) -> 
     real, imagined = gym.make("Hopper-v5"), gym.make("Hopper-v5")
     layout = state_layout(real)
     fitted = fit_latent_decoder(model, "Hopper-v5", updates=2)
-    prediction = _Prediction(model, fitted, layout, real, imagined)
+    prediction = DrawnOpenLoop(model, fitted, layout, real, imagined)
     observation, _ = real.reset(seed=0)
     imagined.reset(seed=1)
     real.unwrapped.data.qpos[0] = 4.0  # type: ignore[attr-defined]
@@ -142,7 +142,7 @@ def test_predicted_rewards_are_in_the_units_of_the_environment(monkeypatch: pyte
     imagined = gym.make("Hopper-v5")
     imagined.reset(seed=0)
     fitted = fit_latent_decoder(model, "Hopper-v5", updates=1)
-    prediction = _Prediction(model, fitted, layout, real, imagined)
+    prediction = DrawnOpenLoop(model, fitted, layout, real, imagined)
     prediction.synchronize(observation)
     action = np.array([0.5, -0.5, 1.0], np.float32)
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_dynamics_networks_take_turns_as_in_imagination() -> None:
     observation, _ = real.reset(seed=0)
     imagined.reset(seed=0)
     fitted = fit_decoder(torch.rand(100, 16), torch.randn(100, 11), updates=1)
-    prediction = _Prediction(model, fitted, state_layout(real), real, imagined)
+    prediction = DrawnOpenLoop(model, fitted, state_layout(real), real, imagined)
     action = np.array([0.5, -0.5, 1.0], np.float32)
     for _ in range(2):
         prediction.synchronize(observation)

@@ -15,8 +15,8 @@ from sb3_pwm.benchmark.plan import ALGORITHMS, find_algorithm
 from sb3_pwm.checks import check_integer, name_of
 from sb3_pwm.files.models import load_normalizer
 from sb3_pwm.pwm import PWM
-from sb3_pwm.video import record_imagination, record_video, use_headless_rendering
-from sb3_pwm.video.frames import check_video_path
+from sb3_pwm.video import imagination_page, record_imagination, record_video, use_headless_rendering
+from sb3_pwm.video.frames import PAGE_SUFFIX, check_video_path
 from sb3_pwm.video.rendering import EnvFactory, make_env
 
 
@@ -32,7 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME:VALUE",
         help="arguments of the environment, such as width:320 or camera_name:side",
     )
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="FILE", help="ends in .mp4 or .gif")
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        required=True,
+        metavar="FILE",
+        help="ends in .mp4 or .gif; with --imagined also in .html: a page with a slider",
+    )
     parser.add_argument("--algo", default="pwm", help=f"{names}, or package:Class (default: pwm)")
     parser.add_argument("--episodes", type=int, default=1, metavar="N", help="number of episodes (default: 1)")
     parser.add_argument("--seed", type=int, metavar="S", help="of the environment")
@@ -61,10 +67,12 @@ def run(args: argparse.Namespace) -> int:
         for name, low in (("episodes", 1), ("max_steps", 1), ("imagined", 1), ("seed", 0)):
             if getattr(args, name) is not None:
                 check_integer(f"--{name.replace('_', '-')}", getattr(args, name), low)
-        check_video_path(args.out)
+        if args.out.suffix != PAGE_SUFFIX or args.imagined is None:
+            check_video_path(args.out)
         use_headless_rendering()
         env = functools.partial(make_env, args.env, **env_arguments(args.env_kwargs))
         _record(load_model(args.model, args.algo, env, args.vec_normalize), env, args)
+        print(args.out)
     except (ValueError, TypeError, ImportError, RuntimeError, OSError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -94,15 +102,18 @@ def _record(model: BaseAlgorithm, env: EnvFactory, args: argparse.Namespace) -> 
     if args.imagined is None:
         for number, episode_return in enumerate(record_video(model, env, args.out, **options), 1):
             print(f"episode {number}: return {episode_return:.1f}")
+        return
+    if not isinstance(model, PWM):
+        raise ValueError(f"--imagined needs a PWM, which has a world model; --algo {args.algo} has none")
+    if args.out.suffix == PAGE_SUFFIX:
+        rollout = imagination_page(model, env, args.out, horizon=args.imagined, seed=args.seed)
+        print(f"return {rollout.rewards.sum():.1f}, imagined {rollout.imagined_rewards.sum():.1f}")
     else:
-        if not isinstance(model, PWM):
-            raise ValueError(f"--imagined needs a PWM, which has a world model; --algo {args.algo} has none")
         for number, episode in enumerate(record_imagination(model, env, args.out, horizon=args.imagined, **options), 1):
             print(
                 f"episode {number}: return {episode.episode_return:.1f}, imagined {episode.imagined_return:.1f}, "
                 f"model error {episode.errors.mean():.2f} standard deviations on average"
             )
-    print(args.out)
 
 
 def load_model(

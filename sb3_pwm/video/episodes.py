@@ -90,6 +90,8 @@ class Step(NamedTuple):
     reward: float
     observation: Any
     """That followed, as the environment gave it."""
+    terminated: bool
+    """Whether the episode has ended, other than by a time-out."""
 
 
 def play(
@@ -110,7 +112,7 @@ def play(
         if isinstance(env.action_space, spaces.Discrete):
             action = action[()]  # a number, as SB3 gives it to environments; an array cannot be a key
         observation, reward, terminated, truncated, _ = env.step(action)
-        yield Step(action, float(reward), observation)
+        yield Step(action, float(reward), observation, bool(terminated))
         if terminated or truncated:
             return
 

@@ -18,6 +18,7 @@ from sb3_pwm.checks import check_integer
 from sb3_pwm.files.atomic import whole_file, write_bytes
 
 SUFFIXES = (".mp4", ".gif")
+PAGE_SUFFIX = ".html"
 MAX_GIF_FPS = 25  # browsers slow down what is much faster, and files grow
 STRIP_COLORS = 128
 BACKGROUND = (24, 24, 24)
@@ -33,6 +34,17 @@ def check_video_path(path: Path) -> pathlib.Path:
     path = pathlib.Path(path).expanduser()
     if path.suffix not in SUFFIXES:
         raise ValueError(f"path={str(path)!r} must end in {' or '.join(SUFFIXES)}")
+    return path
+
+
+def check_page_path(path: Path) -> pathlib.Path:
+    """Check that a path names a page, and return it with ``~`` expanded.
+
+    :raises ValueError: if it does not end in ``.html``.
+    """
+    path = pathlib.Path(path).expanduser()
+    if path.suffix != PAGE_SUFFIX:
+        raise ValueError(f"path={str(path)!r} must end in {PAGE_SUFFIX}")
     return path
 
 

@@ -74,10 +74,7 @@ def record_imagination(
     :raises RuntimeError: if the environment cannot be rendered on this machine.
     """
     path = check_video_path(path)
-    if not isinstance(model, PWM):
-        raise TypeError(f"model must be a PWM, which has a world model, not {type(model).__name__}")
-    if isinstance(env, gym.Env):
-        raise TypeError("env must be an id or a function that makes an environment: two of them are needed")
+    check_model_and_env(model, env)
     for name, value in (("horizon", horizon), ("n_episodes", n_episodes), ("max_steps", max_steps)):
         check_integer(name, value, 1)
     check_integer("decoder_updates", decoder_updates, 1)
@@ -94,12 +91,62 @@ def record_imagination(
         episodes = []
         for episode in range(n_episodes):
             observation, _ = real.reset(seed=seed if episode == 0 else None)
-            prediction = _Prediction(model, fitted, layout, real, imagined)
+            prediction = DrawnOpenLoop(model, fitted, layout, real, imagined)
             episodes.append(_record(prediction, observation, horizon, max_steps, writer.append))
         return episodes
 
 
-class _Prediction:
+def check_model_and_env(model: PWM, env: EnvFactory) -> None:
+    """Check that there is a world model, and that several environments can be made.
+
+    :raises TypeError: if not.
+    """
+    if not isinstance(model, PWM):
+        raise TypeError(f"model must be a PWM, which has a world model, not {type(model).__name__}")
+    if isinstance(env, gym.Env):
+        raise TypeError("env must be an id or a function that makes an environment: two of them are needed")
+
+
+class OpenLoop:
+    """A world model's open-loop prediction, read as observations.
+
+    :param model: the model.
+    :param fitted: reads observations from latents.
+    """
+
+    latents: torch.Tensor
+    """(1, Z) predicted latents."""
+    decoded: np.ndarray
+    """(D,) observation that is read from them."""
+    ending: float | None = None
+    """Predicted probability in [0, 1] that the newest step ends the episode; None without a termination head."""
+
+    def __init__(self, model: PWM, fitted: FittedDecoder) -> None:
+        self.model, self.fitted = model, fitted
+
+    def synchronize(self, observation: np.ndarray) -> None:
+        """Start again from the true (D,) observation."""
+        self.ahead = 0
+        self._decode(encode(self.model, observation[None]))
+
+    @torch.no_grad()
+    def step(self, action: np.ndarray) -> float:
+        """Predict one step; return its predicted reward in the environment's units."""
+        policy, normalizer = self.model.policy, self.model.get_vec_normalize_env()
+        actions = policy.actions_for_networks(np.asarray(action)[None])
+        rewards = (policy.world_model.rewards(self.latents, actions) * policy.reward_scale.scale).cpu().numpy()
+        self._decode(policy.world_model.next_latents(self.latents, actions, self.ahead))
+        self.ahead += 1
+        if self.model.termination_coef > 0:
+            self.ending = 1 - float(policy.world_model.continuations(self.latents)[0])
+        return float((rewards if normalizer is None else normalizer.unnormalize_reward(rewards))[0])
+
+    def _decode(self, latents: torch.Tensor) -> None:
+        self.latents = latents
+        self.decoded = self.fitted.decoder(latents)[0].cpu().numpy()
+
+
+class DrawnOpenLoop(OpenLoop):
     """The model's open-loop prediction in one environment beside the truth in another."""
 
     def __init__(
@@ -110,34 +157,25 @@ class _Prediction:
         real: gym.Env[Any, Any],
         imagined: gym.Env[Any, Any],
     ) -> None:
-        self.model, self.fitted, self.layout, self.real, self.imagined = model, fitted, layout, real, imagined
+        super().__init__(model, fitted)
+        self.layout, self.real, self.imagined = layout, real, imagined
         self.dt: float = real.unwrapped.dt  # type: ignore[attr-defined]
         shown = torch.arange(layout.size, device=model.device)
         self.varying = shown[fitted.decoder.std[: layout.size] > 0]
 
     def synchronize(self, observation: np.ndarray) -> None:
-        """Start again from the truth."""
-        self.ahead = 0
-        self._decode(encode(self.model, observation[None]))
+        """Start again from the truth, also in the picture."""
+        super().synchronize(observation)
         self.skipped = skipped_positions(self.real, self.layout)
         self._show()
 
-    @torch.no_grad()
     def step(self, action: np.ndarray) -> float:
-        """Predict one step; return its predicted reward in the environment's units."""
-        policy, normalizer = self.model.policy, self.model.get_vec_normalize_env()
-        actions = policy.actions_for_networks(np.asarray(action)[None])
-        rewards = (policy.world_model.rewards(self.latents, actions) * policy.reward_scale.scale).cpu().numpy()
+        """Predict one step and draw it; return its predicted reward in the environment's units."""
         before = self._root_velocity()
-        self._decode(policy.world_model.next_latents(self.latents, actions, self.ahead))
-        self.ahead += 1
+        reward = super().step(action)
         self.skipped = self.skipped + self.dt * (before + self._root_velocity()) / 2
         self._show()
-        return float((rewards if normalizer is None else normalizer.unnormalize_reward(rewards))[0])
-
-    def _decode(self, latents: torch.Tensor) -> None:
-        self.latents = latents
-        self.decoded: np.ndarray = self.fitted.decoder(latents)[0].cpu().numpy()
+        return reward
 
     def _show(self) -> None:
         set_observed_state(self.imagined, self.layout, self.decoded, self.skipped)
@@ -214,7 +252,7 @@ def _policy_observations(model: PWM, env: EnvFactory) -> np.ndarray:
 
 
 def _record(
-    prediction: _Prediction,
+    prediction: DrawnOpenLoop,
     observation: np.ndarray,
     horizon: int,
     max_steps: int,
