@@ -33,6 +33,20 @@ def test_records_every_so_many_steps(tmp_path: Path) -> None:
     assert names(tmp_path / "videos") == [f"video_{steps}_steps.gif" for steps in (20, 40, 60)]
 
 
+def test_records_at_given_steps_and_shows_them_in_one_video(tmp_path: Path) -> None:
+    callback = RecordVideoCallback(PictureEnv, tmp_path, [30, 10], max_steps=3, timeline=True)
+    make(PictureEnv(length=50)).learn(45, callback=callback)
+    assert names(tmp_path) == ["video_10_steps.mp4", "video_30_steps.mp4", "video_timeline.mp4"]
+    fps, frames = read_video(tmp_path / "video_timeline.mp4")
+    shown = list(frames)
+    assert fps == 10
+    assert len(shown) == 2 * 4
+    for steps, first in ((10, 0), (30, 4)):  # under its title each video is as it was
+        for own, frame in zip(read_video(tmp_path / f"video_{steps}_steps.mp4")[1], shown[first:], strict=False):
+            np.testing.assert_allclose(frame[-20:].astype(int), own[-20:].astype(int), atol=6)
+    assert not np.array_equal(shown[0][:20], shown[4][:20])  # another title
+
+
 def test_several_environments_may_step_over_a_multiple(tmp_path: Path) -> None:
     callback = RecordVideoCallback(PictureEnv, tmp_path, 10, max_steps=1)
     model = PPO("MlpPolicy", make_vec_env(PictureEnv, 3), n_steps=10, batch_size=30, device="cpu")
@@ -92,6 +106,8 @@ def test_generators_go_on_as_if_nothing_had_been_drawn() -> None:
     ("arguments", "error", "message"),
     [
         ({"every_steps": 0}, ValueError, "every_steps=0 is out of range"),
+        ({"every_steps": [5, 0]}, ValueError, "every_steps=0 is out of range"),
+        ({"every_steps": "5"}, TypeError, "every_steps must be an integer"),
         ({"n_episodes": 0}, ValueError, "n_episodes=0 is out of range"),
         ({"max_steps": "3"}, TypeError, "max_steps must be an integer"),
         ({"suffix": ".avi"}, ValueError, "must end in .mp4 or .gif"),

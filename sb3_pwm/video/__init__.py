@@ -2,7 +2,7 @@
 
 from sb3_pwm.video.callback import RecordVideoCallback
 from sb3_pwm.video.episodes import record_video
-from sb3_pwm.video.frames import frame_strip, grid_video
+from sb3_pwm.video.frames import frame_strip, grid_video, timeline_video
 from sb3_pwm.video.imagined import ImaginedEpisode, record_imagination
 from sb3_pwm.video.page import OpenLoopRollout, imagination_page
 from sb3_pwm.video.rendering import use_headless_rendering
@@ -16,5 +16,6 @@ __all__ = [
     "imagination_page",
     "record_imagination",
     "record_video",
+    "timeline_video",
     "use_headless_rendering",
 ]

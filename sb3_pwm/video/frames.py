@@ -248,26 +248,58 @@ def grid_video(videos: Sequence[Path | tuple[str, Path]], path: Path, columns: i
     :raises ValueError: if there are no videos, one cannot be read, ``columns`` is below 1 or ``path`` ends in something
         else.
     """
+    path, named = check_video_path(path), _named(videos)
+    columns = math.ceil(math.sqrt(len(named))) if columns is None else columns
+    check_integer("columns", columns, 1)
+    _write([named], path, columns)
+
+
+def timeline_video(videos: Sequence[Path | tuple[str, Path]], path: Path) -> None:
+    """Show videos one after the other, for example of a policy after more and more steps.
+
+    :param videos: paths, or pairs of a name and a path; without a name the file's name stands above the video.
+    :param path: file that ends in ``.mp4`` or ``.gif``; its folder is created.
+    :raises FileNotFoundError: if a video is missing.
+    :raises ValueError: if there are no videos, one cannot be read, or ``path`` ends in something else.
+    """
     path = check_video_path(path)
+    _write([[each] for each in _named(videos)], path, columns=1)
+
+
+def _named(videos: Sequence[Path | tuple[str, Path]]) -> list[tuple[str, Path]]:
     if isinstance(videos, str | pathlib.Path) or not videos:
         raise ValueError(f"videos={videos!r} must be a sequence of at least one path or pair of a name and a path")
-    columns = math.ceil(math.sqrt(len(videos))) if columns is None else columns
-    check_integer("columns", columns, 1)
-    named = [video if isinstance(video, tuple | list) else (pathlib.Path(video).stem, video) for video in videos]
-    sources = [_HoldingSource(*read_video(file)) for _, file in named]
+    return [
+        (video[0], video[1]) if isinstance(video, tuple | list) else (pathlib.Path(video).stem, video)
+        for video in videos
+    ]
+
+
+def _write(scenes: Sequence[Sequence[tuple[str, Path]]], path: pathlib.Path, columns: int) -> None:
+    """Write scenes one after the other, each a grid of videos at the same time."""
+    opened = [[(name, _HoldingSource(*read_video(file))) for name, file in scene] for scene in scenes]
+    sources = [source for scene in opened for _, source in scene]
     height, width = (max(source.frame.shape[axis] for source in sources) for axis in (0, 1))
-    titles = [_title(name, width, height) for name, _ in named]
     fps = max(source.fps for source in sources)
     with VideoWriter(path, fps) as writer:
-        time = 0
-        while True:
-            cells = [_cell(title, source.frame, height) for title, source in zip(titles, sources, strict=True)]
-            writer.append(_tiles(cells, min(columns, len(cells))))
-            time += 1
-            for source in sources:
-                source.advance(time / fps)
-            if all(source.ended for source in sources):
-                break
+        for scene in opened:
+            for frame in _grid([(_title(name, width, height), source) for name, source in scene], height, fps, columns):
+                writer.append(frame)
+
+
+def _grid(
+    cells: Sequence[tuple[np.ndarray, "_HoldingSource"]], height: int, fps: float, columns: int
+) -> Iterator[np.ndarray]:
+    """Give frames of pairs of a title and a video, until all videos have ended."""
+    time = 0
+    while True:
+        shown = [_cell(title, source.frame, height) for title, source in cells]
+        yield _tiles(shown, min(columns, len(cells)))
+        time += 1
+        for _, source in cells:
+            source.advance(time / fps)
+        if all(source.ended for _, source in cells):
+            return
 
 
 class _HoldingSource:
