@@ -13,7 +13,6 @@ pytest.importorskip("jinja2")
 
 from sb3_pwm.benchmark import figures, report
 from sb3_pwm.benchmark.comparison import Comparison, cut
-from sb3_pwm.benchmark.plan import ALGORITHMS, RunSpec
 from sb3_pwm.benchmark.report import estimate, number
 from sb3_pwm.benchmark.results import (
     FAILED,
@@ -26,6 +25,7 @@ from sb3_pwm.benchmark.results import (
     write_curve,
     write_json,
 )
+from sb3_pwm.benchmark.specs import ALGORITHMS, RunSpec
 from sb3_pwm.cli.subcommands import run_command_line
 
 # final returns by environment, algorithm and seed

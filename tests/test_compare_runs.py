@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pwm.benchmark import segments, worker
 from sb3_pwm.benchmark.engines import LocalEngine, RayEngine, make_job, run_worker
-from sb3_pwm.benchmark.plan import RunSpec, find_algorithm
+from sb3_pwm.benchmark.plan import find_algorithm
 from sb3_pwm.benchmark.results import (
     FAILED,
     FINISHED,
@@ -38,6 +38,7 @@ from sb3_pwm.benchmark.results import (
 )
 from sb3_pwm.benchmark.runner import run_plan
 from sb3_pwm.benchmark.segments import check_models, segment_seed
+from sb3_pwm.benchmark.specs import RunSpec
 from sb3_pwm.benchmark.worker import packages_of, run_job
 from sb3_pwm.cli import benchmark as command
 from sb3_pwm.cli.subcommands import run_command_line

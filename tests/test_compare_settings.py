@@ -13,9 +13,10 @@ from torch import nn
 
 from sb3_pwm import PWM
 from sb3_pwm.benchmark.engines import RayEngine, import_paths
-from sb3_pwm.benchmark.plan import ALGORITHMS, RunSpec, check_env, find_algorithm, make_plan, registered_id
+from sb3_pwm.benchmark.plan import check_env, find_algorithm, make_plan, registered_id
 from sb3_pwm.benchmark.segments import check_models, make_model
 from sb3_pwm.benchmark.settings import find_hyperparameters, interpret, parse_expression, parse_schedule, read_entry
+from sb3_pwm.benchmark.specs import ALGORITHMS, RunSpec
 from sb3_pwm.cli.benchmark import own_files
 
 pytest.importorskip("yaml")

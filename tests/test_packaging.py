@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -81,12 +82,30 @@ def test_import_needs_no_display_and_no_mujoco() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+HELP = "import sys; from sb3_pwm.cli.main import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+
+
+def help_of(*arguments: str) -> str:
+    """Return what a command prints as its help, made without torch."""
+    command = [sys.executable, "-c", HELP, *arguments, "--help"]
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, env=os.environ | {"COLUMNS": "100"}
+    ).stdout
+
+
+@pytest.mark.parametrize("command", ["benchmark", "report"])
+def test_the_help_says_defaults_and_an_example(command: str) -> None:
+    text = help_of(command)
+    assert f"    sb3-pwm {command} " in text
+    options = re.split(r"^  (?=--)", text.partition("options:")[2], flags=re.M)[1:]
+    assert len(options) > 5
+    assert [option for option in options if "(default:" not in option and "(required)" not in option] == []
+
+
 def test_the_commands_help_needs_no_torch() -> None:
-    code = "import sys; from sb3_pwm.cli.main import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
-    result = subprocess.run([sys.executable, "-c", code, "--help"], check=False, capture_output=True, text=True)
-    assert result.returncode == 0
+    printed = help_of()
     for name, (module, text) in COMMANDS.items():
-        assert name in result.stdout
+        assert name in printed
         assert (importlib.import_module(module).__doc__ or "").partition("\n\n")[0] == text
 
 

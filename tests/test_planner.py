@@ -17,8 +17,9 @@ from torch.testing import assert_close
 
 from sb3_pwm import PWM, Planner, Task, TaskSet, task_vec_env
 from sb3_pwm.benchmark import worker
-from sb3_pwm.benchmark.plan import RunSpec, make_plan
+from sb3_pwm.benchmark.plan import make_plan
 from sb3_pwm.benchmark.results import FINISHED, read_run
+from sb3_pwm.benchmark.specs import RunSpec
 from sb3_pwm.planning import planner
 from sb3_pwm.planning.mppi import MPPISettings, fitted_gaussian, mppi, policy_sequences, sequence_returns
 from sb3_pwm.planning.planner import PlanningPWM

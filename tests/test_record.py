@@ -14,7 +14,8 @@ from stable_baselines3 import PPO, SAC, HerReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pwm import PWM
-from sb3_pwm.benchmark.plan import ALGORITHMS, find_algorithm
+from sb3_pwm.benchmark.plan import find_algorithm
+from sb3_pwm.benchmark.specs import ALGORITHMS
 from sb3_pwm.cli import record as command
 from sb3_pwm.cli.record import env_arguments, load_model
 from sb3_pwm.cli.subcommands import run_command_line

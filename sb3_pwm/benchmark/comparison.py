@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sb3_pwm.benchmark.plan import unknown_name
 from sb3_pwm.benchmark.results import FAILED, FINISHED, RUNNING, CurveRow, Run
+from sb3_pwm.benchmark.specs import unknown_name
 from sb3_pwm.benchmark.statistics import (
     bootstrap_interval,
     first_reaching,

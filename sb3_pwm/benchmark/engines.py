@@ -9,7 +9,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any, Protocol
 
-from sb3_pwm.benchmark.plan import RunSpec
+from sb3_pwm.benchmark.specs import RunSpec
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 Job = dict[str, Any]

@@ -1,4 +1,9 @@
-"""Show what a benchmark found: one self-contained web page, and its figures as PNG files."""
+"""Show what a benchmark found: one self-contained web page, and its figures as PNG files.
+
+An example, after ``sb3-pwm benchmark --out results``:
+
+    sb3-pwm report results --out report --steps 50000
+"""
 
 import argparse
 import base64
@@ -11,30 +16,23 @@ from typing import Any
 
 from sb3_pwm.benchmark import figures
 from sb3_pwm.benchmark.comparison import Comparison, Estimate, cut
-from sb3_pwm.benchmark.plan import as_file_name
 from sb3_pwm.benchmark.results import FAILED, Run, read_runs
-from sb3_pwm.checks import check_integer
+from sb3_pwm.benchmark.specs import as_file_name
 from sb3_pwm.files.atomic import write_bytes, write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``sb3-pwm report``."""
-    parser.add_argument("results", nargs="+", type=Path, help="results folders of sb3-pwm benchmark")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="folder for index.html and the PNG files")
-    parser.add_argument("--env", nargs="+", metavar="ENV", help="show these environments only (default: all)")
-    parser.add_argument("--method", default="pwm", help="the algorithm that the others are compared with")
-    parser.add_argument("--baseline", default="sac", help="its mean final return is a normalised return of 1")
-    parser.add_argument(
-        "--zero",
-        choices=["0", "random"],
-        default="0",
-        help="what is a normalised return of 0: a return of 0, or a random policy's",
-    )
-    parser.add_argument(
-        "--steps",
-        type=int,
-        help="compare after this many environment steps; runs that went on are cut there, finished or not",
-    )
+    add = parser.add_argument
+    add("results", nargs="+", type=Path, help="results folders of sb3-pwm benchmark")
+    add("--out", type=Path, default=Path("report"), help="folder of the page and its files (default: %(default)s)")
+    add("--env", nargs="+", metavar="ID", help="show these environments only (default: all)")
+    add("--method", default="pwm", help="the algorithm that the others are compared with (default: %(default)s)")
+    add("--baseline", default="sac", help="its mean final return is a normalised return of 1 (default: %(default)s)")
+    zero = "what is a normalised return of 0: a return of 0, or a random policy's (default: %(default)s)"
+    add("--zero", choices=["0", "random"], default="0", help=zero)
+    steps = "compare after this many environment steps, longer runs are cut there (default: to the end)"
+    add("--steps", type=int, help=steps)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -55,6 +53,8 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"no run in --env {', '.join(unknown)}; there are runs in {', '.join(sorted(known))}")
         runs = [run for run in runs if run.spec.env in options.env]
     if options.steps is not None:
+        from sb3_pwm.checks import check_integer  # here, so that --help need not wait for torch
+
         check_integer("--steps", options.steps, 1)
         runs = [cut(run, options.steps) for run in runs]
     comparison = Comparison(runs, options.method, options.baseline, random_zero=options.zero == "random")

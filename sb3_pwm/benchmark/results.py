@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from sb3_pwm.benchmark.plan import RunSpec
+from sb3_pwm.benchmark.specs import RunSpec
 from sb3_pwm.files.atomic import write_text
 
 FORMAT = 1

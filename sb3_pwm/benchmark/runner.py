@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sb3_pwm.benchmark.engines import Engine, Job, make_job
-from sb3_pwm.benchmark.plan import RunSpec
 from sb3_pwm.benchmark.results import FAILED, FINISHED, IN_USE, IN_USE_CODE, RUNNING, read_curve, read_run, unfinished
+from sb3_pwm.benchmark.specs import RunSpec
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -22,9 +22,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_pwm.benchmark.plan import RunSpec, find_algorithm
+from sb3_pwm.benchmark.plan import find_algorithm
 from sb3_pwm.benchmark.results import CurveRow, write_json
 from sb3_pwm.benchmark.settings import Settings, default_of, interpret
+from sb3_pwm.benchmark.specs import RunSpec
 from sb3_pwm.checks import constructor_parameters
 from sb3_pwm.files.atomic import whole_file
 

@@ -29,7 +29,7 @@ from stable_baselines3.common.logger import KVWriter
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pwm.benchmark.evaluate import evaluate, make_evaluation_env, random_return
-from sb3_pwm.benchmark.plan import RunSpec, find_algorithm
+from sb3_pwm.benchmark.plan import find_algorithm
 from sb3_pwm.benchmark.results import (
     FAILED,
     FINISHED,
@@ -56,6 +56,7 @@ from sb3_pwm.benchmark.segments import (
     segment_seed,
 )
 from sb3_pwm.benchmark.settings import interpret
+from sb3_pwm.benchmark.specs import RunSpec
 from sb3_pwm.checks import ATTRIBUTES, constructor_parameters
 from sb3_pwm.compute.hardware import processor
 

@@ -1,7 +1,9 @@
 """Compare algorithms: environments x algorithms x seeds, each run in a separate process.
 
 The same command again goes on where it was interrupted: finished runs are kept, the others start from their last
-checkpoint.
+checkpoint. An example, two settings of PWM and SAC, two runs at a time:
+
+    sb3-pwm benchmark --env Hopper-v5 --algo pwm wide=pwm sac --hyperparameters wide=wide.yml --jobs 2
 """
 
 import argparse
@@ -10,59 +12,43 @@ import sys
 from pathlib import Path
 
 from sb3_pwm.benchmark.engines import LocalEngine, RayEngine
-from sb3_pwm.benchmark.plan import ALGORITHMS, make_plan, named_algorithms
 from sb3_pwm.benchmark.results import FAILED, read_run, unfinished
 from sb3_pwm.benchmark.runner import run_plan
-from sb3_pwm.benchmark.segments import check_models
-from sb3_pwm.checks import check_integer
+from sb3_pwm.benchmark.specs import ALGORITHMS, named_algorithms
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``sb3-pwm benchmark``."""
+    add = parser.add_argument
     names = ", ".join(ALGORITHMS)
-    parser.add_argument("--env", nargs="+", required=True, metavar="ID", help="Gymnasium ids")
-    parser.add_argument(
+    add("--env", nargs="+", required=True, metavar="ID", help="Gymnasium ids (required)")
+    add(
         "--algo",
         nargs="+",
         default=["pwm", "sac"],
         metavar="[LABEL=]NAME",
         help=f"{names}, or an import path mypkg:MyAlgo (default: pwm sac); a LABEL tells several settings of one apart",
     )
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds of the runs (default: 0 1 2)"
-    )
-    parser.add_argument(
-        "--steps", type=int, default=100_000, help="environment steps of each run (default: %(default)s)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("results"), help="results folder (default: %(default)s)")
-    parser.add_argument(
-        "--eval-every", type=int, default=10_000, help="environment steps between evaluations (default: %(default)s)"
-    )
-    parser.add_argument("--eval-episodes", type=int, default=10, help="episodes per evaluation (default: %(default)s)")
-    parser.add_argument(
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds of the runs (default: 0 1 2)")
+    add("--steps", type=int, default=100_000, help="environment steps of each run (default: %(default)s)")
+    add("--out", type=Path, default=Path("results"), help="results folder (default: %(default)s)")
+    add("--eval-every", type=int, default=10_000, help="environment steps between evaluations (default: %(default)s)")
+    add("--eval-episodes", type=int, default=10, help="episodes per evaluation (default: %(default)s)")
+    add(
         "--hyperparameters",
         action="append",
         default=[],
         metavar="[ALGO=]FILE",
-        help="YAML in the RL Baselines3 Zoo's layout; ALGO is a label or a name, and may be left out if there is one",
+        help="YAML in the RL Baselines3 Zoo's layout; ALGO is a label or a name, and may be left out if there is one "
+        "(default: the Zoo's settings for SB3's algorithms, the constructor's defaults for others)",
     )
-    parser.add_argument(
-        "--engine",
-        choices=["local", "ray"],
-        default="local",
-        help="where runs go: this machine (default), or a Ray cluster",
-    )
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="runs at a time; with --engine ray, Ray decides (default: %(default)s)"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
-    parser.add_argument(
-        "--checkpoint-every",
-        type=int,
-        default=25_000,
-        help="environment steps between checkpoints (default: %(default)s)",
-    )
+    engines = "where runs go: this machine, or a Ray cluster (default: %(default)s)"
+    add("--engine", choices=["local", "ray"], default="local", help=engines)
+    add("--jobs", type=int, default=1, help="runs at a time; with --engine ray, Ray decides (default: %(default)s)")
+    add("--threads", type=int, default=1, help="CPU threads of each run (default: %(default)s)")
+    add("--device", default="cpu", help="torch device (default: %(default)s)")
+    every = "environment steps between checkpoints (default: %(default)s)"
+    add("--checkpoint-every", type=int, default=25_000, help=every)
 
 
 def own_files(given: list[str], algos: list[str]) -> dict[str, Path]:
@@ -95,6 +81,10 @@ def run(options: argparse.Namespace) -> int:
     :raises ValueError: if an option is wrong, an algorithm cannot be made in an environment, or the results folder
         belongs to something else.
     """
+    from sb3_pwm.benchmark.plan import make_plan  # here, so that --help need not wait for torch
+    from sb3_pwm.benchmark.segments import check_models
+    from sb3_pwm.checks import check_integer
+
     check_integer("jobs", options.jobs, 1)
     plan = make_plan(
         options.env,

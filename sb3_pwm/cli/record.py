@@ -11,7 +11,8 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_pwm.benchmark.plan import ALGORITHMS, find_algorithm
+from sb3_pwm.benchmark.plan import find_algorithm
+from sb3_pwm.benchmark.specs import ALGORITHMS
 from sb3_pwm.checks import check_integer, name_of
 from sb3_pwm.files.models import load_normalizer
 from sb3_pwm.pwm import PWM

@@ -13,8 +13,6 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from stable_baselines3.common.save_util import open_path
-
 ABANDONED_SECONDS = 3_600.0  # a part that has not grown for so long belongs to a process that was killed
 NAME_LENGTH = 200  # of a file's name in that of its part; file systems allow 255 bytes
 
@@ -82,6 +80,8 @@ def opened_saved(path: Path | io.BufferedIOBase, suffix: str) -> Iterator[Any]:
         with opened_whole(saved_path(path, suffix)) as file:
             yield file
     else:
+        from stable_baselines3.common.save_util import open_path  # here, since it imports torch
+
         yield open_path(path, "w")
 
 
