@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sb3_pwm.benchmark.engines import Engine, Job, make_job
-from sb3_pwm.benchmark.results import FAILED, FINISHED, IN_USE, IN_USE_CODE, RUNNING, read_curve, read_run, unfinished
+from sb3_pwm.benchmark.results import (
+    FAILED,
+    FINISHED,
+    IN_USE,
+    IN_USE_CODE,
+    RUNNING,
+    CurveRow,
+    read_curve,
+    read_run,
+    unfinished,
+)
 from sb3_pwm.benchmark.specs import RunSpec
 
 if TYPE_CHECKING:
@@ -16,6 +26,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 WAITING, KILLED = "waiting", "killed"
+HEADER = ("environment", "algorithm", "seed", "state", "steps", "return", "CPU s")
 
 
 class Board:
@@ -32,22 +43,59 @@ class Board:
         self.states = {folder: WAITING if spec in waiting else FINISHED for folder, spec in self.folders.items()}
 
     def rows(self) -> list[list[str]]:
-        """Return for each run: environment, algorithm, seed, state, steps, last return, CPU seconds."""
+        """Return the row of each run, see :data:`HEADER`."""
         return [self.row(folder) for folder in self.folders]
 
+    def curve(self, folder: str) -> list[CurveRow]:
+        """Return the evaluations of a run."""
+        return [] if self.states[folder] == WAITING else read_curve(Path(folder))
+
     def row(self, folder: str) -> list[str]:
-        """Return the row of one run."""
-        spec, state = self.folders[folder], self.states[folder]
-        curve = [] if state == WAITING else read_curve(Path(folder))
+        """Return the row of a run as it is now."""
+        state, curve = self.states[folder], self.curve(folder)
         steps = curve[-1].env_steps if curve else 0
         if state == RUNNING:
             steps = max(steps, _noted_steps(Path(folder)))
-        last = [f"{curve[-1].return_mean:,.1f}", f"{curve[-1].cpu_seconds:,.0f}"] if curve else ["", ""]
+        return self._texts(folder, state, steps, curve[-1] if curve else None)
+
+    def evaluation(self, folder: str, evaluation: CurveRow) -> list[str]:
+        """Return the row of a run as it was at an evaluation."""
+        return self._texts(folder, RUNNING, evaluation.env_steps, evaluation)
+
+    def _texts(self, folder: str, state: str, steps: int, last: CurveRow | None) -> list[str]:
+        spec = self.folders[folder]
         done = f"{steps:,} / {spec.steps:,} ({100 * steps // spec.steps} %)"
-        return [spec.env, spec.name, str(spec.seed), state, done, *last]
+        numbers = [f"{last.return_mean:,.1f}", f"{last.cpu_seconds:,.0f}"] if last else ["", ""]
+        return [spec.env, spec.name, str(spec.seed), state, done, *numbers]
 
 
-HEADER = ("environment", "algorithm", "seed", "state", "steps", "return", "CPU s")
+class Lines:
+    """Where there is no terminal: a header, then a line for each evaluation and each start and end of a run."""
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        specs = list(board.folders.values())
+        longest = ["", "", "", FINISHED, *(" " * width for width in (22, 9, 7))]
+        columns = zip(HEADER, longest, *([spec.env, spec.name, *5 * [""]] for spec in specs), strict=True)
+        self.widths = [max(map(len, column)) for column in columns]
+        self.printed = {folder: len(read_curve(Path(folder))) for folder in board.folders}
+        self._print(HEADER)
+
+    def show(self, folder: str | None) -> None:
+        """Print the evaluations that are new, then the state of a run if it has changed."""
+        for running, state in self.board.states.items():
+            if state == RUNNING or running == folder:
+                curve = self.board.curve(running)
+                for evaluation in curve[self.printed[running] :]:
+                    self._print(self.board.evaluation(running, evaluation))
+                self.printed[running] = len(curve)
+        if folder is not None:
+            self._print(self.board.row(folder))
+
+    def _print(self, texts: Sequence[str]) -> None:
+        left = [f"{text:<{width}}" for text, width in zip(texts[:4], self.widths, strict=False)]
+        right = [f"{text:>{width}}" for text, width in zip(texts[4:], self.widths[4:], strict=True)]
+        print("  ".join(left + right).rstrip(), flush=True)
 
 
 def _noted_steps(folder: Path) -> int:
@@ -111,17 +159,12 @@ def _how_it_ended(job: Job, code: int) -> str:
 
 def _display(board: Board) -> tuple[Callable[[str | None], None], Callable[[], None]]:
     """Return what shows news of a run (None: whatever is new), and what ends the display."""
-
-    def print_line(folder: str | None) -> None:
-        if folder is not None:
-            print("  ".join(board.row(folder)), flush=True)
-
     try:
         from rich.live import Live
     except ImportError:
-        return print_line, lambda: None
+        return Lines(board).show, lambda: None
     if not sys.stdout.isatty():
-        return print_line, lambda: None
+        return Lines(board).show, lambda: None
     live = Live(_table(board), refresh_per_second=2)
     live.start()
     return lambda folder: live.update(_table(board)), live.stop
