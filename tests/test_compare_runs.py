@@ -3,6 +3,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pwm.benchmark import segments, worker
 from sb3_pwm.benchmark.engines import LocalEngine, RayEngine, make_job, run_worker
+from sb3_pwm.benchmark.evaluate import evaluate, make_evaluation_env
 from sb3_pwm.benchmark.plan import find_algorithm
 from sb3_pwm.benchmark.results import (
     FAILED,
@@ -29,15 +31,17 @@ from sb3_pwm.benchmark.results import (
     IN_USE,
     IN_USE_CODE,
     RUNNING,
+    CurveRow,
     InUseError,
     locked,
     read_run,
     read_runs,
     unfinished,
+    write_curve,
     write_json,
 )
-from sb3_pwm.benchmark.runner import run_plan
-from sb3_pwm.benchmark.segments import check_models, segment_seed
+from sb3_pwm.benchmark.runner import Board, Lines, run_plan
+from sb3_pwm.benchmark.segments import check_models, make_model, segment_seed
 from sb3_pwm.benchmark.specs import RunSpec
 from sb3_pwm.benchmark.worker import packages_of, run_job
 from sb3_pwm.cli import benchmark as command
@@ -89,14 +93,14 @@ def test_a_killed_run_ends_with_the_same_numbers(algo, tmp_path, monkeypatch):
     assert run_worker(job) == -signal.SIGKILL
     run = read_run(folder)
     assert run.state == RUNNING
-    assert [row.env_steps for row in run.rows] == [80, 160]
-    earlier = {"command": "first", "versions": {"torch": "1"}, "git_revision": "abc", "processor": "old"}
+    assert [row.env_steps for row in run.rows] == [0, 80, 160]
+    earlier = {"command": "first", "versions": {"torch": "1"}, "git_revision": "abc", "processor": "old", "gpu": None}
     write_json(folder / "run.json", run.record | earlier)
     assert run_job(spec, folder, "")
     assert read_run(folder).record["earlier"] == [earlier]
     assert "earlier" not in read_run(tmp_path / "whole").record
     assert_same_outcome(tmp_path / "whole", folder)
-    assert [row.env_steps for row in read_run(folder).rows] == [80, 160, 240, 300]
+    assert [row.env_steps for row in read_run(folder).rows] == [0, 80, 160, 240, 300]
     left = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert left == ["curve.csv", "lock", "model.zip", "run.json"]
 
@@ -109,7 +113,7 @@ def test_vec_normalize_and_schedules_survive_segments(tmp_path):
     assert_same_outcome(tmp_path / "a", tmp_path / "b")
     run = read_run(tmp_path / "a")
     # 64 steps per rollout: the last evaluation is at 300, the last update at 320
-    assert [row.env_steps for row in run.rows] == [80, 160, 240, 300]
+    assert [row.env_steps for row in run.rows] == [0, 80, 160, 240, 300]
     model = find_algorithm("ppo").load(tmp_path / "a" / "model.zip")
     assert model.num_timesteps == 320
     # before its last rollout 256 steps of 300 were done
@@ -124,7 +128,7 @@ def test_learning_does_not_depend_on_evaluations(algo, tmp_path):
     for spec in (often, seldom):
         assert run_job(spec, tmp_path / str(spec.eval_every), "")
     first, second = (read_run(tmp_path / name).rows for name in ("20", "200"))
-    assert len(first) == 10
+    assert len(first) == 11
     assert first[-1].return_mean == second[-1].return_mean
     assert first[-1].train_return == second[-1].train_return
     assert same(outcome(tmp_path / "20")[1], outcome(tmp_path / "200")[1])
@@ -169,17 +173,29 @@ def test_the_record_of_a_run(tmp_path):
     assert record["model"]["policy_kwargs"]["net_arch"] == [16]
     assert record["model"]["buffer_size"] == 60  # SAC's million would only make checkpoints large
     assert record["random_return"] < 0
-    (row,) = read_run(tmp_path / "run").rows
+    assert record["gpu"] is None
+    untrained, row = read_run(tmp_path / "run").rows
     assert (row.env_steps, row.episodes, row.episode_length_mean) == (60, 2, 60)
     assert row.cpu_seconds > 0
+    assert (untrained.env_steps, untrained.episodes) == (0, 2)
+    assert untrained.cpu_seconds < row.cpu_seconds
+    assert (untrained.logged["train/n_updates"], row.logged["train/n_updates"]) == (0, 9)  # 50 random steps
+
+
+def test_the_first_evaluation_is_of_the_untrained_policy(tmp_path):
+    spec = spec_of("pwm", "Pendulum-v1", steps=60, eval_every=60)
+    assert run_job(spec, tmp_path / "run", "")
+    untrained = make_model(spec)
+    returns, _ = evaluate(untrained, make_evaluation_env(spec.env, {}), spec.eval_episodes)
+    assert read_run(tmp_path / "run").rows[0].return_mean == pytest.approx(returns.mean())
 
 
 def test_what_the_algorithm_logs_is_kept_beside_its_evaluations(tmp_path):
     short = {"n_timesteps": 900, "policy": "MlpPolicy", "batch_size": 16, "learning_starts": 10}
     spec = spec_of(env="Pendulum-v1", hyperparameters=short | {"policy_kwargs": "dict(net_arch=[16])"}, steps=900)
     assert run_job(replace(spec, eval_every=450, checkpoint_every=900), tmp_path / "run", "the command")
-    first, last = read_run(tmp_path / "run").rows
-    assert first.logged == {}  # SB3 logs every four episodes of 200 steps
+    _, first, last = read_run(tmp_path / "run").rows
+    assert first.logged.keys() == {"train/n_updates"}  # SB3 logs every four episodes of 200 steps
     assert last.logged["rollout/ep_len_mean"] == 200
     assert np.isfinite(last.logged["train/critic_loss"])
     assert not any(name.startswith("time/") for name in last.logged)
@@ -204,11 +220,39 @@ def test_a_failing_run_is_recorded_and_the_others_go_on(tmp_path, capfd, monkeyp
     assert "RuntimeError: the pendulum broke" in first.record["traceback"]
     lines = capfd.readouterr().out.splitlines()
     assert lines[0] == "2 runs, 0 of them finished before"
+    assert lines[1].split() == ["environment", "algorithm", "seed", "state", "steps", "return", "CPU", "s"]
     assert any("Failing-v0" in line and "failed" in line for line in lines)
-    assert any("Global-v0" in line and "finished  150 / 150 (100 %)" in line for line in lines)
+    assert any("Global-v0" in line and re.search(r"finished +150 / 150 \(100 %\)", line) for line in lines)
     # what has finished is not started again
     monkeypatch.setattr(LocalEngine, "start", lambda self, job: pytest.fail(f"started {job}"))
     assert run_plan(plan[1:], tmp_path, lambda: LocalEngine(1), "") == []
+
+
+def test_without_a_terminal_every_evaluation_is_a_line_below_a_header(tmp_path, capsys):
+    plan = [spec_of(), spec_of(env="Pendulum-v1")]
+    rows = [CurveRow(steps, 0.0, 10.0 * steps, 1.0 * steps, 1.0, 50.0, 5, 0.0) for steps in (0, 80, 160)]
+    first, second = (spec.folder(tmp_path.resolve()) for spec in plan)
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+    write_curve(first, rows[:1])  # of before an interruption: not printed again
+    board = Board(plan, tmp_path, plan)
+    lines = Lines(board)
+    board.states[str(first)] = RUNNING
+    lines.show(str(first))
+    write_curve(first, rows)
+    lines.show(None)
+    lines.show(None)
+    write_curve(second, rows[:1])
+    board.states[str(second)] = FINISHED
+    lines.show(str(second))
+    assert capsys.readouterr().out.splitlines() == [
+        "environment             algorithm  seed  state                      steps     return    CPU s",
+        "compare_toys:Global-v0  sac        3     running            0 / 300 (0 %)        0.0        0",
+        "compare_toys:Global-v0  sac        3     running          80 / 300 (26 %)       80.0      800",
+        "compare_toys:Global-v0  sac        3     running         160 / 300 (53 %)      160.0    1,600",
+        "Pendulum-v1             sac        3     running            0 / 300 (0 %)        0.0        0",
+        "Pendulum-v1             sac        3     finished           0 / 300 (0 %)        0.0        0",
+    ]
 
 
 @pytest.mark.parametrize("code", [0, 3])

@@ -20,6 +20,7 @@ from sb3_pwm.files.atomic import write_text
 FORMAT = 1
 FINISHED, FAILED, RUNNING = "finished", "failed", "running"
 RECORDED = ("state", "specification", "command", "versions", "git_revision", "processor", "random_return", "traceback")
+UPDATES = "train/n_updates"  # every evaluation has it among its logged values
 IN_USE = "in use by another command"
 IN_USE_CODE = 3  # exit code of the process that did not get the run
 LOCK_POLL_SECONDS = 0.1

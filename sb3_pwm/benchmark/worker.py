@@ -36,6 +36,7 @@ from sb3_pwm.benchmark.results import (
     FORMAT,
     IN_USE_CODE,
     RUNNING,
+    UPDATES,
     CurveRow,
     InUseError,
     Run,
@@ -64,7 +65,7 @@ PACKAGES = (
     *("sb3-pwm", "stable-baselines3", "sb3-contrib", "torch", "gymnasium", "mujoco", "numpy"),
     *("dm-control", "metaworld"),  # the simulators of sb3_pwm.suites
 )
-ORIGIN = ("command", "versions", "git_revision", "processor")  # of what a process did of a run
+ORIGIN = ("command", "versions", "git_revision", "processor", "gpu")  # of what a process did of a run
 PROGRESS_SECONDS = 2.0  # between two notes for the progress table
 LOGGED = ("train/", "rollout/ep_len_mean")  # beginnings of the names that are kept beside the evaluations
 LOCK_SECONDS = 5.0  # until when the process of a command that was killed has surely ended
@@ -105,6 +106,8 @@ class SegmentCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         self.logger.output_formats.append(self.log)
+        if not self.progress.rows:
+            self.add_row()  # of the untrained policy, with which all others are compared
 
     def _on_rollout_start(self) -> None:
         if self.num_timesteps >= self.end:
@@ -141,7 +144,7 @@ class SegmentCallback(BaseCallback):
                 episode_length_mean=float(lengths.mean()),
                 episodes=len(returns),
                 train_return=float(np.mean(training)) if training else float("nan"),
-                logged=dict(self.log.values),
+                logged=self.log.values | {UPDATES: float(self.model._n_updates)},
             )
         )
         write_curve(self.folder, self.progress.rows)
@@ -162,6 +165,7 @@ def train(spec: RunSpec, folder: Path, record: dict[str, Any]) -> None:
         progress = found[0] if found else Progress()
         model = load_model(spec, found[1], segment_seed(spec.seed, progress.segment)) if found else make_model(spec)
         record["model"] = used_hyperparameters(model)
+        record["gpu"] = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else None
         write_json(folder / "run.json", record)
         write_curve(folder, progress.rows)
         end = (progress.segment + 1) * spec.checkpoint_every
@@ -267,11 +271,12 @@ def _carry_out(spec: RunSpec, folder: Path, command: str, found: Run | None) -> 
         "versions": versions(),
         "git_revision": git_revision(),
         "processor": processor(),
+        "gpu": None,
         "random_return": None,
         "traceback": None,
     }
     if found is not None and latest_checkpoint(folder) is not None:
-        first = {name: found.record[name] for name in ORIGIN}
+        first = {name: found.record.get(name) for name in ORIGIN}
         record["earlier"] = [*found.record.get("earlier", []), first]
     write_json(folder / "run.json", record)
     try:
