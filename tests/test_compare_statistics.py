@@ -35,17 +35,21 @@ def test_a_quarter_is_rounded_down_to_whole_scores():
     assert interquartile_mean(np.array([-9.0, 1, 2, 3, 4, 5, 90])) == 3  # of 1 to 5
 
 
-def test_students_interval():
-    # 1, 2, 3: standard deviation 1, t(0.975, 2) = 4.3027, over the root of 3
-    mean, half_width = mean_interval(np.array([1.0, 2, 3]))
-    assert mean == 2
-    assert half_width == pytest.approx(4.302653 / np.sqrt(3), rel=1e-6)
-    mean, half_width = mean_interval(np.array([[1.0, 5], [3.0, 5]]))
-    assert np.array_equal(mean, [2, 5])
-    assert half_width == pytest.approx([12.706205, 0], rel=1e-6)
-    mean, half_width = mean_interval(np.array([7.0]))
+def test_the_interval_of_a_mean():
+    # Of two values, a resample's mean is one of them in a quarter of the cases each: both are within 95 %.
+    mean, low, high = mean_interval(np.array([[1.0, 5], [3.0, 5]]))
+    assert np.array_equal([mean, low, high], [[2, 5], [1, 5], [3, 5]])
+    mean, low, high = mean_interval(np.array([7.0]))
     assert mean == 7
-    assert np.isnan(half_width)
+    assert np.isnan([low, high]).all()
+    mean, low, high = mean_interval(np.tile([0.0, 1], 200))  # the standard error is 0.025
+    assert [mean, low, high] == pytest.approx([0.5, 0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025], abs=0.004)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=6).map(np.array))
+def test_the_interval_of_a_mean_stays_within_the_values(values):
+    _, low, high = mean_interval(values, n_resamples=50)
+    assert values.min() <= low <= high <= values.max()
 
 
 def test_resampling_stays_within_an_environment():

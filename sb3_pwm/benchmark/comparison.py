@@ -1,17 +1,18 @@
 """From finished runs to the figures that a report shows."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from sb3_pwm.benchmark.results import FAILED, FINISHED, RUNNING, CurveRow, Run
+from sb3_pwm.benchmark.alignment import common_steps, cut_to_shortest, has_learnt, row_due_at
+from sb3_pwm.benchmark.origins import why_times_differ
+from sb3_pwm.benchmark.results import FINISHED, CurveRow, Run
 from sb3_pwm.benchmark.specs import unknown_name
 from sb3_pwm.benchmark.statistics import (
     bootstrap_interval,
-    first_reaching,
     interquartile_mean,
     mean_interval,
     probability_interval,
@@ -20,7 +21,7 @@ from sb3_pwm.benchmark.statistics import (
 
 DIAGNOSTICS = ("train/value_calibration", "train/critic_gap", "rollout/ep_len_mean")  # the report shows these
 IN_A_ROW = 3  # evaluations
-COMMON = ("steps", "eval_episodes")  # what the runs of an environment must share
+Untrained = Mapping[str, Mapping[str, Sequence[float]]]  # by environment and name
 
 
 class Estimate(NamedTuple):
@@ -43,7 +44,7 @@ class Cell:
     :param seeds: number of finished seeds.
     :param cpu_seconds: mean CPU seconds of a run.
     :param wall_seconds: mean wall seconds of a run.
-    :param reached: number of seeds that reached the target.
+    :param reached: number of seeds that reached the target, after their first update.
     :param steps_to_target: median of the steps to the first evaluation that reached it, over those; None if none did.
     :param cpu_seconds_to_target: the same in CPU seconds.
     :param wall_seconds_to_target: the same in wall seconds.
@@ -64,49 +65,65 @@ class Cell:
 
 @dataclass(frozen=True)
 class Curve:
-    """Mean learning curve over the seeds: (n,) arrays, ``half_width`` of the 95 % interval is NaN for one seed."""
+    """Learning curves at the common steps where no seed lacks an evaluation.
 
+    :param seeds: the seeds.
+    :param env_steps: (n,) environment steps.
+    :param cpu_seconds: (n_seeds, n) CPU seconds of training.
+    :param wall_seconds: (n_seeds, n) wall seconds.
+    :param returns: (n_seeds, n) returns.
+    :param mean: (n,) means of the returns.
+    :param low: (n,) lower bounds of the 95 % interval; NaN for one seed.
+    :param high: (n,) upper bounds.
+    """
+
+    seeds: list[int]
     env_steps: np.ndarray
     cpu_seconds: np.ndarray
     wall_seconds: np.ndarray
+    returns: np.ndarray
     mean: np.ndarray
-    half_width: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
-
-def cut(run: Run, steps: int) -> Run:
-    """Return a run as if it had been one of fewer steps: until its first evaluation at or (in a rollout) behind them.
-
-    :param run: a run, finished or not; one that has not got so far becomes an unfinished one.
-    :param steps: environment steps.
-    :raises ValueError: if it was not evaluated there.
-    """
-    if steps % run.spec.eval_every and steps != run.spec.steps:
-        raise ValueError(
-            f"--steps={steps}: {run.spec.name} in {run.spec.env} is evaluated every {run.spec.eval_every} steps; "
-            "choose a multiple"
-        )
-    index = first_reaching([row.env_steps for row in run.rows], steps)
-    spec = replace(run.spec, steps=steps)
-    if index is None:
-        return replace(run, spec=spec, state=FAILED if run.state == FAILED else RUNNING)
-    return replace(run, spec=spec, state=FINISHED, rows=run.rows[: index + 1])
+    def positions(self, x: str) -> np.ndarray:
+        """Return the (n_seeds, n) places on an axis: ``"env_steps"``, ``"cpu_seconds"`` or ``"wall_seconds"``."""
+        return np.broadcast_to(getattr(self, x), self.returns.shape)
 
 
 class Comparison:
     """Runs of several algorithms in several environments; an algorithm goes by its label, if it has one.
 
-    :param runs: runs; those that have not finished count for nothing but are listed.
+    The runs of an environment are compared after as many steps as its shortest run, and at the steps at which all of
+    them were evaluated.
+
+    :param runs: runs; those without the evaluation at their end are listed, and count for nothing else.
     :param method: the algorithm that the others are compared with.
     :param baseline: the algorithm whose mean final return is a score of 1.
     :param random_zero: whether a random policy's return is a score of 0; otherwise a return of 0 is.
+    :param untrained: returns of untrained policies besides those of the runs' evaluations before the first step.
     :raises ValueError: if no run has finished, an algorithm is unknown or none of its runs has finished, a run is there
-        twice, or the runs of an environment differ in its arguments, their steps or the episodes of an evaluation, or
-        those of an algorithm in more.
+        twice, or the runs of an environment differ in its arguments or the episodes of an evaluation, or those of an
+        algorithm in more.
     """
 
-    def __init__(self, runs: Sequence[Run], method: str, baseline: str, random_zero: bool = False) -> None:
-        self.finished = [run for run in runs if run.state == FINISHED and run.rows]
-        self.others = [run for run in runs if run not in self.finished]
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        method: str,
+        baseline: str,
+        random_zero: bool = False,
+        untrained: Untrained | None = None,
+    ) -> None:
+        self.given = list(runs)
+        self.method, self.baseline, self.random_zero = method, baseline, random_zero
+        self.untrained = untrained or {}
+        self.finished: list[Run] = []
+        self.others: list[Run] = []
+        self.steps: dict[str, list[int]] = {}
+        self.first: dict[tuple[str, str], list[CurveRow]] = defaultdict(list)
+        for env in sorted({run.spec.env for run in runs}):
+            self._align(env, cut_to_shortest([run for run in runs if run.spec.env == env]))
         if not self.finished:
             steps = f" {max(run.spec.steps for run in runs)} steps" if runs else ""
             raise ValueError(f"none of the {len(runs)} runs has finished{steps}")
@@ -120,16 +137,28 @@ class Comparison:
                 raise ValueError(f"no run of the {what} {name} has finished; --steps N compares after fewer steps")
             if name not in self.algos:
                 raise unknown_name(f"{what} in these results", name, self.algos)
-        self.method, self.baseline, self.random_zero = method, baseline, random_zero
         self._check()
+
+    def _align(self, env: str, runs: Sequence[Run]) -> None:
+        """Sort the runs of an environment by whether they count, and keep of their evaluations the common ones."""
+        whole = [run for run in runs if run.state == FINISHED and row_due_at(run, run.spec.steps)]
+        self.others += [run for run in runs if run not in whole]
+        if not whole:
+            return
+        self.steps[env] = common_steps(whole)
+        for run in whole:
+            self.first[env, run.spec.name].append(run.rows[0])
+            rows = [row for step in self.steps[env] if (row := row_due_at(run, step))]
+            self.finished.append(replace(run, rows=rows))
 
     def _check(self) -> None:
         for env, by_algo in self.runs.items():
             runs = [run for of_algo in by_algo.values() for run in of_algo]
-            for name in COMMON:
-                found = {getattr(run.spec, name): run for run in runs}
-                if len(found) > 1:
-                    raise ValueError(f"the runs in {env} differ in {name}: {sorted(found)}; they cannot be compared")
+            episodes = {run.spec.eval_episodes for run in runs}
+            if len(episodes) > 1:
+                raise ValueError(
+                    f"the runs in {env} differ in eval_episodes: {sorted(episodes)}; they cannot be compared"
+                )
             arguments = {str(run.spec.hyperparameters.get("env_kwargs") or "none") for run in runs}
             if len(arguments) > 1:
                 raise ValueError(
@@ -143,9 +172,26 @@ class Comparison:
                 kinds = sorted({run.spec.algo for run in of_algo})
                 if len(kinds) > 1:
                     raise ValueError(f"{algo} in {env} is {kinds[0]} in some runs and {kinds[1]} in others")
-                for name in ("hyperparameters", "eval_every"):
-                    if any(getattr(run.spec, name) != getattr(of_algo[0].spec, name) for run in of_algo):
-                        raise ValueError(f"{algo} in {env}: the seeds have different {name}")
+                if any(run.spec.hyperparameters != of_algo[0].spec.hyperparameters for run in of_algo):
+                    raise ValueError(f"{algo} in {env}: the seeds have different hyperparameters")
+
+    def why_no_times(self, env: str) -> str | None:
+        """Say why the times in an environment cannot be compared; None if they can."""
+        return why_times_differ([run for runs in self.runs[env].values() for run in runs])
+
+    def references(self, env: str) -> dict[str, np.ndarray]:
+        """Return the returns of policies that have learnt nothing: random actions, and untrained policies."""
+        found: dict[str, list[float]] = {}
+        returns = {run.record["random_return"] for runs in self.runs[env].values() for run in runs}
+        if known := sorted(value for value in returns if value is not None):
+            found["random actions"] = known  # one value, unless the environment's version changed it
+        for algo in self.algos:
+            rows = self.first.get((env, algo), [])
+            if at_start := [row.return_mean for row in rows if row.env_steps == 0]:
+                found[f"untrained {algo}"] = at_start
+        for name, values in self.untrained.get(env, {}).items():
+            found.setdefault(name, list(values))
+        return {name: np.array(values) for name, values in found.items()}
 
     def finals(self, env: str, algo: str) -> np.ndarray:
         """Return the (n_seeds,) returns of the last evaluations."""
@@ -164,7 +210,6 @@ class Comparison:
         if not runs:
             return None
         finals = self.finals(env, algo)
-        mean, half_width = mean_interval(finals)
         _, target = self.target(env)
         at = [_row_reaching(run, target) for run in runs]
         reached = [row for row in at if row is not None]
@@ -173,7 +218,7 @@ class Comparison:
             return float(np.median([getattr(row, name) for row in reached])) if reached else None
 
         return Cell(
-            Estimate(float(mean), float(mean - half_width), float(mean + half_width)),
+            Estimate(*(float(value) for value in mean_interval(finals))),
             float(finals.min()),
             float(finals.max()),
             kept(self.curve(env, algo)),
@@ -186,22 +231,30 @@ class Comparison:
             median("wall_seconds"),
         )
 
+    def missing(self, run: Run) -> list[int]:
+        """Return the common steps at which a run lacks an evaluation."""
+        return [step for step in self.steps[run.spec.env] if row_due_at(run, step) is None]
+
     def curve(self, env: str, algo: str) -> Curve | None:
-        """Return the mean learning curve, at the steps of the run with the fewest evaluations; None without runs."""
+        """Return the learning curves; None without runs."""
         runs = self.runs[env].get(algo)
         if not runs:
             return None
-
-        def column(run: Run, name: str) -> np.ndarray:
-            return np.array([getattr(row, name) for row in run.rows], float)
-
-        steps = column(min(runs, key=lambda run: len(run.rows)), "env_steps")
+        lacking = {step for run in runs for step in self.missing(run)}
+        steps = [step for step in self.steps[env] if step not in lacking]
 
         def values(name: str) -> np.ndarray:
-            return np.array([np.interp(steps, column(run, "env_steps"), column(run, name)) for run in runs])
+            return np.array([[getattr(row_due_at(run, step), name) for step in steps] for run in runs], float)
 
-        mean, half_width = mean_interval(values("return_mean"))
-        return Curve(steps, values("cpu_seconds").mean(0), values("wall_seconds").mean(0), mean, half_width)
+        returns = values("return_mean")
+        return Curve(
+            [run.spec.seed for run in runs],
+            np.array(steps),
+            values("cpu_seconds"),
+            values("wall_seconds"),
+            returns,
+            *mean_interval(returns),
+        )
 
     def diagnostics(self) -> list[tuple[str, str, dict[str, tuple[float, float]]]]:
         """Return what algorithms logged of themselves half-way and at the end, as means over the seeds.
@@ -281,5 +334,4 @@ def _estimate(value: float, interval: tuple[float, float], strata: list[np.ndarr
 
 
 def _row_reaching(run: Run, target: float) -> CurveRow | None:
-    index = first_reaching([row.return_mean for row in run.rows], target)
-    return None if index is None else run.rows[index]
+    return next((row for row in run.rows if row.return_mean >= target and has_learnt(run, row)), None)

@@ -59,11 +59,10 @@ def learning_curves(comparison: Comparison, env: str, x: str) -> bytes:
         curve = comparison.curve(env, algo)
         if curve is None:
             continue
-        style, positions = style_of(comparison, algo), getattr(curve, x)
+        style, positions = style_of(comparison, algo), curve.positions(x).mean(0)
         every = max(1, len(positions) // 8)
         axes.plot(positions, curve.mean, label=algo, markevery=every, markersize=4, linewidth=1.6, **style)
-        band = curve.mean - curve.half_width, curve.mean + curve.half_width
-        axes.fill_between(positions, *band, color=style["color"], alpha=0.12, linewidth=0)
+        axes.fill_between(positions, curve.low, curve.high, color=style["color"], alpha=0.12, linewidth=0)
     axes.set_ylim(*_range_of_returns(comparison, env))
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(_thousands)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sb3_pwm.benchmark import figures
-from sb3_pwm.benchmark.comparison import Comparison, Estimate, cut
+from sb3_pwm.benchmark.alignment import cut
+from sb3_pwm.benchmark.comparison import Comparison, Estimate
 from sb3_pwm.benchmark.results import FAILED, Run, read_runs
 from sb3_pwm.benchmark.specs import as_file_name
 from sb3_pwm.files.atomic import write_bytes, write_text

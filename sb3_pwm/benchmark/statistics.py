@@ -28,21 +28,26 @@ def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     return result
 
 
-def mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and half width of Student's 95 % interval over the first axis; NaN for fewer than two values.
+def mean_interval(
+    values: np.ndarray, n_resamples: int = N_RESAMPLES, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean and bounds of the bootstrap 95 % interval over the first axis; NaN bounds for fewer than two values.
+
+    The bounds never leave the range of the values.
 
     :param values: (n, ...) values, independent of each other.
-    :raises ImportError: if SciPy is not installed.
+    :param n_resamples: number of resamples.
+    :param seed: of the resamples.
     """
-    try:
-        from scipy.stats import t
-    except ImportError as error:
-        raise ImportError("statistics need SciPy: pip install 'sb3-pwm[plot]'") from error
     values = np.asarray(values, float)
-    n = len(values)
+    n, shape = len(values), values.shape[1:]
     if n < 2:
-        return values.mean(0), np.full(values.shape[1:], np.nan)
-    return values.mean(0), t.ppf(0.975, n - 1) * values.std(0, ddof=1) / np.sqrt(n)
+        return values.mean(0), np.full(shape, np.nan), np.full(shape, np.nan)
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_resamples) / n
+    with np.errstate(invalid="ignore"):
+        low, high = percentile_interval((weights @ values.reshape(n, -1)).reshape(n_resamples, *shape))
+        # rounding alone could leave the range
+        return values.mean(0), np.maximum(low, values.min(0)), np.minimum(high, values.max(0))
 
 
 def resample(strata: Strata, n_resamples: int, rng: np.random.Generator) -> list[np.ndarray]:
