@@ -3,83 +3,21 @@ import shutil
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
-import numpy as np
 import pytest
+from compare_made import all_runs, make_run, recorded
 
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
-from sb3_pwm.benchmark import figures, report
-from sb3_pwm.benchmark.alignment import cut
-from sb3_pwm.benchmark.cautions import cautions
+from sb3_pwm.benchmark import figures, report, tables
 from sb3_pwm.benchmark.comparison import Comparison
-from sb3_pwm.benchmark.origins import origins
-from sb3_pwm.benchmark.report import estimate, number
-from sb3_pwm.benchmark.results import (
-    FAILED,
-    FINISHED,
-    FORMAT,
-    RUNNING,
-    CurveRow,
-    Run,
-    read_curve,
-    write_curve,
-    write_json,
-)
-from sb3_pwm.benchmark.specs import ALGORITHMS, RunSpec
+from sb3_pwm.benchmark.results import FAILED, RUNNING, read_curve, write_curve, write_json
+from sb3_pwm.benchmark.specs import ALGORITHMS
+from sb3_pwm.benchmark.texts import estimate, number
 from sb3_pwm.cli.subcommands import run_command_line
-
-# final returns by environment, algorithm and seed
-FINALS = {
-    "A-v0": {"pwm": [200, 260, 320], "sac": [90, 100, 110], "td3": [120, 130, 140]},
-    "B-v0": {"pwm": [40, 50, 60], "sac": [50, 50, 50], "td3": [5, 10, 15]},
-}
-
-# what becomes of runs of 400 steps, of which the unfinished ones have got to 200
-CUTS = {(FINISHED, 200): FINISHED, (FINISHED, 500): RUNNING, (RUNNING, 200): FINISHED, (RUNNING, 300): RUNNING}
-CUTS |= {(FAILED, 200): FINISHED, (FAILED, 300): FAILED}
-
-
-def make_run(env, algo, seed, final, state=FINISHED, **changes):
-    """A run whose return grows evenly to ``final`` over four evaluations; a step costs 0.1 CPU seconds."""
-    spec = RunSpec(
-        env=env,
-        algo=algo,
-        seed=seed,
-        steps=400,
-        eval_every=100,
-        eval_episodes=5,
-        checkpoint_every=100,
-        threads=1,
-        device="cpu",
-        hyperparameters={},
-        source="test",
-    )
-    rows = [CurveRow(100 * i, 20.0 * i, 10.0 * i, final * i / 4, 1.0, 50.0, 5, 0.0) for i in range(1, 5)]
-    record = {
-        "format": FORMAT,
-        "state": state,
-        "specification": spec.to_dict(),
-        "command": "sb3-pwm benchmark --env A-v0 B-v0",
-        "versions": {"torch": "1.2.3"},
-        "git_revision": "abc123",
-        "processor": "Some <Processor>",
-        "random_return": 10.0,
-        "model": {"gamma": 0.99},
-        "traceback": "Traceback: <it> broke" if state == FAILED else None,
-    }
-    return Run(replace(spec, **changes), state, rows if state == FINISHED else rows[:2], record)
-
-
-def all_runs():
-    return [
-        make_run(env, algo, seed, final)
-        for env, by_algo in FINALS.items()
-        for algo, finals in by_algo.items()
-        for seed, final in enumerate(finals)
-    ]
 
 
 @pytest.fixture
@@ -98,200 +36,7 @@ def results(tmp_path):
     return tmp_path / "results"
 
 
-def test_scores_are_returns_in_units_of_the_baseline(comparison):
-    assert comparison.algos == ["pwm", "sac", "td3"]
-    assert [list(scores) for scores in comparison.scores("pwm")] == [[2, 2.6, 3.2], [0.8, 1, 1.2]]
-    # of 0.8, 1, 1.2, 2, 2.6, 3.2 one is left out on either side
-    assert comparison.iqm("pwm").value == pytest.approx((1 + 1.2 + 2 + 2.6) / 4)
-    assert comparison.iqm("sac").value == pytest.approx(1)
-    # A: always above. B: 40 below, 50 ties, 60 above three times 50
-    assert comparison.improvement("sac").value == pytest.approx((1 + 0.5) / 2)
-
-
-def test_a_random_policy_can_be_the_zero():
-    comparison = Comparison(all_runs(), "pwm", "sac", random_zero=True)
-    assert comparison.scores("td3")[1] == pytest.approx([-5 / 40, 0, 5 / 40])
-
-
-def test_labels_are_algorithms_of_their_own():
-    runs = [make_run("A-v0", "pwm", seed, 100) for seed in range(2)]
-    runs += [make_run("A-v0", "pwm", seed, 200, label="wide") for seed in range(2)]
-    comparison = Comparison(runs, "wide", "pwm")
-    assert comparison.algos == ["wide", "pwm"]
-    assert comparison.iqm("wide").value == 2
-    assert [entry["algo"] for entry in report.settings_of(runs)] == ["pwm", "wide=pwm"]
-    with pytest.raises(ValueError, match="wide in A-v0 is pwm in some runs and sac in others"):
-        Comparison([*runs, make_run("A-v0", "sac", 2, 1, label="wide")], "wide", "pwm")
-
-
-def test_target_is_the_best_of_the_others(comparison):
-    assert comparison.target("A-v0") == ("td3", 130)
-    assert comparison.target("B-v0") == ("sac", 50)
-    cell = comparison.cell("A-v0", "pwm")
-    # 200: 50, 100, 150; 260: 65, 130; 320: 80, 160: reached at 300, 200, 200
-    assert (cell.reached, cell.seeds) == (3, 3)
-    assert (cell.steps_to_target, cell.cpu_seconds_to_target, cell.wall_seconds_to_target) == (200, 20, 40)
-    assert (cell.final.value, cell.lowest, cell.highest) == (260, 200, 320)
-    assert (cell.final.low, cell.final.high) == (200, 320)  # in 1 of 27 resamples of three all are the lowest
-    cell = comparison.cell("A-v0", "sac")
-    assert (cell.reached, cell.steps_to_target) == (0, None)
-    cell = comparison.cell("B-v0", "pwm")
-    assert (cell.reached, cell.steps_to_target) == (2, 400)
-
-
-def test_curves(comparison):
-    curve = comparison.curve("B-v0", "td3")
-    assert list(curve.env_steps) == [100, 200, 300, 400]
-    assert curve.cpu_seconds.tolist() == [[10, 20, 30, 40]] * 3
-    assert curve.returns.tolist() == [[1.25, 2.5, 3.75, 5], [2.5, 5, 7.5, 10], [3.75, 7.5, 11.25, 15]]
-    assert list(curve.mean) == [2.5, 5, 7.5, 10]
-    assert np.all((curve.low >= curve.returns.min(0)) & (curve.high <= curve.returns.max(0)))
-
-
-def test_a_missing_evaluation_is_not_made_up():
-    """Algorithms that ask their callbacks once per episode may be evaluated less often."""
-    first, second = make_run("A-v0", "pwm", 0, 100), make_run("A-v0", "pwm", 1, 300)
-    second = replace(second, rows=[second.rows[0], second.rows[3]])
-    comparison = Comparison([first, second], "pwm", "pwm")
-    curve = comparison.curve("A-v0", "pwm")
-    assert list(curve.env_steps) == [100, 400]
-    assert list(curve.mean) == [(25 + 75) / 2, (100 + 300) / 2]
-    missing = "seed 1 of pwm has no evaluation at 200, 300 steps; pwm's curve leaves them out"
-    assert cautions(comparison) == [f"A-v0: {missing}"]
-
-
-def test_a_run_without_its_last_evaluation_does_not_count():
-    first, second = make_run("A-v0", "pwm", 0, 100), make_run("A-v0", "pwm", 1, 300)
-    comparison = Comparison([first, replace(second, rows=second.rows[:3])], "pwm", "pwm")
-    assert list(comparison.finals("A-v0", "pwm")) == [100]
-    assert [run.spec.seed for run in comparison.others] == [1]
-
-
-def test_only_common_evaluations_count():
-    often = [make_run("A-v0", "pwm", seed, 100) for seed in range(2)]
-    seldom = [make_run("A-v0", "sac", seed, 60, eval_every=200) for seed in range(2)]
-    seldom = [replace(run, rows=run.rows[1::2]) for run in seldom]
-    comparison = Comparison(often + seldom, "pwm", "sac")
-    assert list(comparison.curve("A-v0", "pwm").env_steps) == [200, 400]
-    assert comparison.cell("A-v0", "pwm").steps_to_target == 400  # 75 at 300 steps, when SAC was not looked at
-    each = "pwm every 100, sac every 200"
-    assert cautions(comparison) == [f"A-v0: evaluated at different steps ({each}); only the common ones are used"]
-
-
-def with_untrained(run, value, **logged):
-    """The same run with an evaluation before its first step."""
-    first = replace(run.rows[0], env_steps=0, return_mean=value, cpu_seconds=0.0, wall_seconds=0.0)
-    return replace(run, rows=[replace(first, logged=dict(logged)), *run.rows])
-
-
-def updates(run, *numbers):
-    rows = [replace(row, logged={"train/n_updates": float(n)}) for row, n in zip(run.rows, numbers, strict=True)]
-    return replace(run, rows=rows)
-
-
-@pytest.mark.parametrize(
-    "model", [{"learning_starts": 100, "n_steps": 1, "n_envs": 1}, {"n_steps": 50, "n_envs": 2}, {}]
-)
-def test_what_was_not_learnt_reaches_no_target(model):
-    """SAC "reached" the target of Ant before its first update."""
-    target = make_run("A-v0", "pwm", 0, 20)
-    run = make_run("A-v0", "sac", 0, 80)  # 20 at 100 steps
-    run = replace(run, record=run.record | {"model": model})
-    cell = Comparison([run, target], "sac", "pwm").cell("A-v0", "sac")
-    assert cell.steps_to_target == (200 if model else 100)
-    # newer runs say how many updates there were
-    cell = Comparison([updates(run, 0, 0, 5, 10), target], "sac", "pwm").cell("A-v0", "sac")
-    assert cell.steps_to_target == 300
-    cell = Comparison([updates(run, 0, 0, 0, 0), target], "sac", "pwm").cell("A-v0", "sac")  # not counted at all
-    assert cell.steps_to_target == (200 if model else 100)
-
-
-def test_untrained_policies_are_references():
-    runs = [with_untrained(make_run("A-v0", "pwm", seed, 100), value) for seed, value in enumerate((5, 7))]
-    comparison = Comparison(runs, "pwm", "pwm", untrained={"A-v0": {"untrained": [1.0]}, "B-v0": {"untrained": [9.0]}})
-    found = {name: list(values) for name, values in comparison.references("A-v0").items()}
-    assert found == {"random actions": [10], "untrained pwm": [5, 7], "untrained": [1]}
-    assert list(comparison.curve("A-v0", "pwm").env_steps) == [0, 100, 200, 300, 400]
-    # an algorithm without that evaluation leaves it out of the curves
-    comparison = Comparison([*runs, make_run("A-v0", "sac", 0, 50)], "pwm", "sac")
-    assert list(comparison.curve("A-v0", "pwm").env_steps) == [100, 200, 300, 400]
-    assert list(comparison.references("A-v0")["untrained pwm"]) == [5, 7]
-    assert cautions(comparison) == ["A-v0: one seed of sac: it says nothing of the next, and there is no interval"]
-
-
-def test_an_end_below_the_beginning_is_a_caution():
-    worse = make_run("A-v0", "pwm", 0, 100)
-    worse = replace(worse, rows=[*worse.rows[:3], replace(worse.rows[3], return_mean=8.0)])
-    first = "A-v0: pwm ends at 8.0, below random actions (10.0) and its first evaluation after 100 steps (25.0)"
-    assert cautions(Comparison([worse], "pwm", "pwm"))[0] == first
-    first = "A-v0: pwm ends at 8.0, below random actions (10.0) and untrained pwm (9.0)"
-    assert cautions(Comparison([with_untrained(worse, 9.0)], "pwm", "pwm"))[0] == first
-
-
-def recorded(run, **changes):
-    return replace(run, record=run.record | changes)
-
-
-def test_runs_of_several_origins_are_told_apart():
-    runs = [make_run("A-v0", "pwm", seed, 100) for seed in range(4)]
-    runs[1] = recorded(runs[1], git_revision="0123456789abcdef-dirty")
-    runs[2] = recorded(runs[2], model={"device": "cuda:0"}, gpu="Some GPU")
-    runs[3] = recorded(make_run("A-v0", "pwm", 3, 1, FAILED), earlier=[runs[0].record | {"processor": "Other"}])
-    comparison = Comparison(runs, "pwm", "pwm")
-    found = [
-        (each.device, each.processor, each.revision, each.finished, each.failed) for each in origins(runs, ["pwm"])
-    ]
-    assert found == [
-        ("CPU", "Some <Processor>", "abc123", 1, 0),
-        ("CPU", "Some <Processor>", "0123456789 with changes", 1, 0),
-        ("GPU (Some GPU)", "Some <Processor>", "abc123", 1, 0),
-        ("CPU", "Other, then Some <Processor>", "abc123", 0, 1),
-    ]
-    assert cautions(comparison) == [
-        "A-v0: 1 of 4 runs of pwm failed, and its figures leave them out",
-        "A-v0: the runs of pwm are of 2 revisions (0123456789 with changes, abc123)",
-    ]
-
-
-def test_times_are_compared_on_one_machine_only():
-    runs = [make_run("A-v0", "pwm", 0, 100), make_run("A-v0", "sac", 0, 100)]
-    assert Comparison(runs, "pwm", "sac").why_no_times("A-v0") is None
-    for changes in ({"processor": "Other"}, {"model": {"device": "cuda"}, "gpu": "Some GPU"}):
-        reason = Comparison([runs[0], recorded(runs[1], **changes)], "pwm", "sac").why_no_times("A-v0")
-        assert reason.startswith("pwm: CPU, Some <Processor>, threads: 1; sac: ")
-    gpus = [recorded(run, model={"device": "cuda"}) for run in runs]
-    assert Comparison(gpus, "pwm", "sac").why_no_times("A-v0") == "the GPU was not recorded"
-    gpus = [recorded(run, gpu="Some GPU") for run in gpus]
-    assert Comparison(gpus, "pwm", "sac").why_no_times("A-v0") is None
-
-
-def test_runs_of_different_lengths_are_compared_after_the_shortest():
-    runs = [make_run("A-v0", "pwm", seed, 100) for seed in range(2)]
-    short = [make_run("A-v0", "sac", seed, 100, steps=200) for seed in range(2)]
-    short = [replace(run, rows=run.rows[:2]) for run in short]
-    unfinished = make_run("A-v0", "pwm", 2, 100, RUNNING)  # has got to 200
-    comparison = Comparison([*runs, *short, unfinished], "pwm", "sac")
-    assert list(comparison.finals("A-v0", "pwm")) == [50, 50, 50]
-    text = "A-v0: compared after 200 steps, as long as the shortest run; longer are runs of pwm"
-    assert cautions(comparison) == [text]
-
-
-@pytest.mark.filterwarnings("ignore:invalid value")
-@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
-@pytest.mark.parametrize("algo", ["a2c", "sac"])
-def test_returns_that_are_not_finite(bad, algo, results, tmp_path):
-    runs = [*all_runs(), make_run("A-v0", "a2c", 0, 1), make_run("B-v0", "a2c", 0, 1)]
-    run = next(run for run in runs if run.spec.algo == algo)
-    run.rows[-1] = replace(run.rows[-1], return_mean=bad)
-    comparison = Comparison(runs, "pwm", "sac")
-    assert comparison.scored_envs() == (["B-v0"], {"A-v0": f"a final return of {algo} is not finite"})
-    assert comparison.target("A-v0") == ("td3", 130)
-    assert np.isfinite(comparison.iqm("pwm").value)
-    assert figures.learning_curves(comparison, "A-v0", "env_steps")
-
-
-def test_intervals_are_drawn_no_wider_than_they_are(monkeypatch):
-    monkeypatch.setattr(figures, "to_png", lambda figure: figure)
+def test_intervals_are_drawn_no_wider_than_they_are():
     comparison = Comparison(all_runs(), "pwm", "sac")
     bar = figures.aggregate(comparison).axes[0].lines[0]
     estimate = comparison.iqm(comparison.algos[0])
@@ -311,119 +56,11 @@ def test_a_run_out_of_its_place_is_refused(results):
         report.read_runs(results)
 
 
-def test_what_cannot_be_scored_is_left_out_with_a_reason():
-    runs = [run for run in all_runs() if (run.spec.env, run.spec.algo) != ("B-v0", "td3")]
-    negative = [make_run("C-v0", algo, 0, -100) for algo in ("pwm", "sac", "td3")]
-    envs, excluded = Comparison(runs + negative, "pwm", "sac").scored_envs()
-    assert envs == ["A-v0"]
-    assert excluded == {
-        "B-v0": "no finished run of td3",
-        "C-v0": "sac's mean final return is not above 0",
-    }
-
-
-@pytest.mark.parametrize(
-    ("runs", "match"),
-    [
-        ([], "none of the 0 runs has finished"),
-        ([make_run("A-v0", "sac", 0, 1, RUNNING)], "none of the 1 runs has finished 400 steps"),
-        ([make_run("A-v0", "sac", 0, 1), make_run("A-v0", "sac", 0, 1)], "a seed is there more than once"),
-        (
-            [make_run("A-v0", "sac", 0, 1), make_run("A-v0", "sac", 1, 1, steps=7)],
-            "sac in A-v0 is not evaluated after 7 steps, but every 100; choose a multiple as --steps",
-        ),
-        (
-            [make_run("A-v0", "sac", 0, 1), make_run("A-v0", "td3", 1, 1, eval_episodes=7)],
-            r"differ in eval_episodes: \[5, 7\]",
-        ),
-        (
-            [make_run("A-v0", "sac", 0, 1), make_run("A-v0", "sac", 1, 1, hyperparameters={"gamma": 1})],
-            "different hyperparameters",
-        ),
-        (
-            [
-                make_run("A-v0", "sac", 0, 1),
-                make_run("A-v0", "td3", 0, 1, hyperparameters={"env_kwargs": {"g": 5.0}}),
-            ],
-            r"differ in the environment's arguments: none, \{'g': 5.0\}",
-        ),
-        (
-            [make_run("A-v0", "sac", 0, 1, RUNNING), make_run("A-v0", "td3", 0, 1)],
-            "no run of the method sac has finished; --steps N compares after fewer steps",
-        ),
-    ],
-)
-def test_runs_that_cannot_be_compared_are_refused(runs, match):
-    with pytest.raises(ValueError, match=match):
-        Comparison(runs, "sac", "sac")
-
-
-def test_a_run_cut_at_fewer_steps():
-    run = make_run("A-v0", "sac", 0, 100)
-    assert [row.env_steps for row in cut(run, 200).rows] == [100, 200]
-    rollouts = replace(run, rows=[replace(row, env_steps=row.env_steps + 28) for row in run.rows])
-    assert [row.env_steps for row in cut(rollouts, 200).rows] == [128, 228]
-    with pytest.raises(
-        ValueError, match="sac in A-v0 is not evaluated after 250 steps, but every 100; choose a multiple"
-    ):
-        cut(run, 250)
-    assert cut(run, 200).spec.steps == 200
-    assert cut(run, 400) == run
-    states = {(state, steps): cut(make_run("A-v0", "sac", 0, 1, state), steps).state for state, steps in CUTS}
-    assert states == CUTS
-
-
-def test_a_comparison_at_fewer_steps():
-    seldom = [make_run("A-v0", "td3", seed, 100, eval_every=200) for seed in range(3)]
-    seldom = [replace(run, rows=run.rows[1::2]) for run in seldom]
-    runs = [run for run in all_runs() if run.spec.env == "A-v0" and run.spec.algo != "td3"]
-    runs += [make_run("A-v0", "sac", 9, 120, RUNNING), *seldom]
-    comparison = Comparison([cut(run, 200) for run in runs], "pwm", "sac")
-    assert list(comparison.finals("A-v0", "sac")) == [45, 50, 55, 60]
-    assert comparison.cell("A-v0", "pwm").final.value == 130
-    assert list(comparison.curve("A-v0", "td3").env_steps) == [200]
-    assert not comparison.others
-
-
-def test_how_much_of_the_best_is_kept():
-    run = make_run("A-v0", "pwm", 0, 8.0)
-    longer = make_run("A-v0", "pwm", 0, 8.0, steps=700)
-    returns = [1, 6, 9, 6, 3, 0, 3]
-    rows = [replace(run.rows[0], env_steps=100 * i, return_mean=value) for i, value in enumerate(returns, 1)]
-    assert Comparison([replace(longer, rows=rows)], "pwm", "pwm").cell("A-v0", "pwm").kept == pytest.approx(2 / 7)
-    assert Comparison([run], "pwm", "pwm").cell("A-v0", "pwm").kept is None  # four evaluations: nothing to compare
-
-
-def test_what_algorithms_log_of_themselves():
-    def logs(run, *values):
-        rows = [
-            replace(row, logged={"train/value_calibration": value, "rollout/ep_len_mean": 10 * value, "train/x": 1.0})
-            for row, value in zip(run.rows, values, strict=True)
-        ]
-        return replace(run, rows=rows)
-
-    runs = [
-        logs(make_run("A-v0", "pwm", 0, 8.0), 9, 1, 9, 2),
-        logs(make_run("A-v0", "pwm", 1, 8.0), 9, 3, 9, 4),
-        make_run("A-v0", "sac", 0, 4.0),
-    ]
-    ((env, algo, values),) = Comparison(runs, "pwm", "sac").diagnostics()
-    assert (env, algo) == ("A-v0", "pwm")
-    assert values["train/value_calibration"] == (2, 3)
-    assert values["rollout/ep_len_mean"] == (20, 30)
-    assert np.isnan(values["train/critic_gap"]).all()
-
-
 def test_logged_values_are_read_as_they_were_written(tmp_path):
     rows = make_run("A-v0", "pwm", 0, 8.0).rows
     rows = [rows[0], *(replace(row, logged={"train/b": 0.1, "train/a": float(i)}) for i, row in enumerate(rows[1:]))]
     write_curve(tmp_path, rows)
     assert read_curve(tmp_path) == rows
-
-
-def test_unknown_algorithms_are_refused():
-    with pytest.raises(ValueError, match="unknown baseline in these results 'sca'; did you mean sac"):
-        Comparison(all_runs(), "pwm", "sca")
 
 
 @pytest.mark.parametrize(
@@ -446,10 +83,16 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data):
-        self.text += data
+        if self.tags and self.tags[-1][0] not in ("script", "style"):
+            self.text += data
 
     def all(self, tag):
         return [attributes for name, attributes in self.tags if name == tag]
+
+
+def without_data(source):
+    """A page without its pictures, and without the name of SVG's elements, which a browser does not look up."""
+    return re.sub(r"base64,[\w+/=]+", "", source).replace("http://www.w3.org/2000/svg", "")
 
 
 def test_the_page(results, tmp_path, capsys):
@@ -459,19 +102,20 @@ def test_the_page(results, tmp_path, capsys):
     source = (out / "index.html").read_text()
     page = Page(source)
 
-    assert not re.search(r"https?://|//[a-z]+\.|url\(|@import", re.sub(r"base64,[\w+/=]+", "", source))
-    assert not page.all("script")
-    assert not page.all("link")
+    assert not re.search(r"https?:|//[a-z]+\.|url\(|@import|\bfetch|\bimport\b", without_data(source))
+    assert page.all("link") == [{"rel": "icon", "href": "data:,"}]
     assert all(re.fullmatch(r"#\w+", a["href"]) for a in page.all("a"))
     images = page.all("img")
-    assert len(images) == 9  # curves in 2 environments against 3 things, 3 aggregates
+    names = {"curves_env_steps", "curves_cpu_seconds", "curves_wall_seconds", "iqm", "profiles", "improvement"}
+    assert len(images) == len(names)
     assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images)
-    assert len(list(out.glob("*.png"))) == 9
+    assert {path.stem for path in out.glob("*.png")} == {path.stem for path in out.glob("*.svg")} == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in out.glob("*.png"))
+    assert len(source) < 3_000_000
 
     assert page.all("html") == [{"lang": "en"}]
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
-    assert len(page.all("caption")) == len(page.all("table")) == 3
+    assert len(page.all("caption")) == len(page.all("table")) == 4
 
     text = " ".join(page.text.split())
     for expected in (
@@ -482,7 +126,9 @@ def test_the_page(results, tmp_path, capsys):
         "400 environment steps; target 130 (td3)",
         "is 1 at the mean final return of sac and 0 at a return of 0",
         "without the lowest and the highest quarter, rounded down to whole runs (of 3 none, of 6 one at either end)",
-        "Processor: Some <Processor>; threads per run: 1",
+        "Some <Processor> 1 abc123 6 finished, 1 failed A-v0, B-v0",
+        "A-v0: 1 of 4 runs of sac failed, and its figures leave them out.",
+        "random actions 10.0 - 10.0 to 10.0",
         "torch 1.2.3, git revision abc123",
         "sb3-pwm benchmark --env A-v0 B-v0",
         f"sb3-pwm report {results} --out {out}",
@@ -493,6 +139,91 @@ def test_the_page(results, tmp_path, capsys):
     comparison = Comparison(all_runs(), "pwm", "sac")
     assert estimate(comparison.iqm("pwm")) in text
     assert "1.70 [" in text
+
+
+def test_the_page_shows_times_of_one_machine_only(tmp_path):
+    runs = all_runs()
+    report.write_report(Comparison(runs, "pwm", "sac"), tmp_path / "one", "")
+    page = Page((tmp_path / "one" / "index.html").read_text())
+    assert "CPU s to it" in page.text
+    assert [option["value"] for option in page.all("option")] == ["env_steps", "cpu_seconds", "wall_seconds"]
+    runs = [recorded(run, processor="Other") if run.spec.algo == "sac" else run for run in runs]
+    report.write_report(Comparison(runs, "pwm", "sac"), tmp_path / "two", "")
+    page = Page((tmp_path / "two" / "index.html").read_text())
+    assert "CPU s" not in page.text
+    assert not page.all("option")
+    reason = "A-v0, B-v0: times are left out: the runs were not all on one device and processor with as many threads."
+    assert reason in " ".join(page.text.split())
+    assert [path.name for path in (tmp_path / "two").glob("curves_*.png")] == ["curves_env_steps.png"]
+
+
+def test_names_for_readers(results, tmp_path, capsys):
+    arguments = ["report", str(results), "--out", str(tmp_path / "out"), "--label", "pwm=PWM & <co>", "sac=SAC"]
+    assert run_command_line({"report": report}, arguments) == 0
+    text = " ".join(Page((tmp_path / "out" / "index.html").read_text()).text.split())
+    assert "PWM & <co> compared" in text
+    assert "400 environment steps; target 50.0 (SAC)" in text
+    assert "1 of 4 runs of SAC failed" in text
+    capsys.readouterr()
+    for labels, message in (
+        (["pvm=PWM"], "unknown algorithm of --label 'pvm'; did you mean pwm?"),
+        (["pwm"], "--label pwm: allowed: NAME=TEXT, such as pwm=PWM"),
+        (["pwm=_x"], "--label pwm=_x: allowed: NAME=TEXT"),
+        (["pwm=sac"], "--label gives two algorithms one name"),
+    ):
+        with pytest.raises(SystemExit):
+            run_command_line({"report": report}, [*arguments[:5], *labels])
+        assert message in capsys.readouterr().err
+
+
+def test_tables_for_papers(comparison, tmp_path):
+    report.write_report(comparison, tmp_path, "")
+    assert (tmp_path / "table.md").read_text().splitlines() == [
+        "|  | A-v0, 400 steps | B-v0, 400 steps |",
+        "| --- | ---: | ---: |",
+        "| pwm | 260 [200, 320] (3) | 50.0 [40.0, 60.0] (3) |",
+        "| sac | 100 [90.0, 110] (3) | 50.0 [50.0, 50.0] (3) |",
+        "| td3 | 130 [120, 140] (3) | 10.0 [5.00, 15.0] (3) |",
+        "| random actions | 10.0 | 10.0 |",
+        "",
+        tables.NOTE,
+    ]
+    lines = (tmp_path / "table.tex").read_text().splitlines()
+    assert lines[1] == r"\begin{tabular}{lrr}"
+    assert lines[5] == r"pwm & 260 [200, 320] (3) & 50.0 [40.0, 60.0] (3) \\"
+    assert tables.escaped("a_b & 5 % \\") == r"a\_b \& 5 \% \textbackslash{}"
+
+
+def test_untrained_policies_of_a_file(results, tmp_path, capsys):
+    file = tmp_path / "more" / "untrained.csv"
+    file.parent.mkdir()
+    file.write_text("algorithm,environment,seed,return_mean\nuntrained,A-v0,0,3\nuntrained,A-v0,1,5\n")
+    arguments = ["report", str(results), str(file.parent), "--out", str(tmp_path / "out")]
+    assert run_command_line({"report": report}, arguments) == 0
+    assert "untrained 4.00 2 3.00 to 5.00" in " ".join(Page((tmp_path / "out" / "index.html").read_text()).text.split())
+    file.write_text("algorithm,seed\nuntrained,0\n")
+    with pytest.raises(SystemExit):
+        run_command_line({"report": report}, arguments)
+    assert f"{file} holds no returns of untrained policies: KeyError('environment')" in capsys.readouterr().err
+
+
+def test_the_headline_from_raw_runs(tmp_path, monkeypatch):
+    """What is on the page that one command makes of the committed runs, docs/results."""
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+    folders = [f"docs/results/{name}" for name in ("default", "baselines-100k", "crossq", "tqc", "untrained")]
+    assert run_command_line({"report": report}, ["report", *folders, "--out", str(tmp_path)]) == 0
+    source = (tmp_path / "index.html").read_text()
+    page = Page(source)
+    text = " ".join(page.text.split())
+    assert "GPU (name not recorded) Intel(R) Xeon(R) Processor 1 012d8063b1 with changes 12 finished" in text
+    assert not re.search(r"CPU s\b|wall s\b", text)  # PWM ran on a GPU, SAC on CPUs
+    assert not page.all("option")
+    assert "times are left out: the runs were not all on one device" in text
+    assert len(re.findall(r"random actions -?\d", text)) == len(re.findall(r"untrained -?\d", text)) == 5
+    assert "Ant-v5: sac ends at 583.8, below untrained (754.7) and its first evaluation after 5,000 steps" in text
+    assert "Humanoid-v5 seeds: pwm 3, crossq_graphs 3, ppo 3, sac 1, tqc_graphs 3" in text
+    assert text.count("3 seeds") >= 4
+    assert len(source) < 3_000_000
 
 
 def test_a_page_at_fewer_steps(results, tmp_path, capsys):

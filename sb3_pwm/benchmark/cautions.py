@@ -65,9 +65,12 @@ def _missing(comparison: Comparison, env: str) -> Iterator[str]:
 
 
 def _mixed_evaluations(comparison: Comparison, env: str) -> Iterator[str]:
-    every = {algo: sorted({run.spec.eval_every for run in runs}) for algo, runs in comparison.runs[env].items()}
-    if len({tuple(steps) for steps in every.values()}) > 1 or any(len(steps) > 1 for steps in every.values()):
-        each = ", ".join(f"{algo} every {' or '.join(map('{:,}'.format, steps))}" for algo, steps in every.items())
+    by_interval: dict[int, list[Run]] = {}
+    for runs in comparison.runs[env].values():
+        for run in runs:
+            by_interval.setdefault(run.spec.eval_every, []).append(run)
+    if len(by_interval) > 1:
+        each = ", ".join(f"every {steps:,} {_names(by_interval[steps])}" for steps in sorted(by_interval))
         yield f"evaluated at different steps ({each}); only the common ones are used"
 
 

@@ -20,6 +20,7 @@ from sb3_pwm.benchmark.statistics import (
 )
 
 DIAGNOSTICS = ("train/value_calibration", "train/critic_gap", "rollout/ep_len_mean")  # the report shows these
+RANDOM = "random actions"
 IN_A_ROW = 3  # evaluations
 Untrained = Mapping[str, Mapping[str, Sequence[float]]]  # by environment and name
 
@@ -184,7 +185,7 @@ class Comparison:
         found: dict[str, list[float]] = {}
         returns = {run.record["random_return"] for runs in self.runs[env].values() for run in runs}
         if known := sorted(value for value in returns if value is not None):
-            found["random actions"] = known  # one value, unless the environment's version changed it
+            found[RANDOM] = known  # one value, unless the environment's version changed it
         for algo in self.algos:
             rows = self.first.get((env, algo), [])
             if at_start := [row.return_mean for row in rows if row.env_steps == 0]:

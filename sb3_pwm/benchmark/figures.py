@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sb3_pwm.benchmark.comparison import Comparison, Estimate
+from sb3_pwm.benchmark.comparison import RANDOM, Comparison, Curve, Estimate
 from sb3_pwm.benchmark.statistics import performance_profile, profile_interval
+from sb3_pwm.benchmark.texts import seeds_in, seeds_of
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart also by those who see colours differently; the markers say it once more.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 MARKERS = "osD^vPX*<"  # one more than colours: 72 different pairs
+MOST_COLUMNS = 3
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -41,84 +44,116 @@ def style_of(comparison: Comparison, algo: str) -> dict[str, Any]:
     return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def to_png(figure: "Figure") -> bytes:
-    """Return a figure as a PNG file."""
+def saved(figure: "Figure", kind: str) -> bytes:
+    """Return a figure as a file.
+
+    :param kind: ``"png"`` or ``"svg"``.
+    """
+    import matplotlib
+
     file = io.BytesIO()
-    figure.savefig(file, format="png", bbox_inches="tight")
+    with matplotlib.rc_context({"svg.hashsalt": "sb3-pwm"}):  # the same figure is the same file
+        figure.savefig(file, format=kind, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else None)
     return file.getvalue()
 
 
-def learning_curves(comparison: Comparison, env: str, x: str) -> bytes:
-    """Draw the return in an environment against steps or seconds.
+def learning_curves(comparison: Comparison, envs: Sequence[str], x: str) -> "Figure":
+    """Draw the return in each environment against steps or seconds: thin seeds, thick means, intervals as bands.
 
-    :param env: environment.
+    :param envs: environments.
     :param x: ``"env_steps"``, ``"cpu_seconds"`` or ``"wall_seconds"``.
     """
-    figure, axes = _new_figure((4.4, 3.2))
-    for algo in comparison.algos:
-        curve = comparison.curve(env, algo)
-        if curve is None:
-            continue
-        style, positions = style_of(comparison, algo), curve.positions(x).mean(0)
-        every = max(1, len(positions) // 8)
-        axes.plot(positions, curve.mean, label=algo, markevery=every, markersize=4, linewidth=1.6, **style)
-        axes.fill_between(positions, curve.low, curve.high, color=style["color"], alpha=0.12, linewidth=0)
-    axes.set_ylim(*_range_of_returns(comparison, env))
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(_thousands)
-    axes.yaxis.set_major_formatter(_thousands)
-    axes.set_xlabel(AXES[x])
-    axes.set_ylabel(f"return in {env}")
-    _legend(figure, axes)
-    return to_png(figure)
+    columns = min(len(envs), MOST_COLUMNS)
+    rows = math.ceil(len(envs) / columns)
+    figure, panels = _new_figure((3.7 * columns, 3.0 * rows), rows, columns)
+    handles: dict[str, Artist] = {}
+    for env, axes in zip(envs, panels, strict=False):
+        for algo in comparison.algos:
+            curve = comparison.curve(env, algo)
+            if curve is not None:
+                handles[algo] = _curve(axes, curve, x, style_of(comparison, algo))
+        random = comparison.references(env).get(RANDOM)
+        if random is not None:
+            handles[RANDOM] = axes.axhline(random.mean(), color="#888888", linewidth=1, linestyle="--")
+        axes.set_title(f"{env}\n{seeds_in(comparison, env)}", fontsize=10)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(_thousands)
+        axes.yaxis.set_major_formatter(_thousands)
+        axes.set_xlabel(AXES[x])
+    for axes in panels[len(envs) :]:
+        axes.remove()
+    for axes in panels[::columns]:
+        axes.set_ylabel("return")
+    _legend(figure, {name: handles[name] for name in (*comparison.algos, RANDOM) if name in handles})
+    return figure
 
 
-def aggregate(comparison: Comparison) -> bytes:
+def _curve(axes: "Axes", curve: Curve, x: str, style: dict[str, Any]) -> "Artist":
+    positions = curve.positions(x)
+    for where, returns in zip(positions, curve.returns, strict=True):
+        axes.plot(where, returns, color=style["color"], linewidth=0.7, alpha=0.5)
+    every = max(1, len(curve.env_steps) // 8)
+    width = 0.7 if len(curve.seeds) == 1 else 1.8
+    line, *_ = axes.plot(positions.mean(0), curve.mean, markevery=every, markersize=4, linewidth=width, **style)
+    axes.fill_between(positions.mean(0), curve.low, curve.high, color=style["color"], alpha=0.12, linewidth=0)
+    return line
+
+
+def aggregate(comparison: Comparison) -> "Figure":
     """Draw the IQM of each algorithm's normalised return with its interval."""
-    figure, axes = _new_figure((6, 0.9 + 0.38 * len(comparison.algos)))
+    figure, (axes,) = _new_figure((6, 1.2 + 0.38 * len(comparison.algos)))
     for position, algo in enumerate(comparison.algos):
         _interval(axes, comparison.iqm(algo), position, style_of(comparison, algo))
     _name_rows(axes, comparison.algos)
     axes.axvline(1, color="#888888", linewidth=1, linestyle=":")
+    axes.set_title(_what_is_counted(comparison))
     axes.set_xlabel(f"IQM of the normalised return ({comparison.baseline}'s mean is 1)")
-    return to_png(figure)
+    return figure
 
 
-def improvement(comparison: Comparison) -> bytes:
+def improvement(comparison: Comparison) -> "Figure":
     """Draw the probability that the method improves on each other algorithm."""
     others = [algo for algo in comparison.algos if algo != comparison.method]
-    figure, axes = _new_figure((6, 0.9 + 0.38 * len(others)))
+    figure, (axes,) = _new_figure((6, 1.2 + 0.38 * len(others)))
     for position, algo in enumerate(others):
         _interval(axes, comparison.improvement(algo), position, style_of(comparison, algo))
     _name_rows(axes, others)
     axes.axvline(0.5, color="#888888", linewidth=1, linestyle=":")
     axes.set_xlim(-0.02, 1.02)
+    axes.set_title(_what_is_counted(comparison))
     axes.set_xlabel(f"probability that {comparison.method} scores above")
-    return to_png(figure)
+    return figure
 
 
-def profiles(comparison: Comparison) -> bytes:
+def profiles(comparison: Comparison) -> "Figure":
     """Draw which fraction of each algorithm's runs scores above a threshold."""
-    figure, axes = _new_figure((6, 3.2))
+    figure, (axes,) = _new_figure((6, 3.5))
     scores = {algo: comparison.scores(algo) for algo in comparison.algos}
     highest = max(float(np.max(stratum)) for strata in scores.values() for stratum in strata)
     lowest = min(0.0, *(float(np.min(stratum)) for strata in scores.values() for stratum in strata))
     thresholds = np.linspace(lowest, 1.05 * highest, 201)
+    handles: dict[str, Artist] = {}
     for algo, strata in scores.items():
         style = style_of(comparison, algo)
         fractions = performance_profile(np.concatenate(strata), thresholds)
-        axes.plot(thresholds, fractions, label=algo, markevery=25, markersize=4, linewidth=1.6, **style)
+        handles[algo], *_ = axes.plot(thresholds, fractions, markevery=25, markersize=4, linewidth=1.6, **style)
         axes.fill_between(
             thresholds, *profile_interval(strata, thresholds), color=style["color"], alpha=0.12, linewidth=0
         )
     axes.set_ylim(-0.02, 1.02)
+    axes.set_title(_what_is_counted(comparison))
     axes.set_xlabel("normalised return")
     axes.set_ylabel("fraction of runs above")
-    _legend(figure, axes)
-    return to_png(figure)
+    _legend(figure, handles)
+    return figure
 
 
-def _new_figure(size: tuple[float, float]) -> tuple["Figure", "Axes"]:
+def _what_is_counted(comparison: Comparison) -> str:
+    count = len(comparison.scored_envs()[0])
+    return f"{count} environment{'' if count == 1 else 's'}, {seeds_of(comparison)} each"
+
+
+def _new_figure(size: tuple[float, float], rows: int = 1, columns: int = 1) -> tuple["Figure", list["Axes"]]:
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -126,12 +161,13 @@ def _new_figure(size: tuple[float, float]) -> tuple["Figure", "Axes"]:
         raise ImportError("figures need Matplotlib: pip install 'sb3-pwm[plot]'") from error
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
-        return figure, figure.add_subplot()
+        return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def _legend(figure: "Figure", axes: "Axes") -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 3), frameon=False)
+def _legend(figure: "Figure", handles: "dict[str, Artist]") -> None:
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside upper center", ncols=min(len(handles), 6), frameon=False
+    )
 
 
 def _interval(axes: "Axes", estimate: Estimate, position: int, style: dict[str, Any]) -> None:
@@ -144,14 +180,6 @@ def _interval(axes: "Axes", estimate: Estimate, position: int, style: dict[str, 
 def _name_rows(axes: "Axes", names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
-
-
-def _range_of_returns(comparison: Comparison, env: str) -> tuple[float, float]:
-    """Return the range of the runs' returns: an interval over few seeds may be much wider."""
-    rows = [row for of_algo in comparison.runs[env].values() for run in of_algo for row in run.rows]
-    returns = [row.return_mean for row in rows if math.isfinite(row.return_mean)] or [0.0]
-    margin = 0.05 * (max(returns) - min(returns)) or 1.0
-    return min(returns) - margin, max(returns) + margin
 
 
 def _thousands(value: float, _: float) -> str:

@@ -84,13 +84,8 @@ def origins(runs: Sequence[Run], algos: Sequence[str]) -> list[Origin]:
 
 def why_times_differ(runs: Sequence[Run]) -> str | None:
     """Say why the times of an environment's runs cannot be compared; None if they can."""
-    places: dict[str, list[str]] = {}
-    for run in runs:
-        place = f"{devices_of(run)}, {processors_of(run)}, threads: {run.spec.threads}"
-        names = places.setdefault(place, [])
-        if run.spec.name not in names:
-            names.append(run.spec.name)
+    places = {(devices_of(run), processors_of(run), run.spec.threads) for run in runs}
     if len(places) > 1:
-        return "; ".join(f"{', '.join(names)}: {place}" for place, names in places.items())
+        return "the runs were not all on one device and processor with as many threads"
     (place,) = places
-    return "the GPU was not recorded" if NOT_RECORDED in place else None
+    return "the name of the GPU was not recorded" if NOT_RECORDED in place[0] else None

@@ -1,25 +1,28 @@
-"""Show what a benchmark found: one self-contained web page, and its figures as PNG files.
+"""Show what a benchmark found: one self-contained web page, its figures as PNG and SVG files, tables for papers.
 
 An example, after ``sb3-pwm benchmark --out results``:
 
-    sb3-pwm report results --out report --steps 50000
+    sb3-pwm report results --out report --label pwm=PWM sac=SAC
 """
 
 import argparse
-import base64
-import json
-import math
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sb3_pwm.benchmark import figures
 from sb3_pwm.benchmark.alignment import cut
-from sb3_pwm.benchmark.comparison import Comparison, Estimate
-from sb3_pwm.benchmark.results import FAILED, Run, read_runs
-from sb3_pwm.benchmark.specs import as_file_name
+from sb3_pwm.benchmark.comparison import Comparison
+from sb3_pwm.benchmark.page import render
+from sb3_pwm.benchmark.results import Run, read_runs, read_untrained
+from sb3_pwm.benchmark.specs import unknown_name
+from sb3_pwm.benchmark.tables import latex, markdown
 from sb3_pwm.files.atomic import write_bytes, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,9 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--env", nargs="+", metavar="ID", help="show these environments only (default: all)")
     add("--method", default="pwm", help="the algorithm that the others are compared with (default: %(default)s)")
     add("--baseline", default="sac", help="its mean final return is a normalised return of 1 (default: %(default)s)")
+    names = "how algorithms are written, such as pwm=PWM (default: as in the results folders)"
+    add("--label", nargs="+", action="extend", default=[], metavar="NAME=TEXT", help=names)
     zero = "what is a normalised return of 0: a return of 0, or a random policy's (default: %(default)s)"
     add("--zero", choices=["0", "random"], default="0", help=zero)
-    steps = "compare after this many environment steps, longer runs are cut there (default: to the end)"
+    steps = "compare after this many environment steps (default: in each environment, those of the shortest run)"
     add("--steps", type=int, help=steps)
 
 
@@ -40,14 +45,16 @@ def run(options: argparse.Namespace) -> int:
     """Carry out ``sb3-pwm report``.
 
     :return: exit code.
-    :raises ValueError: if a folder holds no runs, or runs that cannot be compared.
+    :raises ValueError: if a folder holds no runs, or runs that cannot be compared, or an option does not fit them.
     """
     runs: list[Run] = []
+    untrained: dict[str, dict[str, list[float]]] = {}
     for folder in options.results:
-        found = read_runs(folder)
-        if not found:
+        found, more = read_runs(folder), read_untrained(folder)
+        if not found and not more:
             raise ValueError(f"{folder} holds no runs of sb3-pwm benchmark")
         runs += found
+        untrained |= more
     if options.env is not None:
         known = {run.spec.env for run in runs}
         if unknown := sorted(set(options.env) - known):
@@ -58,120 +65,76 @@ def run(options: argparse.Namespace) -> int:
 
         check_integer("--steps", options.steps, 1)
         runs = [cut(run, options.steps) for run in runs]
-    comparison = Comparison(runs, options.method, options.baseline, random_zero=options.zero == "random")
+    labels = read_labels(options.label)
+    method, baseline = (labels.get(name, name) for name in (options.method, options.baseline))
+    comparison = Comparison(relabelled(runs, labels), method, baseline, options.zero == "random", untrained)
     write_report(comparison, options.out, shlex.join(["sb3-pwm", "report", *options.arguments]))
     print(options.out / "index.html")
     return 0
 
 
+def read_labels(given: Sequence[str]) -> dict[str, str]:
+    """Read ``--label``.
+
+    :param given: values of the form ``NAME=TEXT``.
+    :return: text by name.
+    :raises ValueError: if a value is of another form.
+    """
+    labels = {}
+    for value in given:
+        name, _, text = value.partition("=")
+        if not name or not text.strip() or text.startswith("_"):
+            raise ValueError(f"--label {value}: allowed: NAME=TEXT, such as pwm=PWM; TEXT begins with no underscore")
+        labels[name] = text
+    return labels
+
+
+def relabelled(runs: Sequence[Run], labels: dict[str, str]) -> list[Run]:
+    """Return runs whose algorithms go by other names.
+
+    :raises ValueError: if there is no such algorithm, or two would go by one name.
+    """
+    names = {run.spec.name: labels.get(run.spec.name, run.spec.name) for run in runs}
+    for name in labels:
+        if name not in names:
+            raise unknown_name("algorithm of --label", name, names)
+    if len(set(names.values())) < len(names):
+        raise ValueError(f"--label gives two algorithms one name: {names}")
+    return [
+        replace(run, spec=replace(run.spec, label=names[run.spec.name])) if run.spec.name in labels else run
+        for run in runs
+    ]
+
+
 def write_report(comparison: Comparison, out: Path, command: str) -> None:
-    """Write ``index.html`` and its figures.
+    """Write ``index.html``, the figures and the tables.
 
     :param comparison: what is shown.
     :param out: folder; made if there is none.
     :param command: the command line, which the page states.
     """
-    page = render(comparison, images := draw(comparison), command)
-    for name, image in images.items():
-        write_bytes(out / f"{name}.png", image)
+    drawn = draw(comparison)
+    images = {name: figures.saved(figure, "png") for name, figure in drawn.items()}
+    page = render(comparison, images, command)
+    for name, figure in drawn.items():
+        write_bytes(out / f"{name}.png", images[name])
+        write_bytes(out / f"{name}.svg", figures.saved(figure, "svg"))
+    write_text(out / "table.md", markdown(comparison))
+    write_text(out / "table.tex", latex(comparison))
     write_text(out / "index.html", page)
 
 
-def draw(comparison: Comparison) -> dict[str, bytes]:
-    """Return the figures as PNG files, by name."""
-    images = {
-        curve_name(env, x): figures.learning_curves(comparison, env, x) for env in comparison.envs for x in figures.AXES
-    }
-    if comparison.scored_envs()[0]:
-        images["iqm"] = figures.aggregate(comparison)
-        images["profiles"] = figures.profiles(comparison)
-        if len(comparison.algos) > 1:
-            images["improvement"] = figures.improvement(comparison)
-    return images
-
-
-def curve_name(env: str, x: str) -> str:
-    """Return the name of an environment's learning curves against ``x``."""
-    return f"{as_file_name(env)}_{x}"
-
-
-def render(comparison: Comparison, images: dict[str, bytes], command: str) -> str:
-    """Return the page.
-
-    :raises ImportError: if Jinja is not installed.
-    """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise ImportError("reports need Jinja: pip install 'sb3-pwm[plot]'") from error
-    loader = PackageLoader("sb3_pwm.benchmark", "templates")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": number, "estimate": estimate}
-    others = [algo for algo in comparison.algos if algo != comparison.method]
-    envs, excluded = comparison.scored_envs()
-    # What was interrupted may have gone on elsewhere.
-    parts = [part for run in comparison.finished for part in (*run.record.get("earlier", []), run.record)]
-    return environment.get_template("report.html").render(
-        comparison=comparison,
-        images={name: base64.b64encode(image).decode() for name, image in images.items()},
-        curve_name=curve_name,
-        envs=envs,
-        excluded=excluded,
-        iqm={algo: comparison.iqm(algo) for algo in comparison.algos} if envs else {},
-        improvement={algo: comparison.improvement(algo) for algo in others} if envs else {},
-        seeds=seeds_of(comparison),
-        longer=any(run.record["specification"]["steps"] != run.spec.steps for run in comparison.finished),
-        specs=settings_of(comparison.finished),
-        failed=[run for run in comparison.others if run.state == FAILED],
-        unfinished=[run for run in comparison.others if run.state != FAILED],
-        machines=distinct(part["processor"] for part in parts),
-        threads=distinct(str(run.spec.threads) for run in comparison.finished),
-        versions=distinct(versions_of(part) for part in parts),
-        commands=[*distinct(part["command"] for part in parts), command],
-    )
-
-
-def distinct(values: Any) -> list[Any]:
-    """Return values without repetitions, in the order of their first occurrences."""
-    return list(dict.fromkeys(values))
-
-
-def versions_of(record: dict[str, Any]) -> str:
-    """Return the versions that a run, or a part of it, was made with, in one line."""
-    revision = record["git_revision"]
-    parts = [f"{name} {version}" for name, version in record["versions"].items()]
-    return ", ".join(parts + ([f"git revision {revision}"] if revision else []))
-
-
-def seeds_of(comparison: Comparison) -> str:
-    """Say how many seeds there are."""
-    counts = sorted({len(runs) for by_algo in comparison.runs.values() for runs in by_algo.values()})
-    text = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{text} seed{'' if counts == [1] else 's'}"
-
-
-def settings_of(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """Return for each algorithm and environment what it was made with."""
-    found = {(run.spec.name, run.spec.env): run for run in runs}
-    return [
-        {
-            "algo": name if run.spec.label is None else f"{name}={run.spec.algo}",
-            "env": env,
-            "source": run.spec.source,
-            "model": json.dumps(run.record.get("model", {}), indent=1),
+def draw(comparison: Comparison) -> "dict[str, Figure]":
+    """Return the figures by name; times are drawn only where they can be compared."""
+    timed = [env for env in comparison.envs if comparison.why_no_times(env) is None]
+    drawn = {"curves_env_steps": figures.learning_curves(comparison, comparison.envs, "env_steps")}
+    if timed:
+        drawn |= {
+            f"curves_{x}": figures.learning_curves(comparison, timed, x) for x in figures.AXES if x != "env_steps"
         }
-        for (name, env), run in sorted(found.items())
-    ]
-
-
-def number(value: float | None) -> str:
-    """Write a number with as many digits as a reader needs; a dash for none."""
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.1f}" if abs(value) >= 10 else f"{value:.2f}"
-
-
-def estimate(value: Estimate) -> str:
-    """Write a value with its interval."""
-    text = number(value.value)
-    return text if math.isnan(value.low) else f"{text} [{number(value.low)}, {number(value.high)}]"
+    if comparison.scored_envs()[0]:
+        drawn["iqm"] = figures.aggregate(comparison)
+        drawn["profiles"] = figures.profiles(comparison)
+        if len(comparison.algos) > 1:
+            drawn["improvement"] = figures.improvement(comparison)
+    return drawn

@@ -172,6 +172,27 @@ def read_runs(results: Path) -> list[Run]:
     return runs
 
 
+def read_untrained(folder: Path) -> dict[str, dict[str, list[float]]]:
+    """Read the returns of untrained policies, for runs that did not evaluate theirs before the first step.
+
+    :param folder: folder with ``untrained.csv``: a row per environment and seed, with the columns ``environment``,
+        ``algorithm`` (a name for the policy) and ``return_mean``.
+    :return: returns by environment and name; nothing if there is no such file.
+    :raises ValueError: if the file is something else.
+    """
+    path = folder / "untrained.csv"
+    found: dict[str, dict[str, list[float]]] = {}
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                try:
+                    env, name, value = row["environment"], row["algorithm"], float(row["return_mean"])
+                except (KeyError, TypeError, ValueError) as error:
+                    raise ValueError(f"{path} holds no returns of untrained policies: {error!r}") from error
+                found.setdefault(env, {}).setdefault(name, []).append(value)
+    return found
+
+
 def is_finished(spec: RunSpec, run: Run | None, folder: Path) -> bool:
     """Return whether a run has finished.
 
