@@ -84,9 +84,9 @@
     return curve.seeds.flatMap((seed, s) => {
       const xs = positions[s].map(x.place), ys = at(curve.returns[s]);
       const line = add(svg, "path", { class: "seed", d: pathOf(xs, ys), stroke: color });
-      return xs.map((px, i) => ({
-        px, py: ys[i], line, text: `${algo}, seed ${seed}: ${short(curve.returns[s][i])} at ${short(positions[s][i])}`,
-      })).filter((point) => point.px !== null && point.py !== null);
+      const text = (i) => `${short(curve.returns[s][i])} after ${short(positions[s][i])} ${data.axes[chosen.x]}`;
+      const points = xs.map((px, i) => ({ px, py: ys[i], line, text: () => `${algo}, seed ${seed}: ${text(i)}` }));
+      return points.filter((point) => point.px !== null && point.py !== null);
     });
   }
 
@@ -114,7 +114,7 @@
     leave(figure);
     if (!nearest || distance(nearest) > NEAR) return;
     nearest.line.classList.add("hot");
-    tip.textContent = nearest.text;
+    tip.textContent = nearest.text();
     tip.hidden = false;
     tip.style.left = `${Math.max(4, Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 4))}px`;
     tip.style.top = `${event.clientY + 16}px`;
