@@ -136,6 +136,24 @@ class Learner:
         self._apply("model", loss, metrics, average=n_processes > 1)
         return latents
 
+    @torch.no_grad()
+    def model_loss(self, samples: SequenceSamples) -> torch.Tensor:
+        """Return the world model's () loss on windows."""
+        return self._model_objective(samples)[0]
+
+    def update_embedding(self, samples: SequenceSamples, optimizer: torch.optim.Optimizer) -> None:
+        """Update the embeddings of tasks alone, by the world model's loss.
+
+        :param samples: windows; the embeddings of other tasks than theirs get gradients of 0.
+        :param optimizer: holds the embeddings.
+        """
+        loss, metrics, _ = self._model_objective(samples)
+        embeddings = optimizer.param_groups[0]["params"]
+        finite = apply_gradients(optimizer, loss, embeddings, MAX_GRAD_NORM["model"])
+        self._metrics.add(metrics, finite)
+        self._skips.add("model", finite)
+        self.after_update()
+
     @compiled
     def _model_objective(self, samples: SequenceSamples) -> tuple[torch.Tensor, Metrics, torch.Tensor]:
         """Return the world model's loss, metrics, and the windows' latents."""

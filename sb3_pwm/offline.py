@@ -158,7 +158,7 @@ def learn_offline(
     if reset_num_timesteps:
         model.num_timesteps = model._episode_num = 0
         model.ep_info_buffer = None
-    _run(
+    run(
         model,
         total_updates,
         callback,
@@ -203,23 +203,19 @@ def pretrain(
     check_integer("gradient_steps", gradient_steps, 0)
     _check_log_interval(log_interval)
     _check_normalizer(model)
-    known = model.num_timesteps, model._current_progress_remaining
-    try:
-        with _told(model, gradient_steps):
-            _run(
-                model,
-                gradient_steps,
-                callback,
-                log_interval,
-                tb_log_name,
-                progress_bar and own_part().rank == 0,
-                first=0 if reset_num_timesteps else model.n_model_updates,
-                what="world model",
-                prepare=lambda: _prepare_pretraining(model, gradient_steps),
-                update=lambda: model._update_model_alone(model._current_progress_remaining),
-            )
-    finally:
-        model.num_timesteps, model._current_progress_remaining = known
+    with _told(model, gradient_steps):
+        run_beside(
+            model,
+            gradient_steps,
+            callback,
+            log_interval,
+            tb_log_name,
+            progress_bar and own_part().rank == 0,
+            first=0 if reset_num_timesteps else model.n_model_updates,
+            what="world model",
+            prepare=lambda: _prepare_pretraining(model, gradient_steps),
+            update=lambda: model._update_model_alone(model._current_progress_remaining),
+        )
 
 
 def pretrain_within(
@@ -272,7 +268,16 @@ def _check_normalizer(model: "PWM") -> None:
     check_normalizer_known(model.sequences, model._vec_normalize_env, steps_to_know)
 
 
-def _run(
+def run_beside(model: OffPolicyAlgorithm, *args: Any, **kwargs: Any) -> None:
+    """Do as :func:`run` does; the steps of what else is learnt stay counted as they are."""
+    known = model.num_timesteps, model._current_progress_remaining
+    try:
+        run(model, *args, **kwargs)
+    finally:
+        model.num_timesteps, model._current_progress_remaining = known
+
+
+def run(
     model: OffPolicyAlgorithm,
     total_timesteps: int,
     callback: MaybeCallback,

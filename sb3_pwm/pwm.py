@@ -38,7 +38,8 @@ from sb3_pwm.diagnostics import evaluation, fitted_q
 from sb3_pwm.diagnostics.start_values import StartValues, follow_episodes
 from sb3_pwm.files import world_models
 from sb3_pwm.learner import Learner
-from sb3_pwm.multitask import extraction
+from sb3_pwm.multitask import adding, extraction
+from sb3_pwm.multitask.data import Source
 from sb3_pwm.multitask.policies import MultiTaskPolicy
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
 from sb3_pwm.replay import statistics
@@ -600,3 +601,18 @@ class PWM(SequenceOffPolicyAlgorithm):
         """
         model = extraction.extract(self, task, env, policy_kwargs or {}, kwargs, trains=total_updates)
         return model.learn_offline(total_updates, pretrain_steps=0, callback=callback, progress_bar=progress_bar)
+
+    def add_task(
+        self: SelfPWM,
+        task: str,
+        source: Source,
+        total_updates: int = adding.ADDING_UPDATES,
+        *,
+        freeze_world_model: bool = False,
+        env_steps: int = 10_000,
+        callback: MaybeCallback = None,
+        progress_bar: bool = False,
+    ) -> SelfPWM:
+        """Take one task more into this trained model, see :func:`sb3_pwm.multitask.adding.add_task`; return it."""
+        adding.add_task(self, task, source, total_updates, freeze_world_model, env_steps, callback, progress_bar)
+        return self

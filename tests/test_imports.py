@@ -11,7 +11,7 @@ PACKAGE = Path(sb3_pwm.__file__).parent
 # From the bottom to the top; a unit (a room's module, or a whole room at the top) may import from the lines above its
 # own here, that is, only downwards.
 LEVELS = (
-    {"type_aliases", "returns", "nn/two_hot", "nn/scales", "compute/distributed", "compute/hardware"},
+    {"type_aliases", "returns", "nn/two_hot", "nn/scales", "nn/growth", "compute/distributed", "compute/hardware"},
     {"files/atomic"},
     {"files/archives"},
     {"files/tensors"},
@@ -40,8 +40,9 @@ LEVELS = (
     {"files/plain"},
     {"files/models"},
     {"learner", "sequence_algorithm", "diagnostics/evaluation", "diagnostics/fitted_q", "replay/statistics"},
-    {"multitask_policies", "multitask/extraction", "offline", "published"},
-    {"files/world_models"},
+    {"multitask/data"},
+    {"multitask_policies", "multitask/extraction", "multitask/growth", "offline", "published"},
+    {"files/world_models", "multitask/adding"},
     {"pwm"},
     {"planning/planner", "simulator/algorithms"},
     {"files/export", "presets", "rl_zoo", "video", "datasets", "callbacks", "suites"},

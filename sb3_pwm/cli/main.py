@@ -23,7 +23,7 @@ COMMANDS = {
     ),
     "report": Lazy(
         "sb3_pwm.benchmark.report",
-        "Show what a benchmark found: one self-contained web page, its figures as PNG and SVG files, tables for papers.",
+        "Show what a benchmark found: one self-contained web page, figures as PNG and SVG, tables for papers.",
     ),
 }
 

@@ -1,15 +1,13 @@
 """Data sets of several tasks in one replay buffer."""
 
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
-from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 
-from sb3_pwm.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer, check_replay_buffer
+from sb3_pwm.buffers import DictSequenceReplayBuffer, check_replay_buffer
 from sb3_pwm.checks import check_integer
 from sb3_pwm.datasets.sb3 import from_replay_buffer
+from sb3_pwm.multitask.data import fill, new_buffer
 from sb3_pwm.multitask.tasks import Task, TaskSet
 
 
@@ -42,16 +40,9 @@ def from_tasks(
     n_rows = max(buffer.size() for buffer in own.values())
     if buffer_size is not None and buffer_size < n_rows:
         raise ValueError(f"buffer_size={buffer_size} is less than the {n_rows} steps of the longest data set")
-    capacity = buffer_size or n_rows
-    action_space = spaces.Box(-1, 1, (task_set.action_size,), np.float32)
-    merged = DictSequenceReplayBuffer(
-        capacity * len(task_set), task_set.observation_space, action_space, "cpu", n_envs=len(task_set)
-    )
+    merged = new_buffer(task_set, buffer_size or n_rows, len(task_set))
     for column, name in enumerate(task_set.names):
-        rows = np.arange(n_rows) % own[name].size()
-        fill_column(merged, column, own[name], rows)
-    merged.pos, merged.full = n_rows % capacity, n_rows == capacity
-    merged.end_trajectories()
+        fill(merged, slice(column, column + 1), own[name], column, n_rows)
     return merged
 
 
@@ -68,16 +59,3 @@ def check_sizes(task: Task, dataset: ReplayBuffer) -> None:
             f"the data of task {task.name!r} have observations and actions of the shapes {shapes}; the task has "
             f"{task.observation_size} observations and {task.action_size} actions"
         )
-
-
-def fill_column(merged: Any, column: int, own: SequenceReplayBuffer, rows: np.ndarray) -> None:
-    """Copy ``rows`` of a buffer with one environment into one column of a padded buffer."""
-    n_rows = len(rows)
-    for name in ("observations", "next_observations"):
-        values = getattr(own, name)[rows, 0]
-        getattr(merged, name)["observation"][:n_rows, column, : values.shape[-1]] = values
-        getattr(merged, name)["task"][:n_rows, column] = column
-    actions = own.actions[rows, 0]
-    merged.actions[:n_rows, column, : actions.shape[-1]] = actions
-    for name in ("rewards", "dones", "timeouts"):
-        getattr(merged, name)[:n_rows, column] = getattr(own, name)[rows, 0]

@@ -87,20 +87,12 @@ def extract(
         world model, the world model has not been trained, or the model learns behind a ``VecNormalize``.
     """
     check_integer("total_updates", trains, 0)
-    if model._vec_normalize_env is not None:
-        raise ValueError(
-            "extract() cannot give a task's environment the statistics of this model's VecNormalize; train without "
-            "it: every task has its own scales of observations and rewards in the model"
-        )
+    check_has_own_scales(model, "extract()")
     given = without_sac_arguments(policy_kwargs, (), SAC_POLICY_ARGUMENTS)
     dataset, own_kwargs = data_and_policy_kwargs(
         model.policy, model.sequences, task, env, model.policy_kwargs or {}, given
     )
-    if trains and model.pretrain_steps and not model.n_model_updates:
-        raise ValueError(
-            "extract() learns in the world model as it is, and this one has not been trained; call pretrain() or "
-            "load_world_model() first"
-        )
+    check_is_pretrained(model, "extract()", trains)
     names = {name: ATTRIBUTES.get(name, name) for name in constructor_parameters(type(model)).keys() - NOT_INHERITED}
     inherited = {name: getattr(model, attribute) for name, attribute in names.items() if hasattr(model, attribute)}
     inherited["pretrain_steps"] = 0
@@ -108,6 +100,30 @@ def extract(
     copy_world_model(model.policy, own.policy, task, dataset.n_transitions)
     own.n_model_updates = model.n_model_updates
     return own
+
+
+def check_has_own_scales(model: "PWM", method: str) -> None:
+    """Check that no ``VecNormalize`` stands between a model and its environments.
+
+    :raises ValueError: if one does.
+    """
+    if model._vec_normalize_env is not None:
+        raise ValueError(
+            f"{method} cannot give a task's environment the statistics of this model's VecNormalize; train without "
+            "it: every task has its own scales of observations and rewards in the model"
+        )
+
+
+def check_is_pretrained(model: "PWM", method: str, total_updates: int) -> None:
+    """Check that a world model, in which ``total_updates`` are to be made, has been trained.
+
+    :raises ValueError: if it has not.
+    """
+    if total_updates and model.pretrain_steps and not model.n_model_updates:
+        raise ValueError(
+            f"{method} learns in the world model as it is, and this one has not been trained; call pretrain() or "
+            "load_world_model() first"
+        )
 
 
 def data_and_policy_kwargs(

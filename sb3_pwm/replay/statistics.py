@@ -39,10 +39,15 @@ def take_scales(
     policy.set_statistics(observations, rewards, tasks)
     policy.statistics_size.fill_(size)
     if weigh_observations:
-        steps = buffer.spread_sequences(PREDICTABILITY_STEPS, 1, normalizer)
-        observations, actions, *_ = policy.for_networks(steps)
-        policy.world_model.weigh_observations(at_steps(observations, 0), actions[0], at_steps(observations, 1))
+        take_weights(policy, buffer, normalizer)
     return True
+
+
+def take_weights(policy: PWMPolicy, buffer: SequenceReplayBuffer, normalizer: VecNormalize | None) -> None:
+    """Take the weights of the observation head from the replay buffer; see :func:`take_scales`."""
+    steps = buffer.spread_sequences(PREDICTABILITY_STEPS, 1, normalizer)
+    observations, actions, *_ = policy.for_networks(steps)
+    policy.world_model.weigh_observations(at_steps(observations, 0), actions[0], at_steps(observations, 1))
 
 
 def n_known_transitions(buffer: SequenceReplayBuffer, normalizer: VecNormalize | None) -> int:
