@@ -78,10 +78,11 @@ class ModelGapCallback(BaseCallback):
 
 
 class TaskLogCallback(BaseCallback):
-    """Log each task's episodes: ``rollout/<task>/ep_rew_mean``, ``ep_len_mean`` and, where known, ``success_rate``.
+    """Log each task's episodes: ``rollout/<task>/ep_rew_mean``, ``ep_len_mean`` and, where known, success rates.
 
-    For the environments of :func:`sb3_pwm.multitask.envs.task_vec_env`. An episode is a success if the info of its
-    last step says so (``is_success``). Names that are too long for SB3's printed table appear in the other logs only.
+    For the environments of :func:`sb3_pwm.multitask.envs.task_vec_env`, whose infos may say ``is_success``.
+    ``success_rate`` is the share of episodes that were a success at their last step, ``success_once_rate`` at any.
+    Names that are too long for SB3's printed table appear in the other logs only.
 
     :param stats_window_size: number of each task's last episodes to average over.
     :param verbose: 0 keeps the values out of the printed table: with many tasks it is long.
@@ -92,17 +93,21 @@ class TaskLogCallback(BaseCallback):
         super().__init__(verbose)
         check_integer("stats_window_size", stats_window_size, 1)
         self._windows: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=stats_window_size))
+        self._once: set[int] = set()  # environments whose present episodes have been a success
 
     def _on_step(self) -> bool:
         infos = self.locals.get("infos", [])  # learn_offline has none
-        ended = [info for info in infos if "task" in info.get("episode", {})]
-        for info in ended:
+        self._once.update(index for index, info in enumerate(infos) if info.get("is_success"))
+        ended = [(index, info) for index, info in enumerate(infos) if "task" in info.get("episode", {})]
+        for index, info in ended:
             episode = info["episode"]
             name = f"rollout/{episode['task']}"
             self._windows[f"{name}/ep_rew_mean"].append(episode["r"])
             self._windows[f"{name}/ep_len_mean"].append(episode["l"])
             if "is_success" in info:
                 self._windows[f"{name}/success_rate"].append(info["is_success"])
+                self._windows[f"{name}/success_once_rate"].append(index in self._once)
+            self._once.discard(index)
         if ended:  # SB3 writes the log when an episode has ended, and then forgets all values
             for key, values in self._windows.items():
                 shown = self.verbose and len(key.removeprefix("rollout/")) <= TABLE_WIDTH

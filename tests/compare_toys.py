@@ -27,6 +27,19 @@ class Killed(PendulumEnv):
         return super().step(action)
 
 
+class Succeeding(PendulumEnv):
+    """Pendulum whose episodes succeed at their first step and at no other."""
+
+    def reset(self, **kwargs):
+        self.first = True
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        *outcome, info = super().step(action)
+        success, self.first = self.first, False
+        return *outcome, info | {"success": success}
+
+
 class Failing(PendulumEnv):
     """Pendulum that breaks after some steps of training."""
 
@@ -69,7 +82,7 @@ class MySAC(SAC):
     """An algorithm of one's own."""
 
 
-for kind in (Killed, Failing, Exiting, Global, Sized):
+for kind in (Killed, Succeeding, Failing, Exiting, Global, Sized):
     gym.register(f"{kind.__name__}-v0", kind, max_episode_steps=60)
 for env_id in ("toys/Global-v0", "toys-Global-v0"):
     gym.register(env_id, Global, max_episode_steps=60)

@@ -105,6 +105,12 @@ def test_a_killed_run_ends_with_the_same_numbers(algo, tmp_path, monkeypatch):
     assert left == ["curve.csv", "lock", "model.zip", "run.json"]
 
 
+def test_success_is_recorded_at_the_last_step_and_at_any(tmp_path):
+    assert run_job(spec_of(env="compare_toys:Succeeding-v0", steps=80), tmp_path, "")
+    logged = read_run(tmp_path).rows[-1].logged
+    assert (logged["eval/success_rate"], logged["eval/success_once_rate"]) == (0, 1)
+
+
 def test_vec_normalize_and_schedules_survive_segments(tmp_path):
     """The second segment's results depend on what the first one handed over."""
     spec = spec_of("ppo")

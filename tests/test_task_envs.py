@@ -232,9 +232,28 @@ def test_values_per_task_are_logged():
         own = [episode for episode in episodes if episode["task"] == task.name][-10:]
         assert logger.written[f"rollout/{task.name}/ep_rew_mean"] == pytest.approx(np.mean([e["r"] for e in own]))
         assert logger.written[f"rollout/{task.name}/ep_len_mean"] == task.episode_length
-    success = {key: value for key, value in logger.written.items() if key.endswith("success_rate")}
-    assert set(success) == {"rollout/echo/success_rate", "rollout/wide/success_rate", "rollout/success_rate"}
-    assert 0 < success["rollout/echo/success_rate"] < 1  # actions are random, and a quarter of them lie above 0.5
+    success = {key: value for key, value in logger.written.items() if "success" in key}
+    own = {f"rollout/{task}/success_{kind}" for task in ("echo", "wide") for kind in ("rate", "once_rate")}
+    assert set(success) == {*own, "rollout/success_rate"}
+    # Actions are random, and a quarter of them lie above 0.5: one of an episode's four more often than its last.
+    assert 0 < success["rollout/echo/success_rate"] < success["rollout/echo/success_once_rate"] <= 1
+
+
+def test_a_success_counts_for_its_own_episode_only():
+    callback = TaskLogCallback()
+    callback.init_callback(model := model_of(TASKS))
+    model.set_logger(logger := Values())
+    end = {"episode": {"task": "echo", "r": 0, "l": 2}}
+    for infos in (
+        [{"is_success": True}, {"is_success": False}],
+        [{"is_success": False} | end, {"is_success": False}],
+        [{"is_success": False} | end, {"is_success": True} | end],
+    ):
+        callback.locals = {"infos": infos}
+        callback._on_step()
+    logger.dump()
+    assert logger.written["rollout/echo/success_rate"] == pytest.approx(1 / 3)
+    assert logger.written["rollout/echo/success_once_rate"] == pytest.approx(2 / 3)
 
 
 def test_learning_offline_has_no_episodes_to_log():

@@ -28,6 +28,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_pwm import PWM
+from sb3_pwm.benchmark.evaluate import Successes
 
 # The RL-Zoo's settings for the MuJoCo tasks; what is not named is SB3's default.
 BASELINES: dict[str, tuple[type[BaseAlgorithm], dict[str, Any]]] = {
@@ -59,31 +60,6 @@ def start_file(path: Path, fields: Sequence[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         csv.DictWriter(file, fields).writeheader()
-
-
-class Successes:
-    """Remember whether episodes were successful, at their last step and at any, where the environment says so."""
-
-    def __init__(self) -> None:
-        self.now: list[bool] = []  # at the steps of the present episode
-        self.last: list[bool] = []  # of each episode
-        self.once: list[bool] = []
-
-    def __call__(self, local_variables: dict[str, Any], _: dict[str, Any]) -> None:
-        """Look at a step of ``evaluate_policy``."""
-        info = local_variables["info"]
-        success = info.get("is_success", info.get("success"))
-        if success is not None:
-            self.now.append(bool(success))
-        if local_variables["done"] and self.now:
-            self.last.append(self.now[-1])
-            self.once.append(any(self.now))
-            self.now = []
-
-    @property
-    def rates(self) -> dict[str, float | str]:
-        pairs = {"success_rate": self.last, "success_once_rate": self.once}
-        return {name: round(sum(found) / len(found), 3) if found else "" for name, found in pairs.items()}
 
 
 class CurveCallback(BaseCallback):
@@ -128,6 +104,7 @@ class CurveCallback(BaseCallback):
             "cpu_seconds": round(cpu - self.cpu_start - self.evaluation_cpu, 1),
             "wall_seconds": round(wall - self.wall_start - self.evaluation_wall, 1),
             "value_calibration": calibration,
+            **dict.fromkeys(("success_rate", "success_once_rate"), ""),
             **successes.rates,
         }
 

@@ -23,7 +23,7 @@ def evaluated(env_id: str, seed: int, episodes: int) -> dict[str, object]:
     """Return a row for one environment and seed."""
     model = PWM("MlpPolicy", env_id, seed=seed, buffer_size=1_000, device="cpu")
     env = make_evaluation_env(env_id, {})
-    returns, lengths = evaluate(model, env, episodes)
+    returns, lengths, _ = evaluate(model, env, episodes)
     env.close()
     return {
         "algorithm": "untrained",

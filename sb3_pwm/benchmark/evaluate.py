@@ -30,21 +30,51 @@ def make_evaluation_env(env_id: str, env_kwargs: dict[str, Any], training_env: V
     return env
 
 
-def evaluate(model: BaseAlgorithm, env: VecEnv, episodes: int) -> tuple[np.ndarray, np.ndarray]:
+class Successes:
+    """Remember which episodes of one environment were successful, at their last step and at any.
+
+    A callback of SB3's ``evaluate_policy``.
+    """
+
+    def __init__(self) -> None:
+        self._now: list[bool] = []  # at the steps of the present episode
+        self._last: list[bool] = []  # of each episode
+        self._once: list[bool] = []
+
+    def __call__(self, local_variables: dict[str, Any], _: dict[str, Any]) -> None:
+        """Look at a step of ``evaluate_policy``."""
+        info = local_variables["info"]
+        success = info.get("is_success", info.get("success"))
+        if success is not None:
+            self._now.append(bool(success))
+        if local_variables["done"] and self._now:
+            self._last.append(self._now[-1])
+            self._once.append(any(self._now))
+            self._now = []
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Shares of the episodes, ``success_rate`` at the last step; empty where the environment does not say."""
+        pairs = {"success_rate": self._last, "success_once_rate": self._once}
+        return {name: round(sum(found) / len(found), 3) for name, found in pairs.items() if found}
+
+
+def evaluate(model: BaseAlgorithm, env: VecEnv, episodes: int) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """Run episodes with deterministic actions, always from the same start states.
 
     :param model: model, which is only asked for actions.
     :param env: environment of its own, see :func:`make_evaluation_env`.
     :param episodes: number of episodes.
-    :return: (episodes,) returns and (episodes,) lengths.
+    :return: (episodes,) returns, (episodes,) lengths, and success rates, see :class:`Successes`.
     """
+    successes = Successes()
     with untouched_generators():
         training_env = model.get_vec_normalize_env()
         if training_env is not None:
             sync_envs_normalization(training_env, env)
         env.seed(EVALUATION_SEED)
-        returns, lengths = evaluate_policy(model, env, episodes, return_episode_rewards=True)
-    return np.asarray(returns), np.asarray(lengths)
+        returns, lengths = evaluate_policy(model, env, episodes, callback=successes, return_episode_rewards=True)
+    return np.asarray(returns), np.asarray(lengths), successes.rates
 
 
 def random_return(env_id: str, env_kwargs: dict[str, Any], episodes: int) -> float:

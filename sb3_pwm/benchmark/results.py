@@ -38,7 +38,8 @@ class CurveRow:
     :param episode_length_mean: their mean number of steps.
     :param episodes: their number.
     :param train_return: mean return of the last training episodes, with exploration; NaN before the first.
-    :param logged: what the algorithm's logger said last, by name; in the file these columns stand behind the others.
+    :param logged: what the algorithm's logger said last, by name, and the evaluation's success rates, if the
+        environment knows success; in the file these columns stand behind the others.
     """
 
     env_steps: int

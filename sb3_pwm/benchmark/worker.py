@@ -132,7 +132,7 @@ class SegmentCallback(BaseCallback):
         """Evaluate, and take the time for it off the training time."""
         cpu, wall = time.process_time(), time.perf_counter()
         cpu_seconds, wall_seconds = self.seconds()
-        returns, lengths = evaluate(self.model, self.env, self.spec.eval_episodes)
+        returns, lengths, successes = evaluate(self.model, self.env, self.spec.eval_episodes)
         training = [info["r"] for info in self.model.ep_info_buffer or []]
         self.progress.rows.append(
             CurveRow(
@@ -144,7 +144,9 @@ class SegmentCallback(BaseCallback):
                 episode_length_mean=float(lengths.mean()),
                 episodes=len(returns),
                 train_return=float(np.mean(training)) if training else float("nan"),
-                logged=self.log.values | {UPDATES: float(self.model._n_updates)},
+                logged=self.log.values
+                | {UPDATES: float(self.model._n_updates)}
+                | {f"eval/{name}": rate for name, rate in successes.items()},
             )
         )
         write_curve(self.folder, self.progress.rows)
