@@ -21,6 +21,7 @@ from torch.testing import assert_close
 from sb3_pwm import PWM, TaskSet
 from sb3_pwm.benchmark.evaluate import Successes
 from sb3_pwm.datasets import from_arrays, from_npz, from_replay_buffer, from_tasks
+from sb3_pwm.suites.experts import noisy_expert, record_episode
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "research"
 SETTINGS = [
@@ -240,7 +241,6 @@ def test_settings_of_the_scripts(capsys):
 
 
 def test_noise_of_scripted_experts():
-    noisy_expert = importlib.import_module("metaworld_data").noisy_expert
     expert = SimpleNamespace(get_action=lambda observation: np.array([0.5, -0.5, 3.0, observation[0]]))
     observation, rng = np.full(39, 0.25, np.float32), np.random.default_rng(0)
     assert noisy_expert(expert, 0.0, rng)(observation).tolist() == [0.5, -0.5, 1, 0.25]
@@ -255,7 +255,6 @@ def test_noise_of_scripted_experts():
 
 
 def test_recorded_episodes_are_in_the_d4rl_layout():
-    record_episode = importlib.import_module("metaworld_data").record_episode
     env, rows = TruthEnv(), []
     for _ in range(2):  # of 5 steps with a termination, and of 6 with a time-out
         own, successes = record_episode(env, lambda observation: np.array([0.5], np.float32))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sb3_pwm.benchmark.engines import Engine, Job, make_job
+from sb3_pwm.benchmark.engines import POLL_SECONDS, Engine, Job, make_job
 from sb3_pwm.benchmark.results import (
     FAILED,
     FINISHED,
@@ -24,7 +24,6 @@ from sb3_pwm.benchmark.specs import RunSpec
 if TYPE_CHECKING:
     from rich.table import Table
 
-POLL_SECONDS = 0.5
 WAITING, KILLED = "waiting", "killed"
 HEADER = ("environment", "algorithm", "seed", "state", "steps", "return", "CPU s")
 

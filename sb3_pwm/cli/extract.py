@@ -17,7 +17,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 
-from sb3_pwm.benchmark.engines import Engine, Job, LocalEngine, RayEngine, import_paths
+from sb3_pwm.benchmark.engines import LocalEngine, RayEngine, import_paths, run_jobs
 from sb3_pwm.benchmark.results import write_json
 from sb3_pwm.benchmark.worker import end_with_input
 from sb3_pwm.checks import check_integer
@@ -26,7 +26,6 @@ from sb3_pwm.multitask.policies import MultiTaskPolicy
 from sb3_pwm.pwm import PWM
 
 ALL = "all"
-POLL_SECONDS = 0.5
 ORIGIN = ("model_sha256", "data_sha256", "updates", "seed", "env")  # what a policy follows from
 
 
@@ -135,29 +134,10 @@ def run(options: argparse.Namespace) -> int:
         }
         for name in waiting
     ]
-    failed = carry_out(jobs, RayEngine() if options.engine == "ray" else LocalEngine(options.jobs)) if jobs else []
+    failed = run_jobs(jobs, RayEngine() if options.engine == "ray" else LocalEngine(options.jobs)) if jobs else []
     for job in failed:
         print(f"{job['specification']['task']} failed; see {job['folder']}/log.txt", file=sys.stderr)
     return int(bool(failed))
-
-
-def carry_out(jobs: Sequence[Job], engine: Engine) -> list[Job]:
-    """Run jobs, say how they fare, and return those that failed."""
-    waiting, left = list(jobs), len(jobs)
-    failed = []
-    try:
-        while left:
-            while waiting and engine.has_room():
-                engine.start(waiting.pop(0))
-            for job, code in engine.poll():
-                left -= 1
-                failed.extend([job] if code else [])
-                state = f"failed ({code})" if code else "done"
-                print(f"{job['specification']['task']}: {state}, {left} to go", flush=True)
-            time.sleep(POLL_SECONDS)
-    finally:
-        engine.stop()
-    return failed
 
 
 def extract_task(job: dict[str, Any]) -> None:
