@@ -13,6 +13,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
+from sb3_pwm.benchmark import figures
 from sb3_pwm.benchmark.comparison import Comparison
 from sb3_pwm.benchmark.report import write_report
 
@@ -46,7 +47,8 @@ def browse(page, script):
 
 
 @pytest.fixture
-def page(tmp_path):
+def page(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "saved", lambda figure, kind: b"")  # the browser draws
     runs = [*all_runs(), make_run("C-v0", "pwm", 0, -50), recorded(make_run("C-v0", "sac", 0, 50), processor="Other")]
     write_report(Comparison(runs, "pwm", "sac"), tmp_path, "")
     return tmp_path / "index.html"
