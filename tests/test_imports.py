@@ -46,8 +46,8 @@ LEVELS = (
     {"pwm"},
     {"planning/planner", "simulator/algorithms"},
     {"files/export", "presets", "rl_zoo", "video", "datasets", "callbacks", "suites"},
-    {"speed"},
-    {"cli/benchmark", "cli/export", "cli/extract", "cli/record"},
+    {"speed", "suites/stages"},
+    {"cli/benchmark", "cli/export", "cli/extract", "cli/record", "cli/suite"},
     {"cli/main", "benchmark/__main__"},
     {"__init__"},
 )

@@ -25,6 +25,10 @@ COMMANDS = {
         "sb3_pwm.benchmark.report",
         "Show what a benchmark found: one self-contained web page, figures as PNG and SVG, tables for papers.",
     ),
+    "suite": Lazy(
+        "sb3_pwm.cli.suite",
+        "From a suite of tasks to a policy for each, in four stages: collect, train, extract, evaluate.",
+    ),
 }
 
 

@@ -1,0 +1,186 @@
+"""``sb3-pwm suite``: four stages whose files follow from each other."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import suite_toys
+import torch
+
+from sb3_pwm import PWM
+from sb3_pwm.cli import suite as command
+from sb3_pwm.cli.main import COMMANDS
+from sb3_pwm.cli.subcommands import run_command_line
+from sb3_pwm.suites import records, stages
+from sb3_pwm.suites.stages import find_suite
+
+SMALL = ["--set", 'policy_kwargs={"net_arch":[16],"latent_dim":16}', "--set", "batch_size=8"]
+OPTIONS = {
+    "collect": ["--steps", "60", *SMALL, "--set", "learning_starts=20", "--set", "pretrain_steps=2"],
+    "train": ["--updates", "12", "--checkpoint-every", "5", *SMALL],
+    "extract": ["--updates", "3"],
+    "evaluate": ["--episodes", "2"],
+}
+
+
+def run(stage, out, *options, suite="suite_toys:toys"):
+    own = [*OPTIONS[stage], *options]
+    return run_command_line(COMMANDS, ["suite", stage, "--suite", suite, "--out", str(out), *own])
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Carry out units in this process: to start one takes longer than the work."""
+    monkeypatch.setattr(command, "run_jobs", carry_out_here)
+
+
+def carry_out_here(jobs, _):
+    for job in jobs:
+        Path(job["folder"]).mkdir(parents=True, exist_ok=True)
+        stages.carry_out(job)
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("suite")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "run_jobs", carry_out_here)
+        assert [run(stage, out) for stage in OPTIONS] == [0] * 4
+    return out
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def test_a_suite_runs_through_all_stages(finished, here, capsys):
+    rows = {row["task"]: row for row in csv.DictReader((finished / "table.csv").open())}
+    assert list(rows) == ["right", "left", "deadly", "mean"]
+    for column in ("return_mean", "success_rate", "success_once_rate"):
+        values = [float(rows[task][column]) for task in suite_toys.toys().names]
+        assert float(rows["mean"][column]) == pytest.approx(np.mean(values), abs=1e-3)
+    policy = PWM.load(finished / "extract" / "left" / "model.zip")
+    assert policy.observation_space.shape == (2,)
+    assert not list((finished / "train").glob("checkpoint*"))
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.*") if path.name != "table.csv"}
+    assert [run(stage, finished) for stage in OPTIONS] == [0] * 4  # all there
+    assert "extract: 3 to do, 3 of them finished before" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_killed_stage_goes_on_and_gives_the_same_table(finished, tmp_path, monkeypatch, capfd):
+    for task in ("right", "left"):
+        shutil.copytree(finished / "collect" / task, tmp_path / "collect" / task)
+    (tmp_path / "armed").touch()
+    monkeypatch.setenv(suite_toys.KILL_FOLDER, str(tmp_path))
+    assert run("collect", tmp_path) == 1
+    assert "deadly: failed (-9), 0 to go" in capfd.readouterr().out
+    assert not (tmp_path / "armed").exists()
+    monkeypatch.setattr(command, "run_jobs", carry_out_here)
+    assert run("collect", tmp_path) == 0
+    assert "3 to do, 2 of them finished before" in capfd.readouterr().out
+    assert [run(stage, tmp_path) for stage in list(OPTIONS)[1:]] == [0] * 3
+    assert (tmp_path / "table.csv").read_text() == (finished / "table.csv").read_text()
+
+
+def test_an_interrupted_training_goes_on_from_its_checkpoint(copied, here, monkeypatch):
+    known = PWM.load(copied / "train" / "model.zip")
+    for stage in ("train", "extract", "evaluate"):
+        shutil.rmtree(copied / stage)
+    with monkeypatch.context() as patch:
+        update = PWM._update_model_alone
+
+        def interrupted(model, progress):
+            if model.n_model_updates == 8:
+                raise KeyboardInterrupt
+            update(model, progress)
+
+        patch.setattr(PWM, "_update_model_alone", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stages.carry_out(first_job(copied, "train"))
+    assert [path.name for path in (copied / "train").glob("checkpoint*")] == ["checkpoint-5.zip"]
+    assert run("train", copied) == 0
+    model = PWM.load(copied / "train" / "model.zip")
+    assert model.n_model_updates == 12
+    for name, tensor in known.policy.state_dict().items():
+        assert torch.equal(tensor, model.policy.state_dict()[name]), name
+
+
+def first_job(out, stage):
+    """The job that a command would carry out first."""
+    jobs = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "run_jobs", lambda found, _: jobs.extend(found) or [])
+        run(stage, out)
+    Path(jobs[0]["folder"]).mkdir(parents=True, exist_ok=True)
+    return jobs[0]
+
+
+def refused(capsys, stage, out, *options, **kwargs):
+    with pytest.raises(SystemExit) as ended:
+        run(stage, out, *options, **kwargs)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_files_of_something_else_are_refused(copied, here, capsys, monkeypatch):
+    assert "steps is 60 there, 70 here; choose another --out" in refused(capsys, "collect", copied, "--steps", "70")
+    assert "seed is 0 there, 1 here" in refused(capsys, "extract", copied, "--seed", "1")
+    with monkeypatch.context() as patch:
+        for module in (records, command):
+            patch.setattr(module, "revision", lambda: "other")
+        assert "revision is " in refused(capsys, "collect", copied)
+        assert "this is 'other'; go on with that one, or start anew" in refused(capsys, "train", copied)
+    data = copied / "collect" / "left" / "data.pkl"
+    data.write_bytes(data.read_bytes() + b".")
+    assert f"{data} has the checksum" in refused(capsys, "train", copied)
+    assert f"{data} has the checksum" in refused(capsys, "collect", copied)
+    data.unlink()
+    assert f"{data} is missing; remove {data.parent}" in refused(capsys, "extract", copied)
+
+
+def test_what_follows_from_files_that_were_made_again_is_refused(copied, here, capsys):
+    shutil.rmtree(copied / "train")
+    assert "train has not finished; carry out the stage train first" in refused(capsys, "extract", copied)
+    assert run("train", copied) == 0
+    assert "follows from train/model.zip as it was before" in refused(capsys, "evaluate", copied)
+    assert "inputs is {'train/model.zip'" in refused(capsys, "extract", copied)
+
+
+def test_a_record_that_is_none(copied, here, capsys):
+    (copied / "train" / "record.json").write_text(json.dumps({"origin": 3}))
+    assert "record.json is no record of a stage" in refused(capsys, "extract", copied)
+
+
+@pytest.mark.parametrize(
+    ("suite", "message"),
+    [
+        ("mt31", "there is no suite 'mt31'; allowed: mt10, mt30, mt50, mt80, or module:function"),
+        ("suite_toys:KILL_FOLDER", "must be a function that returns a TaskSet"),
+        ("suite_toys:nothing", "suite_toys:nothing must be a function that returns a TaskSet"),
+        ("no_such_module:toys", "No module named 'no_such_module'"),
+    ],
+)
+def test_bad_suites(tmp_path, capsys, suite, message):
+    assert message in refused(capsys, "collect", tmp_path, suite=suite)
+    assert find_suite("mt10").names[0] == "mw-reach"
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "message"),
+    [
+        ("collect", ["--steps", "0"], "steps=0"),
+        ("train", ["--checkpoint-every", "0"], "checkpoint_every=0"),
+        ("evaluate", ["--episodes", "0"], "episodes=0"),
+        ("extract", ["--jobs", "0"], "jobs=0"),
+        ("collect", ["--set", "gamma"], "invalid setting value: 'gamma'"),
+    ],
+)
+def test_bad_numbers(tmp_path, capsys, stage, options, message):
+    assert message in refused(capsys, stage, tmp_path, *options)
+    assert not list(tmp_path.iterdir())
