@@ -33,7 +33,9 @@ class BallOnBeam(gym.Env[np.ndarray, np.ndarray]):
         self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)  # tilt
         self.max_steps = max_steps
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self.position, self.velocity = self.np_random.uniform(-0.5, 0.5, 2)
         self.time = 0

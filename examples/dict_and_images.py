@@ -27,7 +27,7 @@ class FindTheSpot(gym.Env[dict[str, np.ndarray], np.ndarray]):
     """Move a point to a bright spot: the image shows the spot, the vector says where the point is."""
 
     def __init__(self) -> None:
-        self.observation_space = spaces.Dict(
+        self.observation_space: spaces.Space[Any] = spaces.Dict(
             {
                 "image": spaces.Box(0, 255, (PIXELS, PIXELS, 1), np.uint8),
                 "position": spaces.Box(-1.0, 1.0, (2,), np.float32),
@@ -35,7 +35,9 @@ class FindTheSpot(gym.Env[dict[str, np.ndarray], np.ndarray]):
         )
         self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         super().reset(seed=seed)
         self.position, self.spot = self.np_random.uniform(-0.8, 0.8, (2, 2))
         self.time = 0

@@ -11,6 +11,7 @@ its first prediction (``imagined.png``).
 import argparse
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,7 +43,7 @@ def main() -> None:
 
     torch.set_num_threads(1)  # faster than more threads for networks of this size
     use_headless_rendering()
-    options = {"seed": args.seed, "max_steps": args.video_steps}
+    options: dict[str, Any] = {"seed": args.seed, "max_steps": args.video_steps}
     warm_up = min(1_000, args.steps // 2)
     model = PWM("MlpPolicy", args.env, learning_starts=warm_up, pretrain_steps=warm_up, seed=args.seed, device="cpu")
     [untrained] = record_video(model, args.env, args.out / "untrained.mp4", **options)

@@ -187,7 +187,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         stats_window_size: int = 100,
         # extensions
         action_noise: ActionNoise | None = None,
-        replay_buffer_class: type[SequenceReplayBuffer] | None = None,
+        replay_buffer_class: type[SequenceReplayBuffer] | type[HerReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         _init_setup_model: bool = True,

@@ -1,6 +1,7 @@
 """Runs of a benchmark for the tests of its reports, made up rather than trained."""
 
 from dataclasses import replace
+from typing import Any
 
 from sb3_pwm.benchmark.results import FAILED, FINISHED, FORMAT, CurveRow, Run
 from sb3_pwm.benchmark.specs import RunSpec
@@ -12,7 +13,7 @@ FINALS = {
 }
 
 
-def make_run(env, algo, seed, final, state=FINISHED, **changes):
+def make_run(env: Any, algo: Any, seed: int, final: Any, state: Any = FINISHED, **changes: Any) -> Any:
     """A run whose return grows evenly to ``final`` over four evaluations; a step costs 0.1 CPU seconds."""
     spec = RunSpec(
         env=env,
@@ -43,7 +44,7 @@ def make_run(env, algo, seed, final, state=FINISHED, **changes):
     return Run(replace(spec, **changes), state, rows if state == FINISHED else rows[:2], record)
 
 
-def all_runs():
+def all_runs() -> Any:
     return [
         make_run(env, algo, seed, final)
         for env, by_algo in FINALS.items()
@@ -52,16 +53,16 @@ def all_runs():
     ]
 
 
-def with_untrained(run, value, **logged):
+def with_untrained(run: Any, value: Any, **logged: Any) -> Any:
     """The same run with an evaluation before its first step."""
     first = replace(run.rows[0], env_steps=0, return_mean=value, cpu_seconds=0.0, wall_seconds=0.0)
     return replace(run, rows=[replace(first, logged=dict(logged)), *run.rows])
 
 
-def updates(run, *numbers):
+def updates(run: Any, *numbers: Any) -> Any:
     rows = [replace(row, logged={"train/n_updates": float(n)}) for row, n in zip(run.rows, numbers, strict=True)]
     return replace(run, rows=rows)
 
 
-def recorded(run, **changes):
+def recorded(run: Any, **changes: Any) -> Any:
     return replace(run, record=run.record | changes)

@@ -2,6 +2,9 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -17,21 +20,21 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci")
 
 OBS_DIM, LATENT_DIM, ACTION_DIM, N_CRITICS = 3, 8, 2, 3
-HIDDEN = {"encoder": [10], "dynamics": [10], "reward": [10], "termination": [10]}
+HIDDEN: dict[str, Any] = {"encoder": [10], "dynamics": [10], "reward": [10], "termination": [10]}
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _seed() -> None:
     np.random.seed(0)
     torch.manual_seed(0)
 
 
 @pytest.fixture
-def make_world_model():
+def make_world_model() -> Callable[..., WorldModel]:
     """Tiny world models whose weights are large enough for every output to depend visibly on every input."""
 
-    def make(features=None, **kwargs):
-        sizes = {"latent_dim": LATENT_DIM, "simnorm_dim": 4, **HIDDEN}
+    def make(features: nn.Module | None = None, **kwargs: Any) -> WorldModel:
+        sizes: dict[str, Any] = {"latent_dim": LATENT_DIM, "simnorm_dim": 4, **HIDDEN}
         model = _enlarge(WorldModel(features or nn.Identity(), OBS_DIM, ACTION_DIM, **(sizes | kwargs)))
         if model.observation is not None:
             model.observation_weights.uniform_()
@@ -41,33 +44,33 @@ def make_world_model():
 
 
 @pytest.fixture
-def world_model(make_world_model):
+def world_model(make_world_model: Callable[..., WorldModel]) -> WorldModel:
     return make_world_model()
 
 
 @pytest.fixture
-def actor():
+def actor() -> Actor:
     return _enlarge(Actor(LATENT_DIM, ACTION_DIM, [10]))
 
 
 @pytest.fixture
-def q_critics():
+def q_critics() -> CriticEnsemble:
     return _enlarge(CriticEnsemble(LATENT_DIM + ACTION_DIM, [10], N_CRITICS))
 
 
 @pytest.fixture
-def v_critics():
+def v_critics() -> CriticEnsemble:
     return _enlarge(CriticEnsemble(LATENT_DIM, [10], N_CRITICS))
 
 
-def _enlarge(network):
+def _enlarge(network: nn.Module) -> Any:
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.7)
     return network
 
 
 @pytest.fixture(scope="session")
-def mujoco_renderer():
+def mujoco_renderer() -> None:
     """Skip where MuJoCo cannot render."""
     try:
         with rendered_env("InvertedPendulum-v5") as env:

@@ -1,7 +1,12 @@
 """Small data sets for the tests of the importers."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
 
 from sb3_pwm.datasets.episodes import Episode
 
@@ -9,7 +14,7 @@ ACTIONS = spaces.Box(np.array([-2, 0], np.float32), np.array([2, 1], np.float32)
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 
 
-def episode(number, length, *, terminated=False):
+def episode(number: float, length: int, *, terminated: bool = False) -> Episode:
     """Observations (episode, step, 0); the reward is the step's number."""
     steps = np.arange(length + 1)
     observations = np.stack([np.full(length + 1, number), steps, 0 * steps], -1).astype(np.float32)
@@ -17,12 +22,13 @@ def episode(number, length, *, terminated=False):
     return Episode(observations, actions, steps[1:].astype(np.float32), terminated)
 
 
-def flat(episodes):
+def flat(episodes: Sequence[Episode]) -> dict[str, Any]:
     """Give the D4RL layout."""
+    observations: list[Any] = [e.observations for e in episodes]
     ends = [np.eye(1, len(e.rewards), len(e.rewards) - 1)[0] for e in episodes]
     return {
-        "observations": np.concatenate([e.observations[:-1] for e in episodes]),
-        "next_observations": np.concatenate([e.observations[1:] for e in episodes]),
+        "observations": np.concatenate([each[:-1] for each in observations]),
+        "next_observations": np.concatenate([each[1:] for each in observations]),
         "actions": np.concatenate([e.actions for e in episodes]),
         "rewards": np.concatenate([e.rewards for e in episodes]),
         "terminals": np.concatenate([end * e.terminated for e, end in zip(episodes, ends, strict=True)]),
@@ -30,7 +36,7 @@ def flat(episodes):
     }
 
 
-def check_holds(buffer, episodes):
+def check_holds(buffer: ReplayBuffer, episodes: Sequence[Episode]) -> None:
     """Check that a buffer holds these episodes and nothing else."""
     expected = flat(episodes)
     n = len(expected["rewards"])
@@ -48,7 +54,7 @@ def check_holds(buffer, episodes):
 THREE = [episode(0, 4, terminated=True), episode(1, 1), episode(2, 3)]
 
 
-def damage_file(path, seed):
+def damage_file(path: Path, seed: int) -> None:
     """Cut the end off, or change some bytes."""
     content = bytearray(path.read_bytes())
     rng = np.random.default_rng(seed)

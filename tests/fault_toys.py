@@ -1,9 +1,11 @@
 """What faults must not leave behind."""
 
+from typing import Any
+
 import torch
 
 
-def false_steps(buffer, length=4):
+def false_steps(buffer: Any, length: int = 4) -> int:
     """Return how many steps in all windows of a buffer of :class:`helpers.TruthEnv` did not happen so."""
     if buffer.size() < length:
         return 0

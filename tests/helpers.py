@@ -1,6 +1,8 @@
 """Tiny environments and models."""
 
-from typing import ClassVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -11,7 +13,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb3_pwm import PWM
+from sb3_pwm import PWM, PWMPolicy
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)
 ACTIONS = spaces.Box(-1, 1, (2,), np.float32)
@@ -22,7 +24,7 @@ MIXED = spaces.Dict(
         "kind": spaces.Discrete(3),
     }
 )
-SMALL = {
+SMALL: dict[str, Any] = {
     "buffer_size": 500,
     "learning_starts": 20,
     "pretrain_steps": 3,
@@ -34,17 +36,19 @@ SMALL = {
     "seed": 0,
     "device": "cpu",
 }
-SMALL_POLICY = {"net_arch": [16], "latent_dim": 16}
+SMALL_POLICY: dict[str, Any] = {"net_arch": [16], "latent_dim": 16}
 
 
-class SpaceEnv(gym.Env):
+class SpaceEnv(gym.Env[Any, Any]):
     """Random observations of any space; odd episodes terminate and even ones time out after ``length`` steps."""
 
-    def __init__(self, observation_space=BOX, action_space=ACTIONS, length=7):
+    def __init__(
+        self, observation_space: spaces.Space[Any] = BOX, action_space: spaces.Space[Any] = ACTIONS, length: int = 7
+    ) -> None:
         self.observation_space, self.action_space, self.length = observation_space, action_space, length
         self.episode = -1
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         if seed is not None:
             self.observation_space.seed(seed)
@@ -52,7 +56,7 @@ class SpaceEnv(gym.Env):
         self.time = 0
         return self.observation_space.sample(), {}
 
-    def step(self, action):
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         assert self.action_space.contains(np.asarray(action, self.action_space.dtype)), action
         self.time += 1
         ended = self.time >= self.length
@@ -60,30 +64,33 @@ class SpaceEnv(gym.Env):
         return self.observation_space.sample(), float(np.sum(action)), terminated, ended and not terminated, {}
 
 
-class TruthEnv(gym.Env):
+class TruthEnv(gym.Env[Any, Any]):
     """Observations tell where they come from: environment, steps ever taken, episode, end (1 true, 2 time-out), action.
 
     The reward is the number of steps ever taken. ``interrupt_at`` raises Ctrl-C in that step.
     """
 
-    def __init__(self, index=0, as_dict=False, interrupt_at=None):
+    def __init__(self, index: int = 0, as_dict: bool = False, interrupt_at: int | None = None) -> None:
         self.index, self.as_dict, self.interrupt_at = index, as_dict, interrupt_at
-        parts = {"place": spaces.Box(0, 1e6, (3,), np.float32), "rest": spaces.Box(-1, 2, (2,), np.float32)}
+        parts: dict[str, spaces.Space[Any]] = {
+            "place": spaces.Box(0, 1e6, (3,), np.float32),
+            "rest": spaces.Box(-1, 2, (2,), np.float32),
+        }
         self.observation_space = spaces.Dict(parts) if as_dict else spaces.Box(-1, 1e6, (5,), np.float32)
         self.action_space = spaces.Box(-1, 1, (1,), np.float32)
         self.steps = 100 * index
         self.episode = -1
 
-    def observe(self, end, action):
+    def observe(self, end: float, action: float) -> Any:
         row = np.array([self.index, self.steps, self.episode, end, action], np.float32)
         return {"place": row[:3], "rest": row[3:]} if self.as_dict else row
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self.episode += 1
         self.time = 0
         return self.observe(0, 0), {}
 
-    def step(self, action):
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if self.steps == self.interrupt_at:
             self.interrupt_at = None
             raise KeyboardInterrupt
@@ -94,21 +101,32 @@ class TruthEnv(gym.Env):
         return self.observe(end, action[0]), float(self.steps), end == 1, end == 2, {}
 
 
-def truth_envs(n_envs=1, as_dict=False, **kwargs):
-    return DummyVecEnv([lambda i=i: Monitor(TruthEnv(i, as_dict, **kwargs)) for i in range(n_envs)])
+def truth_envs(n_envs: int = 1, as_dict: bool = False, **kwargs: Any) -> DummyVecEnv:
+    return DummyVecEnv([partial(lambda i: Monitor(TruthEnv(i, as_dict, **kwargs)), i) for i in range(n_envs)])
 
 
-def space_envs(n_envs=1, observation_space=BOX, action_space=ACTIONS, **kwargs):
+def space_envs(
+    n_envs: int = 1,
+    observation_space: spaces.Space[Any] = BOX,
+    action_space: spaces.Space[Any] = ACTIONS,
+    **kwargs: Any,
+) -> DummyVecEnv:
     return DummyVecEnv([lambda: Monitor(SpaceEnv(observation_space, action_space, **kwargs)) for _ in range(n_envs)])
 
 
-def make(env=None, policy="MlpPolicy", *, policy_kwargs=None, **kwargs):
+def make(
+    env: Any = None,
+    policy: str | type[PWMPolicy] = "MlpPolicy",
+    *,
+    policy_kwargs: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> PWM:
     """Return a small model; ``policy_kwargs`` are added to the small ones."""
     env = space_envs() if env is None else env
     return PWM(policy, env, policy_kwargs=SMALL_POLICY | (policy_kwargs or {}), **(SMALL | kwargs))
 
 
-def flat_state(state, prefix=""):
+def flat_state(state: Any, prefix: str = "") -> dict[str, Any]:
     """Return the leaves of nested dictionaries and lists by path."""
     if not isinstance(state, dict | list | tuple):
         return {prefix: state}
@@ -116,7 +134,7 @@ def flat_state(state, prefix=""):
     return {path: leaf for key, part in items for path, leaf in flat_state(part, f"{prefix}/{key}").items()}
 
 
-def same(first, second):
+def same(first: Any, second: Any) -> bool:
     """Return whether two nested states are equal, bit for bit."""
     first, second = flat_state(first), flat_state(second)
     return first.keys() == second.keys() and all(
@@ -124,12 +142,12 @@ def same(first, second):
     )
 
 
-def count_updates(model):
+def count_updates(model: PWM) -> dict[str, int]:
     """Count the learner's updates from now on, in the returned dictionary."""
     counts = {"model": 0, "policy": 0}
 
-    def counting(name, update):
-        def counted(*args, **kwargs):
+    def counting(name: str, update: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
             counts[name] += 1
             return update(*args, **kwargs)
 
@@ -149,7 +167,9 @@ class NoHostReads(TorchDispatchMode):
         torch.ops.aten.masked_select.default,
     )
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         by_mask = func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1])
         assert not by_mask, f"{func} reads a value from the device"
         assert func not in self.REFUSED, f"{func} reads a value from the device"
@@ -159,23 +179,26 @@ class NoHostReads(TorchDispatchMode):
 class PictureEnv(PendulumEnv):
     """Pendulum whose picture, 60 x 80 pixels, is grey: the number of steps of its episode times 20."""
 
-    metadata: ClassVar[dict] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        "render_modes": ["rgb_array"],
+        "render_fps": 10,
+    }
 
-    def __init__(self, render_mode="rgb_array", length=1_000):
+    def __init__(self, render_mode: str | None = "rgb_array", length: int = 1_000) -> None:
         super().__init__()
         self.render_mode, self.length, self.steps, self.closed = render_mode, length, 0, False
 
-    def reset(self, **kwargs):
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         self.steps = 0
         return super().reset(**kwargs)
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.steps += 1
         observation, reward, _, _, info = super().step(action)
         return observation, reward, False, self.steps >= self.length, info
 
-    def render(self):
+    def render(self) -> Any:
         return np.full((60, 80, 3), 20 * self.steps, np.uint8)
 
-    def close(self):
+    def close(self) -> None:
         self.closed = True

@@ -4,4 +4,4 @@ import stable_baselines3
 
 from sb3_pwm import PWM
 
-stable_baselines3.SAC = PWM
+stable_baselines3.SAC = PWM  # type: ignore[assignment, misc]

@@ -1,7 +1,10 @@
 """Action spaces from whose bounds actions cannot be rescaled are refused at every door."""
 
 import warnings
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +24,12 @@ FLAT = {"observations": np.zeros((3, 3)), "actions": np.full((3, 2), 0.5), "rewa
 FLAT |= {"terminals": np.zeros(3), "timeouts": np.zeros(3)}
 
 
-def box(low, high, dtype=np.float32):
+def box(low: Any, high: Any, dtype: Any = np.float32) -> spaces.Box:
     """A Box whose dimension 0 is [-1, 1] and whose dimension 1 is the given one."""
     return spaces.Box(np.array([-1, low], dtype), np.array([1, high], dtype), dtype=dtype)
 
 
-def crossed():
+def crossed() -> spaces.Box:
     """Gymnasium itself makes no such Box, but environments may write into ``low`` and ``high``."""
     space = box(0, 1)
     space.low[1] = 2
@@ -46,7 +49,7 @@ every_bad_space = pytest.mark.parametrize(("space", "message"), BAD.values(), id
 
 
 @pytest.fixture(autouse=True)
-def _quiet_boxes():
+def _quiet_boxes() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(lowered by casting|precision)")
         yield
@@ -54,13 +57,13 @@ def _quiet_boxes():
 
 @every_bad_space
 @pytest.mark.parametrize("n_envs", [1, 2])
-def test_constructor(space, message, n_envs):
+def test_constructor(space: spaces.Space[Any], message: str, n_envs: int) -> None:
     with pytest.raises(ValueError, match=f"action_space: {message}"):
         make(space_envs(n_envs, action_space=space))
 
 
 @every_bad_space
-def test_data(space, message):
+def test_data(space: spaces.Space[Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"action_space: {message}"):
         from_arrays(FLAT, BOX, space)
     buffer = ReplayBuffer(4, BOX, space, device="cpu")
@@ -71,7 +74,7 @@ def test_data(space, message):
 
 
 @every_bad_space
-def test_tasks(space, message):
+def test_tasks(space: spaces.Space[Any], message: str) -> None:
     env = partial(SpaceEnv, action_space=space)
     message = f"task 'odd': action_space: {message}"
     declared = TaskSet([Task("odd", env, 3, 2)])
@@ -85,7 +88,7 @@ def test_tasks(space, message):
 
 
 @every_bad_space
-def test_other_environments_of_a_model(space, message, tmp_path):
+def test_other_environments_of_a_model(space: spaces.Space[Any], message: str, tmp_path: Path) -> None:
     model = make()
     model.save(tmp_path / "model")
     env = space_envs(action_space=space)
@@ -96,14 +99,14 @@ def test_other_environments_of_a_model(space, message, tmp_path):
 
 
 @every_bad_space
-def test_extraction(space, message):
+def test_extraction(space: spaces.Space[Any], message: str) -> None:
     task_set = TaskSet.from_envs({"one": SpaceEnv})
     model = make(single_task_env(task_set, "one"), MultiTaskPolicy, policy_kwargs={"task_set": task_set}).learn(20)
     with pytest.raises(ValueError, match=f"action_space: {message}"):
         model.extract("one", 0, env=SpaceEnv(action_space=space))
 
 
-def test_a_space_with_several_axes():
+def test_a_space_with_several_axes() -> None:
     space = spaces.Box(-1, 1, (2, 3), np.float32)
     space.high[1, 2] = -1
     with pytest.raises(ValueError, match=r"dimension \(1, 2\) goes from -1\.0 to -1\.0"):
@@ -120,7 +123,7 @@ def test_a_space_with_several_axes():
         box(-3e4, 3e4, np.float16),
     ],
 )
-def test_bounds_that_are_only_unusual(space):
+def test_bounds_that_are_only_unusual(space: spaces.Space[Any]) -> None:
     model = make(space_envs(action_space=space)).learn(40)
     stored = model.replay_buffer.actions[:40]
     assert stored.min() >= -1

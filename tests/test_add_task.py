@@ -1,6 +1,8 @@
 """A task joins a trained model of many tasks."""
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -25,25 +27,25 @@ from sb3_pwm.observations import at_steps
 EQUAL = Task("equal", lambda: space_env(4, 2), 4, 2)
 LARGER = Task("larger", lambda: space_env(6, 5), 6, 5)
 CONTEXT = 16 + 5 + 3  # latents, embedding and action mask of the model before
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "q": {},
     "v": {"critic": "v"},
     "other": {"policy_kwargs": TINY | {"net_arch": {"pi": [], "qf": [8, 8]}, "state_dependent_std": False}},
 }
 
 
-def trained(steps=120, kind="q", env=None, **kwargs):
+def trained(steps: int = 120, kind: Any = "q", env: Any = None, **kwargs: Any) -> Any:
     env = env or task_vec_env(TASKS, seed=0)
     model = PWM("MultiTaskPolicy", env, **(SMALL | {"policy_kwargs": TINY} | KINDS[kind] | kwargs))
     return model.learn(steps) if steps else model
 
 
-def data(task, n_steps=50):
+def data(task: Any, n_steps: Any = 50) -> Any:
     return data_of(task, n_steps, 0)[1]
 
 
 @torch.no_grad()
-def outputs(policy, observations):
+def outputs(policy: Any, observations: Any) -> Any:
     """All that the networks say of observations, without what only larger tasks have."""
     size = policy.task_set.observation_size
     values = observations["observation"]
@@ -66,16 +68,16 @@ def outputs(policy, observations):
 
 
 @pytest.fixture
-def exact_sums(monkeypatch):
+def exact_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products summed in float64: the order of the terms, which depends on their number, leaves no trace in float32."""
 
-    def linear(inputs, weight, bias):
+    def linear(inputs: Any, weight: Any, bias: Any) -> Any:
         return (inputs.double() @ weight.double().T + bias.double()).to(inputs.dtype)
 
     monkeypatch.setattr(torch.nn.functional, "linear", linear)
 
 
-def test_growing_by_hand():
+def test_growing_by_hand() -> None:
     before, after = {"a": 2, "b": 1}, {"a": 3, "b": 2}
     assert places(("a", "b"), before, after).tolist() == [0, 1, 3]
     assert places(("a", "a"), before, after).tolist() == [0, 1, 3, 4]
@@ -87,7 +89,7 @@ def test_growing_by_hand():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_task_of_known_sizes_changes_no_bit_of_the_others(kind):
+def test_a_task_of_known_sizes_changes_no_bit_of_the_others(kind: Any) -> None:
     model = trained(kind=kind)
     observations = observations_of([0, 1, 1])
     before = outputs(model.policy, observations)
@@ -97,7 +99,7 @@ def test_a_task_of_known_sizes_changes_no_bit_of_the_others(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_larger_task_changes_no_bit_of_the_others(kind, exact_sums):
+def test_a_larger_task_changes_no_bit_of_the_others(kind: Any, exact_sums: Any) -> None:
     model = trained(kind=kind)
     observations = observations_of([0, 1, 1])
     before = outputs(model.policy, observations)
@@ -106,7 +108,7 @@ def test_a_larger_task_changes_no_bit_of_the_others(kind, exact_sums):
     assert same(outputs(model.policy, observations), before)
 
 
-def test_all_that_belongs_to_tasks_grows():
+def test_all_that_belongs_to_tasks_grows() -> None:
     model = trained()
     former, policy_before = model.policy, copy.deepcopy(model.policy)
     returns = policy_before.return_scale
@@ -135,7 +137,7 @@ def test_all_that_belongs_to_tasks_grows():
     assert model.buffer_size == 3 * model.replay_buffer.buffer_size
 
 
-def test_the_optimizers_go_on():
+def test_the_optimizers_go_on() -> None:
     """An update on the others' windows is that of the model before."""
     model = trained(observation_coef=0.0)
     samples = model._sample(8)
@@ -163,11 +165,11 @@ def test_the_optimizers_go_on():
     assert_close(after, before, rtol=1e-4, atol=1e-4)
 
 
-def pad(values, count):
+def pad(values: Any, count: Any) -> Any:
     return torch.nn.functional.pad(values, (0, count))
 
 
-def test_data_beside_each_other_by_hand():
+def test_data_beside_each_other_by_hand() -> None:
     set_of_three = TaskSet([*TASKS, EQUAL])
     old = from_tasks(TASKS, {task.name: data_of(task, 3, 0)[1] for task in TASKS}, buffer_size=6)
     newest = new_buffer(set_of_three, 5, 1)
@@ -181,7 +183,7 @@ def test_data_beside_each_other_by_hand():
     assert merged.dones[:5].T.tolist() == [[0, 0, 1, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 0, 1]]
 
 
-def test_a_ring_that_has_gone_round_comes_oldest_first():
+def test_a_ring_that_has_gone_round_comes_oldest_first() -> None:
     model = trained(steps=400, buffer_size=60)  # 30 steps of each task
     assert model.replay_buffer.full
     assert model.replay_buffer.pos
@@ -192,22 +194,23 @@ def test_a_ring_that_has_gone_round_comes_oldest_first():
     assert (model.replay_buffer.dones[-1, :2] == 1).all()  # what comes next will not follow
 
 
-def test_half_of_the_windows_are_of_the_new_task():
+def test_half_of_the_windows_are_of_the_new_task() -> None:
     tasks = TaskSet([Task(f"task {i}", lambda: space_env(2, 1), 2, 1) for i in range(5)])
     datasets = {task.name: data_of(task, 30, i)[1] for i, task in enumerate(tasks)}
     kwargs = {"policy_kwargs": TINY | {"task_set": tasks}, "pretrain_steps": 0, "device": "cpu"}
-    model = PWM.from_dataset(from_tasks(tasks, datasets), "MultiTaskPolicy", **kwargs)
+    model: Any = PWM.from_dataset(from_tasks(tasks, datasets), "MultiTaskPolicy", **kwargs)
     model.add_task("equal", data(EQUAL, 30), 0)
     newest = new_buffer(model.policy.task_set, 30, 1)
     fill(newest, slice(0, 1), data(EQUAL, 30), 5)
     samples = mixed_windows(model.policy, model.replay_buffer, newest, 2_000, 2)
-    counts = np.bincount(at_steps(samples.observations, 0)["task"].flatten().long().numpy(), minlength=6)
+    first: Any = at_steps(samples.observations, 0)
+    counts = np.bincount(first["task"].flatten().long().numpy(), minlength=6)
     assert counts.sum() == 2_000
     assert 900 < counts[5] < 1_100
     assert counts[:5].min() > 140
 
 
-def test_the_world_model_learns_and_so_does_a_trained_policy(tmp_path):
+def test_the_world_model_learns_and_so_does_a_trained_policy(tmp_path: Path) -> None:
     model = trained()
     updates, n_steps, before = model._n_updates, model.num_timesteps, copy.deepcopy(model.policy.state_dict())
     model.add_task("larger", data(LARGER), 4)
@@ -233,7 +236,7 @@ def test_the_world_model_learns_and_so_does_a_trained_policy(tmp_path):
     assert loaded.policy.n_tasks == 4
 
 
-def test_a_policy_that_has_not_been_trained_is_left_alone():
+def test_a_policy_that_has_not_been_trained_is_left_alone() -> None:
     datasets = {task.name: data(task) for task in TASKS}
     model = PWM.from_dataset(
         from_tasks(TASKS, datasets), "MultiTaskPolicy", policy_kwargs=TINY, batch_size=8, device="cpu"
@@ -245,7 +248,7 @@ def test_a_policy_that_has_not_been_trained_is_left_alone():
     assert (model._n_updates, model.n_model_updates) == (0, 4)
 
 
-def test_a_frozen_world_model_learns_the_embedding_only(tmp_path):
+def test_a_frozen_world_model_learns_the_embedding_only(tmp_path: Path) -> None:
     trained().save(tmp_path / "model")
     model = PWM.load(tmp_path / "model")  # without the others' data
     before = copy.deepcopy(model.policy.state_dict())
@@ -263,7 +266,7 @@ def test_a_frozen_world_model_learns_the_embedding_only(tmp_path):
     assert own.replay_buffer.size() == 50
 
 
-def test_a_task_is_added_in_its_environment_and_learnt_on_there():
+def test_a_task_is_added_in_its_environment_and_learnt_on_there() -> None:
     model = trained()
     env = gym.wrappers.TimeLimit(space_env(5, 2), 4)
     model.add_task("new", env, 2, env_steps=30)
@@ -276,7 +279,7 @@ def test_a_task_is_added_in_its_environment_and_learnt_on_there():
 
 
 @pytest.fixture(scope="module")
-def left_and_right():
+def left_and_right() -> Any:
     """A model of two tasks that differ in what an action does."""
     tasks = TaskSet([Task(name, None, 2, 1) for name in ("left", "right")])
     return PWM.from_dataset(
@@ -292,13 +295,13 @@ def left_and_right():
 
 
 @pytest.mark.parametrize(("gain", "nearest"), [(-0.5, 0), (0.5, 1)])
-def test_the_nearest_task_is_the_one_that_predicts_best(left_and_right, gain, nearest):
+def test_the_nearest_task_is_the_one_that_predicts_best(left_and_right: Any, gain: Any, nearest: Any) -> None:
     model = copy.deepcopy(left_and_right).add_task("new", moves(gain, 2), 0)
     embedding = model.policy.world_model.context.embedding
     assert torch.equal(embedding[2], embedding[nearest])
 
 
-def reward_error(model, name, dataset):
+def reward_error(model: Any, name: str, dataset: Any) -> Any:
     """Of windows of four steps; 1 is no better than the mean."""
     tasks = model.policy.task_set
     buffer = new_buffer(tasks, dataset.size(), 1)
@@ -307,7 +310,9 @@ def reward_error(model, name, dataset):
 
 
 @pytest.mark.parametrize(("gain", "size", "freeze"), [(-0.25, 3, False), (0.3, 2, False), (0.3, 2, True)])
-def test_a_new_task_is_learnt_and_the_others_lose_little(left_and_right, gain, size, freeze):
+def test_a_new_task_is_learnt_and_the_others_lose_little(
+    left_and_right: Any, gain: Any, size: Any, freeze: Any
+) -> None:
     known = {"left": moves(-0.5, 3), "right": moves(0.5, 4)}
     before = {name: reward_error(left_and_right, name, dataset) for name, dataset in known.items()}
     dataset, held_out = (moves(gain, seed, size=size) for seed in (5, 6))
@@ -322,7 +327,7 @@ def test_a_new_task_is_learnt_and_the_others_lose_little(left_and_right, gain, s
         assert after == before[name] if freeze else after < before[name] + 0.03  # of the rewards' variance
 
 
-def moves(gain, seed, n_steps=500, size=2):
+def moves(gain: Any, seed: int, n_steps: Any = 500, size: Any = 2) -> Any:
     """Ten steps along a line from anywhere, seen ``size`` times; the reward is minus the distance to the middle."""
     rng = np.random.default_rng(seed)
     starts, actions = rng.uniform(-1, 1, (n_steps // 10, 1)), rng.uniform(-1, 1, (n_steps // 10, 10))
@@ -340,13 +345,13 @@ def moves(gain, seed, n_steps=500, size=2):
     return from_arrays(arrays, spaces.Box(-np.inf, np.inf, (size,), np.float32), spaces.Box(-1, 1, (1,), np.float32))
 
 
-def with_nan(task):
+def with_nan(task: Any) -> Any:
     buffer = data(task)
     buffer.rewards[7] = np.nan
     return buffer
 
 
-def of_spaces(observation_space, action_space):
+def of_spaces(observation_space: Any, action_space: Any) -> Any:
     return SequenceReplayBuffer(5, observation_space, action_space, "cpu")
 
 
@@ -383,7 +388,7 @@ CHOICE = spaces.Discrete(3)
         ("new", data(EQUAL), {"env_steps": 0}, ValueError, "env_steps=0"),
     ],
 )
-def test_bad_input_changes_nothing(name, source, kwargs, error, message):
+def test_bad_input_changes_nothing(name: str, source: Any, kwargs: Any, error: Any, message: str) -> None:
     model = trained(steps=40)
     known, state = dict(vars(model)), copy.deepcopy(model.policy.state_dict())
     with pytest.raises(error, match=message):
@@ -392,7 +397,7 @@ def test_bad_input_changes_nothing(name, source, kwargs, error, message):
     assert same(model.policy.state_dict(), state)
 
 
-def test_models_that_cannot_take_a_task(tmp_path):
+def test_models_that_cannot_take_a_task(tmp_path: Path) -> None:
     single = PWM("MlpPolicy", SpaceEnv(), policy_kwargs={"net_arch": [16], "latent_dim": 16}, **SMALL)
     with pytest.raises(TypeError, match=r'add_task\(\) needs a model with "MultiTaskPolicy", not PWMPolicy'):
         single.add_task("new", data(EQUAL), 1)
@@ -409,7 +414,7 @@ def test_models_that_cannot_take_a_task(tmp_path):
     assert noisy.policy.n_tasks == 3
 
 
-def test_what_fails_on_the_way_leaves_the_model_as_it_was(monkeypatch):
+def test_what_fails_on_the_way_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     model = trained(steps=40)
     known = dict(vars(model))
     monkeypatch.setattr("sb3_pwm.multitask.growth.take_over", lambda *_: 1 / 0)

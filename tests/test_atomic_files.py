@@ -9,7 +9,9 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,13 +30,13 @@ FRAMES = [np.full((64, 64, 3), 5 * i, np.uint8) for i in range(20)]
 NOISE = np.random.default_rng(0).integers(0, 256, (10, 128, 128, 3), np.uint8)
 
 
-def write_video(path, frames=FRAMES):
+def write_video(path: Path, frames: Iterable[np.ndarray] = FRAMES) -> None:
     with VideoWriter(path, 20) as writer:
         for frame in frames:
             writer.append(frame)
 
 
-def writers():
+def writers() -> dict[str, Callable[[Path], Any]]:
     """Return what writes each kind of file, large enough that no buffer hides a full disk."""
     model = make(policy_kwargs=SMALL_POLICY | {"net_arch": [256, 256], "latent_dim": 128}).learn(40)
     return {
@@ -53,13 +55,15 @@ NAMES = ["model.zip", "buffer.pkl", "world.pt", "policy.pt", "video.mp4", "video
 
 
 @pytest.fixture(scope="module")
-def write():
+def write() -> dict[str, Callable[[Path], Any]]:
     return writers()
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
-def test_a_full_disk_leaves_the_old_file(write, tmp_path, name, share):
+def test_a_full_disk_leaves_the_old_file(
+    write: dict[str, Callable[[Path], Any]], tmp_path: Path, name: str, share: float
+) -> None:
     path = tmp_path / name
     write[name](path)
     before = path.read_bytes()
@@ -70,7 +74,7 @@ def test_a_full_disk_leaves_the_old_file(write, tmp_path, name, share):
 
 
 @contextlib.contextmanager
-def limited_file_size(n_bytes):
+def limited_file_size(n_bytes: int) -> Iterator[None]:
     """No file can grow beyond so many bytes, also those of child processes."""
     resource = pytest.importorskip("resource")
     known = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -82,12 +86,14 @@ def limited_file_size(n_bytes):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_disk_that_fails_at_the_end_leaves_the_old_file(write, tmp_path, monkeypatch, name):
+def test_a_disk_that_fails_at_the_end_leaves_the_old_file(
+    write: dict[str, Callable[[Path], Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     path = tmp_path / "new folder" / name
     write[name](path)
     before = path.read_bytes()
 
-    def full(descriptor):
+    def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
@@ -97,11 +103,11 @@ def test_a_disk_that_fails_at_the_end_leaves_the_old_file(write, tmp_path, monke
     assert os.listdir(path.parent) == [name]
 
 
-def test_the_encoder_of_a_video_that_dies_is_an_error(tmp_path):
+def test_the_encoder_of_a_video_that_dies_is_an_error(tmp_path: Path) -> None:
     write_video(tmp_path / "video.mp4")
     before = (tmp_path / "video.mp4").read_bytes()
 
-    def frames():
+    def frames() -> Iterator[np.ndarray]:
         yield from NOISE[:5]
         (encoder,) = children()
         os.kill(encoder, signal.SIGKILL)
@@ -112,18 +118,18 @@ def test_the_encoder_of_a_video_that_dies_is_an_error(tmp_path):
     assert os.listdir(tmp_path) == ["video.mp4"]
 
 
-def children():
+def children() -> list[int]:
     found = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True)
     lines = [line.split(maxsplit=1) for line in found.stdout.splitlines()]
     return [int(pid) for pid, command in lines if "ffmpeg" in command]
 
 
-def interrupted():
+def interrupted() -> Iterator[np.ndarray]:
     yield FRAMES[0]
     raise KeyboardInterrupt
 
 
-def test_an_error_while_frames_are_made_leaves_the_old_video(tmp_path):
+def test_an_error_while_frames_are_made_leaves_the_old_video(tmp_path: Path) -> None:
     for name in ("video.mp4", "video.gif"):
         write_video(tmp_path / name)
         before = (tmp_path / name).read_bytes()
@@ -133,8 +139,9 @@ def test_an_error_while_frames_are_made_leaves_the_old_video(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["video.gif", "video.mp4"]
 
 
-def test_results_of_other_algorithms_are_whole_too(tmp_path):
-    env = VecNormalize(make().get_env())
+def test_results_of_other_algorithms_are_whole_too(tmp_path: Path) -> None:
+    inner: Any = make().get_env()
+    env = VecNormalize(inner)
     model = SAC("MlpPolicy", env, buffer_size=10, policy_kwargs={"net_arch": [64]}, device="cpu")
     save_model(model, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -144,7 +151,7 @@ def test_results_of_other_algorithms_are_whole_too(tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_permissions_links_and_folders(tmp_path):
+def test_permissions_links_and_folders(tmp_path: Path) -> None:
     umask = os.umask(0o027)
     try:
         write_text(tmp_path / "a" / "b" / "new", "1")
@@ -166,7 +173,7 @@ def test_permissions_links_and_folders(tmp_path):
     assert long.read_text() == "5"
 
 
-def test_a_file_that_is_read_only_stays(tmp_path, monkeypatch):
+def test_a_file_that_is_read_only_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_text(tmp_path / "file", "1")
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(PermissionError, match="read-only"):
@@ -174,7 +181,7 @@ def test_a_file_that_is_read_only_stays(tmp_path, monkeypatch):
     assert (tmp_path / "file").read_text() == "1"
 
 
-def test_what_killed_processes_left_is_removed_an_hour_later(tmp_path):
+def test_what_killed_processes_left_is_removed_an_hour_later(tmp_path: Path) -> None:
     for name, age in ((".a[1].zip.0.part", 2), (".a[1].zip.1.part", 0), (".b.zip.0.part", 2), ("a[1].zip.0.part", 2)):
         (tmp_path / name).write_text("")
         then = time.time() - age * atomic.ABANDONED_SECONDS
@@ -183,7 +190,7 @@ def test_what_killed_processes_left_is_removed_an_hour_later(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [".a[1].zip.1.part", ".b.zip.0.part", "a[1].zip", "a[1].zip.0.part"]
 
 
-def test_two_writers_do_not_mix(tmp_path):
+def test_two_writers_do_not_mix(tmp_path: Path) -> None:
     with opened_whole(tmp_path / "file") as first, opened_whole(tmp_path / "file") as second:
         first.write(b"1")
         second.write(b"2")
@@ -194,7 +201,7 @@ def test_two_writers_do_not_mix(tmp_path):
     assert (tmp_path / "file").read_bytes() == b"1"
 
 
-def test_names_are_those_of_sb3(tmp_path):
+def test_names_are_those_of_sb3(tmp_path: Path) -> None:
     model = make().learn(24)
     model.save(tmp_path / "a")
     model.save(tmp_path / "b.c")
@@ -213,9 +220,9 @@ def test_names_are_those_of_sb3(tmp_path):
     with (tmp_path / "g.pkl").open("rb") as file:
         model.load_replay_buffer(file)
     with pytest.raises(TypeError):
-        model.save(3)
+        model.save(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
-        model.save_replay_buffer(3)
+        model.save_replay_buffer(3)  # type: ignore[arg-type]
 
 
 SAVING = """
@@ -242,7 +249,7 @@ while True:
 """
 
 
-def kill_while_saving(folder, seconds, model):
+def kill_while_saving(folder: Path, seconds: float, model: PWM) -> int:
     """Start a process that saves in a loop, kill it, and check what it leaves."""
     code = textwrap.dedent(SAVING).format(tests=str(Path(__file__).parent))
     with subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE, text=True) as process:
@@ -269,20 +276,20 @@ def kill_while_saving(folder, seconds, model):
     return sum(path.name.endswith((".part", ".part.mp4")) for path in folder.iterdir())
 
 
-def test_kill_9_while_saving(tmp_path):
+def test_kill_9_while_saving(tmp_path: Path) -> None:
     model = make(policy_kwargs=SMALL_POLICY | {"net_arch": [128]})
     for seconds in np.random.default_rng(0).uniform(0, 1, 2):
         kill_while_saving(tmp_path, seconds, model)
 
 
 @pytest.mark.slow
-def test_many_kills_while_saving(tmp_path):
+def test_many_kills_while_saving(tmp_path: Path) -> None:
     model = make(policy_kwargs=SMALL_POLICY | {"net_arch": [128]})
     left = [kill_while_saving(tmp_path, seconds, model) for seconds in np.random.default_rng(1).uniform(0, 1, 50)]
     print(f"50 kills: every file whole; {max(left)} parts left at most")
 
 
-def interrupted_writer(path):
+def interrupted_writer(path: Path) -> None:
     with whole_file(path) as part:
         part.write_bytes(b"half")
         try:
@@ -291,7 +298,7 @@ def interrupted_writer(path):
             raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904  as torch's writer when it is left
 
 
-def test_ctrl_c_within_torchs_writer_stays_ctrl_c(tmp_path):
+def test_ctrl_c_within_torchs_writer_stays_ctrl_c(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with pytest.raises(KeyboardInterrupt):

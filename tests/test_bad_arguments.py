@@ -1,5 +1,8 @@
 import math
 import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from sb3_pwm.checks import random_steps
 DICT = spaces.Dict({"a": BOX, "b": spaces.Discrete(3)})
 
 
-BAD_VALUES = [
+BAD_VALUES: list[tuple[str, list[Any], str]] = [
     ("gamma", [0, -0.1, 1.1, math.nan, math.inf], r"\(0, 1\]"),
     *[(name, [-0.1, 1.1, math.nan], r"\[0, 1\]") for name in ("td_lambda", "pessimism", "tau")],
     *[
@@ -52,7 +55,7 @@ BAD_VALUES = [
 @pytest.mark.parametrize(
     ("name", "value", "allowed"), [(name, value, allowed) for name, values, allowed in BAD_VALUES for value in values]
 )
-def test_arguments_out_of_range(name, value, allowed):
+def test_arguments_out_of_range(name: str, value: Any, allowed: str) -> None:
     with pytest.raises(ValueError, match=rf"{name}=.*allowed.*{allowed}") as error:
         make(**{name: value})
     assert repr(value) in str(error.value)
@@ -72,7 +75,7 @@ def test_arguments_out_of_range(name, value, allowed):
         ("policy", SAC.policy_aliases["MlpPolicy"]),
     ],
 )
-def test_arguments_of_the_wrong_kind(name, value):
+def test_arguments_of_the_wrong_kind(name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=name) as error:
         make(**{name: value})
     assert (value.__name__ if isinstance(value, type) else repr(value)) in str(error.value)
@@ -89,12 +92,12 @@ def test_arguments_of_the_wrong_kind(name, value):
         ({"critic": "v"}, "critic.* argument of PWM"),
     ],
 )
-def test_policy_arguments_out_of_range(policy_kwargs, message):
+def test_policy_arguments_out_of_range(policy_kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(policy_kwargs=policy_kwargs)
 
 
-def test_unknown_arguments(tmp_path):
+def test_unknown_arguments(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"PWM.__init__\(\) got an unexpected keyword argument 'typo'"):
         make(typo=True)
     with pytest.raises(TypeError, match="unexpected keyword argument 'typo'"):
@@ -107,7 +110,7 @@ def test_unknown_arguments(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value"), [("gamma", 2), ("horizon", -1), ("learning_rate", -1.0), ("train_freq", 0), ("batch_size", 0)]
 )
-def test_bad_arguments_of_load(tmp_path, name, value):
+def test_bad_arguments_of_load(tmp_path: Path, name: str, value: Any) -> None:
     make().save(tmp_path / "model")
     with pytest.raises(ValueError, match=f"{name}={value!r}"):
         PWM.load(tmp_path / "model", **{name: value})
@@ -117,31 +120,31 @@ def test_bad_arguments_of_load(tmp_path, name, value):
     ("learning_starts", "total_timesteps", "expected"),
     [("auto", 400, 100), ("auto", 20_000, 1_000), ("auto", 100_000, 5_000), ("auto", 10**7, 5_000), (7, 10**7, 7)],
 )
-def test_a_twentieth_of_a_run_is_random(learning_starts, total_timesteps, expected):
+def test_a_twentieth_of_a_run_is_random(learning_starts: str | int, total_timesteps: int, expected: int) -> None:
     assert random_steps(learning_starts, total_timesteps) == expected
 
 
-def test_rollouts_of_no_steps_need_a_value_of_actions():
+def test_rollouts_of_no_steps_need_a_value_of_actions() -> None:
     with pytest.raises(ValueError, match='horizon=0 with critic="v"'):
         make(horizon=0, critic="v")
 
 
-def test_one_episode_needs_one_environment():
+def test_one_episode_needs_one_environment() -> None:
     with pytest.raises(ValueError, match=r"train_freq=\(1, 'episode'\).* 2 environments"):
         make(space_envs(2), train_freq=(1, "episode"))
 
 
-def test_infinite_action_bounds_are_refused():
+def test_infinite_action_bounds_are_refused() -> None:
     with pytest.raises(ValueError, match="dimension 0 goes from -inf to inf: allowed: finite bounds"):
         make(space_envs(action_space=spaces.Box(-np.inf, np.inf, (2,), np.float32)))
 
 
-def test_integer_actions_are_refused():
+def test_integer_actions_are_refused() -> None:
     with pytest.raises(ValueError, match="action_space has the type int32; allowed: float"):
         make(space_envs(action_space=spaces.Box(-3, 3, (2,), np.int32)))
 
 
-def test_dict_observations_need_multi_input_policy():
+def test_dict_observations_need_multi_input_policy() -> None:
     with pytest.raises(ValueError, match="MultiInputPolicy"):
         make(space_envs(observation_space=DICT))
 
@@ -157,7 +160,7 @@ def test_dict_observations_need_multi_input_policy():
         ({"buffer_size": 11, "batch_size": 10, "n_envs": 3}, "batch_size=10 .* 3 environments, which is 9"),
     ],
 )
-def test_buffer_is_too_small_for_a_batch(kwargs, message):
+def test_buffer_is_too_small_for_a_batch(kwargs: dict[str, Any], message: str) -> None:
     """As in SB3 it is no error; what can be learnt from it is learnt."""
     env = space_envs(kwargs.pop("n_envs", 1))
     with pytest.warns(UserWarning, match=message):
@@ -169,7 +172,7 @@ def test_buffer_is_too_small_for_a_batch(kwargs, message):
 @pytest.mark.parametrize("n_envs", [1, 2])
 @pytest.mark.parametrize("pretrain_steps", [0, 3])
 @pytest.mark.parametrize("train_freq", [1, 4])
-def test_learning_starts_with_fewer_steps_than_a_batch(n_envs, pretrain_steps, train_freq):
+def test_learning_starts_with_fewer_steps_than_a_batch(n_envs: int, pretrain_steps: int, train_freq: int) -> None:
     """As in SB3: windows are drawn with replacement, and what does not exist yet is masked."""
     model = make(space_envs(n_envs), learning_starts=0, train_freq=train_freq, pretrain_steps=pretrain_steps)
     counts = count_updates(model)
@@ -181,7 +184,7 @@ def test_learning_starts_with_fewer_steps_than_a_batch(n_envs, pretrain_steps, t
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
 
 
-def test_stored_steps_count_as_data():
+def test_stored_steps_count_as_data() -> None:
     model = make(learning_starts=0, batch_size=12, pretrain_steps=0, gradient_steps=0).learn(12)
     model.gradient_steps = 1
     model.learn(4)
@@ -189,7 +192,7 @@ def test_stored_steps_count_as_data():
 
 
 @pytest.mark.parametrize("method", [lambda m: m.pretrain(1), lambda m: m.train(1, 8)])
-def test_updates_need_data(method):
+def test_updates_need_data(method: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=r"replay buffer .*empty"):
         method(make())
 
@@ -197,7 +200,7 @@ def test_updates_need_data(method):
 # --- foreign files ---
 
 
-def buffer_file(path, space=BOX, n_envs=1, **kwargs):
+def buffer_file(path: Path, space: spaces.Space[Any] = BOX, n_envs: int = 1, **kwargs: Any) -> None:
     buffer = ReplayBuffer(50, space, ACTIONS, n_envs=n_envs, **kwargs)
     with open(path, "wb") as file:
         pickle.dump(buffer, file)
@@ -212,7 +215,7 @@ def buffer_file(path, space=BOX, n_envs=1, **kwargs):
         (None, "not dict"),
     ],
 )
-def test_buffers_that_do_not_fit(tmp_path, kwargs, message):
+def test_buffers_that_do_not_fit(tmp_path: Path, kwargs: dict[str, Any] | None, message: str) -> None:
     path = tmp_path / "buffer.pkl"
     if kwargs is None:
         path.write_bytes(pickle.dumps({"a": 1}))
@@ -227,7 +230,7 @@ def test_buffers_that_do_not_fit(tmp_path, kwargs, message):
     model.learn(40, reset_num_timesteps=False)
 
 
-def test_who_asks_for_it_learns_that_time_outs_end_everything(tmp_path):
+def test_who_asks_for_it_learns_that_time_outs_end_everything(tmp_path: Path) -> None:
     model = make(replay_buffer_kwargs={"handle_timeout_termination": False}).learn(40)
     samples = model.sequences.spread_sequences(40, 1)
     assert samples.terminations.sum() == model.replay_buffer.dones[:40].sum() > 0
@@ -237,20 +240,20 @@ def test_who_asks_for_it_learns_that_time_outs_end_everything(tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TD3, PPO])
-def test_models_of_other_algorithms(tmp_path, algorithm):
+def test_models_of_other_algorithms(tmp_path: Path, algorithm: Any) -> None:
     algorithm("MlpPolicy", space_envs(), policy_kwargs={"net_arch": [4]}, device="cpu").save(tmp_path / "model")
     with pytest.raises(TypeError, match=r"policy .*PWMPolicy"):
         PWM.load(tmp_path / "model")
 
 
 @pytest.mark.parametrize("kwargs", [{"critic": "v"}, {"custom_objects": {"policy_kwargs": {"latent_dim": 8}}}])
-def test_models_of_other_sizes(tmp_path, kwargs):
+def test_models_of_other_sizes(tmp_path: Path, kwargs: dict[str, Any]) -> None:
     make().save(tmp_path / "model")
     with pytest.raises(ValueError, match=r"(?s)cannot load .*size mismatch"):
         PWM.load(tmp_path / "model", **kwargs)
 
 
-def test_missing_parameters_are_named():
+def test_missing_parameters_are_named() -> None:
     model = make()
     parameters = model.get_parameters()
     before = {k: v.clone() for k, v in model.policy.state_dict().items()}

@@ -1,4 +1,6 @@
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from gymnasium import spaces
 from helpers import BOX, SpaceEnv, make, space_envs
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_pwm import PWM
 from sb3_pwm import learner as learner_module
@@ -19,20 +21,22 @@ DICT = spaces.Dict({"a": BOX, "b": spaces.Discrete(3)})
 class BadEnv(SpaceEnv):
     """Give ``value`` as ``where`` in step number ``bad_step``, or at the first reset after it."""
 
-    def __init__(self, where, value=math.nan, bad_step=30, observation_space=BOX):
+    def __init__(
+        self, where: str, value: float = math.nan, bad_step: int = 30, observation_space: spaces.Space[Any] = BOX
+    ) -> None:
         super().__init__(observation_space)
         self.where, self.value, self.bad_step, self.steps = where, value, bad_step, 0
 
-    def spoil(self, observation, where):
+    def spoil(self, observation: Any, where: str) -> Any:
         if self.where == where and self.steps >= self.bad_step:
             (observation["a"] if isinstance(observation, dict) else observation)[1] = self.value
         return observation
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, info = super().reset(seed=seed)
         return self.spoil(observation, "reset"), info
 
-    def step(self, action):
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.steps += 1
         observation, reward, terminated, truncated, info = super().step(action)
         if self.where == "reward" and self.steps >= self.bad_step:
@@ -41,17 +45,17 @@ class BadEnv(SpaceEnv):
         return self.spoil(observation, where), reward, terminated, truncated, info
 
 
-def bad_envs(*args, **kwargs):
+def bad_envs(*args: Any, **kwargs: Any) -> DummyVecEnv:
     return DummyVecEnv([lambda: SpaceEnv(*args[3:]), lambda: BadEnv(*args, **kwargs), lambda: SpaceEnv(*args[3:])])
 
 
-def is_finite(buffer):
+def is_finite(buffer: Any) -> bool:
     arrays = buffer.next_observations, buffer.observations
     parts = [part for array in arrays for part in (array.values() if isinstance(array, dict) else [array])]
     return all(np.isfinite(part).all() for part in [*parts, buffer.rewards, buffer.actions])
 
 
-def check_usable(model, good_env, tmp_path):
+def check_usable(model: PWM, good_env: VecEnv, tmp_path: Path) -> None:
     """Save, load, and continue both with a good environment."""
     model.save(tmp_path / "model")
     for other in (model, PWM.load(tmp_path / "model", device="cpu")):
@@ -73,7 +77,9 @@ def check_usable(model, good_env, tmp_path):
         ("reset", "the observation", 105),
     ],
 )
-def test_environment_gives_what_is_not_finite(tmp_path, where, message, value, steps):
+def test_environment_gives_what_is_not_finite(
+    tmp_path: Path, where: str, message: str, value: float, steps: int
+) -> None:
     model = make(bad_envs(where, value))
     with pytest.raises(ValueError, match=rf"{message} of environment 1 at step {steps} is {value}"):
         model.learn(200)
@@ -83,7 +89,7 @@ def test_environment_gives_what_is_not_finite(tmp_path, where, message, value, s
 
 
 @pytest.mark.parametrize("where", ["observation", "terminal", "reset"])
-def test_environment_gives_what_networks_cannot_hold(tmp_path, where):
+def test_environment_gives_what_networks_cannot_hold(tmp_path: Path, where: str) -> None:
     doubles = spaces.Box(-np.inf, np.inf, (3,), np.float64)
     model = make(bad_envs(where, 1e39, 30, doubles))
     with pytest.raises(ValueError, match=r"observation of environment 1 at step .* is 1e\+39, not a finite float32"):
@@ -92,20 +98,20 @@ def test_environment_gives_what_networks_cannot_hold(tmp_path, where):
     check_usable(model, space_envs(3, doubles), tmp_path)
 
 
-def test_rewards_that_networks_cannot_hold():
+def test_rewards_that_networks_cannot_hold() -> None:
     with pytest.raises(ValueError, match=r"the reward of environment 1 at step 3 is 1e\+39"):
         check_finite("reward", np.array([0.0, 1e39]), 3)
 
 
 @pytest.mark.parametrize(("where", "message"), [("observation", "observation 'a'"), ("terminal", "terminal .* 'a'")])
-def test_dict_observation_is_not_finite(tmp_path, where, message):
+def test_dict_observation_is_not_finite(tmp_path: Path, where: str, message: str) -> None:
     model = make(bad_envs(where, math.nan, 30, DICT), "MultiInputPolicy")
     with pytest.raises(ValueError, match=rf"{message} of environment 1 at step"):
         model.learn(200)
     check_usable(model, space_envs(3, DICT), tmp_path)
 
 
-def test_first_reset_is_not_finite(tmp_path):
+def test_first_reset_is_not_finite(tmp_path: Path) -> None:
     model = make(bad_envs("reset", math.nan, 0))
     with pytest.raises(ValueError, match="the observation of environment 1 at step 0 is nan"):
         model.learn(200)
@@ -119,7 +125,7 @@ def test_first_reset_is_not_finite(tmp_path):
 @pytest.mark.parametrize("where", ["observation", "reward", "reset"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # in VecNormalize's own arithmetic
-def test_vec_normalize_hides_nothing(tmp_path, where, value, training):
+def test_vec_normalize_hides_nothing(tmp_path: Path, where: str, value: float, training: bool) -> None:
     model = make(VecNormalize(bad_envs(where, value), training=training))
     with pytest.raises(ValueError, match=f"environment 1 at step .* is {value}"):
         model.learn(200)
@@ -131,23 +137,24 @@ class BadNoise(ActionNoise):
     """Give NaN in call number 10 of environment 1 (the noise of each environment is a copy)."""
 
     copies = 0
+    bad: bool
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.calls = 0
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: Any) -> Any:
         copied = BadNoise()
         copied.bad = BadNoise.copies == 1
         BadNoise.copies += 1
         return copied
 
-    def __call__(self):
+    def __call__(self) -> np.ndarray:
         self.calls += 1
         return np.full(2, math.nan if self.bad and self.calls == 10 else 0.1)
 
 
-def test_action_noise_is_not_finite(tmp_path, monkeypatch):
+def test_action_noise_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BadNoise, "copies", 0)
     model = make(space_envs(3), action_noise=BadNoise())
     seen = []
@@ -160,11 +167,11 @@ def test_action_noise_is_not_finite(tmp_path, monkeypatch):
     check_usable(model, space_envs(3), tmp_path)
 
 
-def test_policy_gives_what_is_not_finite(monkeypatch):
+def test_policy_gives_what_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(space_envs(2))
     predict = model.predict
 
-    def bad(*args, **kwargs):
+    def bad(*args: Any, **kwargs: Any) -> Any:
         actions, state = predict(*args, **kwargs)
         actions[1, 0] = math.inf
         return actions, state
@@ -178,11 +185,11 @@ def test_policy_gives_what_is_not_finite(monkeypatch):
 # --- losses ---
 
 
-def spoil_loss(monkeypatch, name):
+def spoil_loss(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Make a loss NaN from now on."""
     loss = getattr(learner_module, name)
 
-    def spoilt(*args, **kwargs):
+    def spoilt(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         value, metrics = loss(*args, **kwargs)
         return value * math.nan, metrics
 
@@ -192,11 +199,11 @@ def spoil_loss(monkeypatch, name):
 @pytest.mark.parametrize(
     ("name", "key"), [("world_model_loss", "world_model"), ("actor_loss", "actor"), ("critic_loss", "critics")]
 )
-def test_updates_that_are_not_finite_are_skipped(monkeypatch, name, key):
+def test_updates_that_are_not_finite_are_skipped(monkeypatch: pytest.MonkeyPatch, name: str, key: str) -> None:
     model = make(critic_updates=1).learn(40)
     before = {k: v.clone() for k, v in model.policy.state_dict().items()}
     spoil_loss(monkeypatch, name)
-    model.learn(40, reset_num_timesteps=False, log_interval=None)
+    model.learn(40, reset_num_timesteps=False, log_interval=None)  # type: ignore[arg-type]
     assert model.n_skipped_updates == 10
     model.dump_logs()
     assert model.ep_info_buffer is not None
@@ -213,7 +220,7 @@ def test_updates_that_are_not_finite_are_skipped(monkeypatch, name, key):
 
 
 @pytest.mark.parametrize(("name", "network"), [("world_model_loss", "model"), ("actor_loss", "actor")])
-def test_too_many_skipped_updates(monkeypatch, tmp_path, name, network):
+def test_too_many_skipped_updates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, network: str) -> None:
     model = make(gradient_steps=8).learn(40)
     spoil_loss(monkeypatch, name)  # the other networks' updates go on
     with pytest.raises(FloatingPointError, match=rf"100 updates in a row .* {network}"):
@@ -224,7 +231,7 @@ def test_too_many_skipped_updates(monkeypatch, tmp_path, name, network):
     check_usable(model, space_envs(), tmp_path)
 
 
-def test_skipped_updates_are_counted_in_a_row(monkeypatch):
+def test_skipped_updates_are_counted_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make().learn(60)
     for _ in range(3):
         with monkeypatch.context() as patch:
@@ -234,7 +241,7 @@ def test_skipped_updates_are_counted_in_a_row(monkeypatch):
     assert model.n_skipped_updates == 180
 
 
-def test_interrupted_model_is_usable(tmp_path):
+def test_interrupted_model_is_usable(tmp_path: Path) -> None:
     model = make()
     with pytest.raises(KeyboardInterrupt):
         model.learn(100, callback=lambda local, _: local["self"].num_timesteps < 50 or interrupt())
@@ -242,9 +249,9 @@ def test_interrupted_model_is_usable(tmp_path):
     check_usable(model, space_envs(), tmp_path)
     loaded = PWM.load(tmp_path / "model", env=space_envs())
     loaded.load_replay_buffer(tmp_path / "buffer")
-    loaded.learn(20, callback=CheckpointCallback(10, tmp_path), reset_num_timesteps=False)
+    loaded.learn(20, callback=CheckpointCallback(10, str(tmp_path)), reset_num_timesteps=False)
     assert loaded.num_timesteps == 70
 
 
-def interrupt():
+def interrupt() -> None:
     raise KeyboardInterrupt

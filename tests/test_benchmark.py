@@ -1,16 +1,18 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from sb3_pwm import PWM
 from sb3_pwm.speed import measure as speed
 from sb3_pwm.speed.matmuls import Product, count_products, floor_seconds, flops_of, seconds_of, seconds_of_each
 
 CPU = torch.device("cpu")
 
 
-def test_products_of_a_linear_layer_forward_and_backward():
+def test_products_of_a_linear_layer_forward_and_backward() -> None:
     layer, x = nn.Linear(3, 5), torch.randn(7, 3, requires_grad=True)
     forward = count_products(lambda: layer(x))
     assert forward == {Product(1, 7, 3, 5, (False, True), torch.float32): 1}
@@ -20,7 +22,7 @@ def test_products_of_a_linear_layer_forward_and_backward():
     assert flops_of(count_products(lambda: layer(x).sum().backward(inputs=[x]))) == 2 * flops_of(forward)
 
 
-def test_products_of_batched_matrices():
+def test_products_of_batched_matrices() -> None:
     a, b = torch.randn(4, 2, 3), torch.randn(4, 3, 5)
     counts = count_products(lambda: [torch.bmm(a, b) for _ in range(6)])
     assert counts == {Product(4, 2, 3, 5, (False, False), torch.float32): 6}
@@ -28,7 +30,7 @@ def test_products_of_batched_matrices():
     assert not count_products(lambda: a + 1)
 
 
-def test_a_frozen_networks_weight_gradients_are_not_computed():
+def test_a_frozen_networks_weight_gradients_are_not_computed() -> None:
     """The floor of a policy update counts what the update does; this is what it must not do."""
     model = speed.make_model(speed.SHAPES["default"], "cpu")
     samples, transitions = model._sample(model.batch_size), model._critic_samples()
@@ -54,7 +56,7 @@ def test_a_frozen_networks_weight_gradients_are_not_computed():
     assert 0.93 * bound < flops <= bound
 
 
-def test_floor_and_times_are_those_of_work():
+def test_floor_and_times_are_those_of_work() -> None:
     counts = count_products(lambda: torch.randn(64, 64) @ torch.randn(64, 64))
     floor = floor_seconds(counts, CPU)
     assert floor > 0
@@ -64,13 +66,15 @@ def test_floor_and_times_are_those_of_work():
     assert len(calls) >= 4
 
 
-def test_works_take_turns():
+def test_works_take_turns() -> None:
     calls = []
     seconds_of_each([lambda: calls.append("a"), lambda: calls.append("b")], CPU, at_least=0, rounds=3)
     assert calls == ["a", "a", "b", "b", *3 * ["a", "b"]]
 
 
-def test_the_command_prints_and_writes_every_phase(tmp_path, capsys, monkeypatch):
+def test_the_command_prints_and_writes_every_phase(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(speed, "seconds_of_each", lambda works, device: [0.25, 0.5][: len(works)])
     monkeypatch.setattr(speed, "floor_seconds", lambda counts, device: 0.125)
     monkeypatch.setattr(speed, "peak_rate", lambda device, *dtype: 1e9)
@@ -89,14 +93,14 @@ def test_the_command_prints_and_writes_every_phase(tmp_path, capsys, monkeypatch
 
 
 @pytest.mark.parametrize("name", sorted(speed.SHAPES))
-def test_shapes_are_valid_settings(name):
+def test_shapes_are_valid_settings(name: str) -> None:
     shape = speed.SHAPES[name]
     env = speed.RandomEnv(shape.observation_dim, shape.action_dim)
     with torch.device("meta"):  # no memory for the large ones
-        speed.PWM("MlpPolicy", env, device="cpu", _init_setup_model=False, **shape.settings)
+        PWM("MlpPolicy", env, device="cpu", _init_setup_model=False, **shape.settings)
 
 
-def test_extraction_is_timed():
+def test_extraction_is_timed() -> None:
     result = speed.measure_extraction("cpu", 1, "float32", size="1M")
     assert result["seconds"] > 0
     assert result["updates"] == 1

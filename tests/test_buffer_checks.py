@@ -1,5 +1,7 @@
 """What SB3's replay buffers may hold before windows are drawn from them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -13,13 +15,20 @@ from sb3_pwm.replay import checks as buffer_checks
 
 SPACE = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 ACTIONS = spaces.Box(-2, 2, (1,), np.float32)
-SMALL = {"batch_size": 4, "sequence_length": 2, "policy_kwargs": {"net_arch": [8], "latent_dim": 8}, "device": "cpu"}
+SMALL: dict[str, Any] = {
+    "batch_size": 4,
+    "sequence_length": 2,
+    "policy_kwargs": {"net_arch": [8], "latent_dim": 8},
+    "device": "cpu",
+}
 
 
-def counting(n_envs, steps, capacity, breaks=frozenset(), ends=frozenset(), *, keys=False):
+def counting(
+    n_envs: int, steps: int, capacity: int, breaks: Any = frozenset(), ends: Any = frozenset(), *, keys: bool = False
+) -> Any:
     """Observations count up; before the steps in ``breaks`` (step, environment) they jump, as after a hidden reset."""
     space = spaces.Dict(a=SPACE, b=spaces.Discrete(10**6)) if keys else SPACE
-    kind = DictReplayBuffer if keys else ReplayBuffer
+    kind: Any = DictReplayBuffer if keys else ReplayBuffer
     buffer = kind(capacity * n_envs, space, ACTIONS, device="cpu", n_envs=n_envs)
     count = np.arange(n_envs) * 10_000
     for step in range(steps):
@@ -34,7 +43,7 @@ def counting(n_envs, steps, capacity, breaks=frozenset(), ends=frozenset(), *, k
 
 @settings(deadline=None, max_examples=60)
 @given(st.data())
-def test_episodes_end_where_they_break_off(data):
+def test_episodes_end_where_they_break_off(data: st.DataObject) -> None:
     n_envs, capacity = data.draw(st.integers(1, 3)), data.draw(st.integers(4, 9))
     steps = data.draw(st.integers(4, 20))
     places = st.frozensets(st.tuples(st.integers(0, steps - 1), st.integers(0, n_envs - 1)), max_size=3)
@@ -60,7 +69,7 @@ def test_episodes_end_where_they_break_off(data):
     assert not buffer.timeouts.any()
 
 
-def test_blocks_do_not_change_where_breaks_are(monkeypatch):
+def test_blocks_do_not_change_where_breaks_are(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = counting(2, 15, 20, {(4, 0), (5, 1), (9, 1)})
     whole = buffer_checks.find_breaks(buffer, "it")
     assert np.argwhere(whole).tolist() == [[3, 0], [4, 1], [8, 1]]
@@ -69,7 +78,7 @@ def test_blocks_do_not_change_where_breaks_are(monkeypatch):
         np.testing.assert_array_equal(buffer_checks.find_breaks(buffer, "it"), whole)
 
 
-def test_rows_in_another_order_are_refused():
+def test_rows_in_another_order_are_refused() -> None:
     buffer = counting(1, 20, 20)
     order = np.random.default_rng(0).permutation(20)
     buffer.observations, buffer.next_observations = buffer.observations[order], buffer.next_observations[order]
@@ -80,7 +89,7 @@ def test_rows_in_another_order_are_refused():
 
 
 @pytest.mark.parametrize("field", ["observations", "next_observations", "rewards", "actions"])
-def test_what_is_not_finite_never_reaches_a_model(field):
+def test_what_is_not_finite_never_reaches_a_model(field: str) -> None:
     model = PWM.from_dataset(counting(1, 20, 20), **SMALL)
     known = model.replay_buffer
     buffer = counting(1, 20, 20)
@@ -97,7 +106,7 @@ def test_what_is_not_finite_never_reaches_a_model(field):
     model.pretrain(1)
 
 
-def test_actions_in_the_environments_units_are_refused():
+def test_actions_in_the_environments_units_are_refused() -> None:
     buffer = counting(1, 20, 20)
     buffer.actions[5] = 1.00001
     PWM.from_dataset(buffer, **SMALL)
@@ -107,7 +116,7 @@ def test_actions_in_the_environments_units_are_refused():
             use(buffer)
 
 
-def test_measuring_errors_does_not_change_the_data():
+def test_measuring_errors_does_not_change_the_data() -> None:
     model = PWM.from_dataset(counting(1, 20, 20), **SMALL)
     buffer = counting(1, 20, 20, {(10, 0)})
     assert np.isfinite(model.model_errors(buffer, horizon=2)["latent"]).all()

@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,17 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pwm import DictSequenceReplayBuffer, SequenceReplayBuffer
+from sb3_pwm import PWM, DictSequenceReplayBuffer, SequenceReplayBuffer
 
-OFF = {"pretrain_steps": 0, "gradient_steps": 0}  # these tests collect and do not learn
+OFF: dict[str, Any] = {"pretrain_steps": 0, "gradient_steps": 0}  # these tests collect and do not learn
 
 
-def rows_of(observations):
+def rows_of(observations: Any) -> torch.Tensor:
     return torch.cat(list(observations.values()), -1) if isinstance(observations, dict) else observations
 
 
-def check_windows(buffer, length=6, draws=30, cut=()):
+def check_windows(buffer: Any, length: int = 6, draws: int = 30, cut: Any = ()) -> None:
     """Check that windows hold what happened, and end where the episode or the data did, or at the steps ``cut``."""
     size = buffer.size()
     stored = buffer.next_observations
@@ -42,33 +46,33 @@ def check_windows(buffer, length=6, draws=30, cut=()):
     assert {1, length - 1} <= lengths  # masked and (nearly) whole windows
 
 
-def learn_twice(model, reset):
+def learn_twice(model: PWM, reset: bool) -> PWM:
     return model.learn(43).learn(41, reset_num_timesteps=reset)
 
 
-def stop_and_continue(model):
+def stop_and_continue(model: PWM) -> PWM:
     steps = iter(range(1000))
     model.learn(60, callback=lambda *_: next(steps) < 17)
     assert model.num_timesteps == 18 * model.n_envs
     return model.learn(60, reset_num_timesteps=False)
 
 
-def interrupt_and_continue(model, callback=None):
+def interrupt_and_continue(model: PWM, callback: Any = None) -> PWM:
     with pytest.raises(KeyboardInterrupt):
         model.learn(90, callback=callback)
     return model.learn(60, reset_num_timesteps=False)
 
 
-def interrupt_env_and_continue(model):
+def interrupt_env_and_continue(model: PWM) -> PWM:
     model.env.envs[-1].unwrapped.interrupt_at = model.env.envs[-1].unwrapped.steps + 17
     return interrupt_and_continue(model)
 
 
-def fail_in_reset_and_continue(model):
+def fail_in_reset_and_continue(model: PWM) -> PWM:
     env = model.learn(43).env.envs[-1].unwrapped
     reset = env.reset
 
-    def failing(**kwargs):
+    def failing(**kwargs: Any) -> None:
         env.reset = reset
         raise ConnectionError
 
@@ -78,10 +82,10 @@ def fail_in_reset_and_continue(model):
     return model.learn(41, reset_num_timesteps=False)
 
 
-def interrupt_callback_and_continue(model):
+def interrupt_callback_and_continue(model: PWM) -> PWM:
     steps = iter(range(1000))
 
-    def callback(*_):
+    def callback(*_: object) -> bool:
         if next(steps) == 17:
             raise KeyboardInterrupt
         return True
@@ -89,17 +93,18 @@ def interrupt_callback_and_continue(model):
     return interrupt_and_continue(model, callback)
 
 
-def change_env(model):
+def change_env(model: PWM) -> PWM:
     model.learn(43)
     as_dict = isinstance(model.replay_buffer, DictSequenceReplayBuffer)
     other = truth_envs(model.n_envs, as_dict)
+    env: Any
     for env in other.envs:
         env.unwrapped.episode += 1000
     model.set_env(other)
     return model.learn(41, reset_num_timesteps=False)
 
 
-def evaluate_between(model):
+def evaluate_between(model: PWM) -> PWM:
     model.learn(43)
     model.value_calibration(truth_envs(model.n_envs, isinstance(model.replay_buffer, DictSequenceReplayBuffer)), 2)
     return model.learn(41, reset_num_timesteps=False)
@@ -121,7 +126,7 @@ SCENARIOS = {
 @pytest.mark.parametrize(("n_envs", "as_dict"), [(1, False), (3, False), (2, True)])
 @pytest.mark.parametrize("buffer_size", [500, 64])
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_windows_hold_what_happened(scenario, buffer_size, n_envs, as_dict):
+def test_windows_hold_what_happened(scenario: str, buffer_size: int, n_envs: int, as_dict: bool) -> None:
     policy = "MultiInputPolicy" if as_dict else "MlpPolicy"
     model = make(truth_envs(n_envs, as_dict), policy, buffer_size=buffer_size, **OFF)
     SCENARIOS[scenario](model)
@@ -131,7 +136,7 @@ def test_windows_hold_what_happened(scenario, buffer_size, n_envs, as_dict):
 
 @pytest.mark.parametrize("reset", [True, False])
 @pytest.mark.parametrize("n_envs", [1, 3])
-def test_windows_of_loaded_buffer_hold_what_happened(tmp_path, n_envs, reset):
+def test_windows_of_loaded_buffer_hold_what_happened(tmp_path: Path, n_envs: int, reset: bool) -> None:
     first = make(truth_envs(n_envs), **OFF).learn(43)
     first.save_replay_buffer(tmp_path / "buffer")
     for model in (make(truth_envs(n_envs), **OFF), first):  # a new model, and one that is in the middle of an episode
@@ -143,7 +148,7 @@ def test_windows_of_loaded_buffer_hold_what_happened(tmp_path, n_envs, reset):
         check_windows(model.replay_buffer, cut=model.replay_buffer.next_observations[size - 1, :, 1])
 
 
-def test_continuing_does_not_cut_the_episode():
+def test_continuing_does_not_cut_the_episode() -> None:
     model = make(truth_envs(), **OFF).learn(7)  # episodes of 5, 6, ... steps; the train_freq of 4 makes this 8
     model.learn(4, reset_num_timesteps=False)
     buffer = model.replay_buffer
@@ -151,7 +156,7 @@ def test_continuing_does_not_cut_the_episode():
     assert (buffer.next_observations[:12, 0, 1] == np.arange(1, 13)).all()
 
 
-def test_time_outs_are_no_terminations():
+def test_time_outs_are_no_terminations() -> None:
     buffer = make(truth_envs(2), **OFF).learn(200).replay_buffer
     ends = buffer.next_observations[..., 3]
     assert set(np.unique(ends)) == {0, 1, 2}
@@ -162,7 +167,7 @@ def test_time_outs_are_no_terminations():
     assert samples.terminations.sum() > 5
 
 
-def arrays_of(buffer):
+def arrays_of(buffer: Any) -> dict[str, np.ndarray]:
     parts = {key: value for key, value in vars(buffer).items() if isinstance(value, np.ndarray | dict)}
     parts.pop("obs_shape", None)
     return {
@@ -179,21 +184,26 @@ def arrays_of(buffer):
         (DictSequenceReplayBuffer, DictReplayBuffer, space_envs(2, MIXED)),
     ],
 )
-def test_memory_is_that_of_sb3(ours, theirs, env):
+def test_memory_is_that_of_sb3(ours: type[ReplayBuffer], theirs: type[ReplayBuffer], env: VecEnv) -> None:
     spaces = (env.observation_space, env.action_space)
     mine, sb3 = (arrays_of(kind(99, *spaces, n_envs=env.num_envs)) for kind in (ours, theirs))
     assert {k: (v.nbytes, v.dtype) for k, v in mine.items()} == {k: (v.nbytes, v.dtype) for k, v in sb3.items()}
     assert len(mine) >= 6
 
 
-def filled(algorithm, env, policy="MlpPolicy", steps=60):
+def filled(algorithm: Any, env: VecEnv, policy: str = "MlpPolicy", steps: int = 60) -> Any:
     """Return an SB3 model that has collected, but not learnt."""
-    kwargs = {"learning_starts": 10_000, "buffer_size": 80, "policy_kwargs": {"net_arch": [4]}, "device": "cpu"}
+    kwargs: dict[str, Any] = {
+        "learning_starts": 10_000,
+        "buffer_size": 80,
+        "policy_kwargs": {"net_arch": [4]},
+        "device": "cpu",
+    }
     return algorithm(policy, env, **kwargs).learn(steps)
 
 
 @pytest.mark.parametrize("as_dict", [False, True])
-def test_adopting_copies_nothing(as_dict):
+def test_adopting_copies_nothing(as_dict: bool) -> None:
     env = truth_envs(2, as_dict)
     theirs = filled(SAC, env, "MultiInputPolicy" if as_dict else "MlpPolicy").replay_buffer
     ours = SequenceReplayBuffer.from_replay_buffer(theirs)
@@ -213,7 +223,7 @@ class MarkedDict(DictSequenceReplayBuffer):
 
 
 @pytest.mark.parametrize(("own", "as_dict"), [(Marked, False), (MarkedDict, True)])
-def test_a_users_own_buffer_keeps_its_class(tmp_path, own, as_dict):
+def test_a_users_own_buffer_keeps_its_class(tmp_path: Path, own: type[SequenceReplayBuffer], as_dict: bool) -> None:
     policy = "MultiInputPolicy" if as_dict else "MlpPolicy"
     model = make(truth_envs(2, as_dict), policy, replay_buffer_class=own, **OFF).learn(40)
     model.save_replay_buffer(tmp_path / "buffer")
@@ -224,7 +234,7 @@ def test_a_users_own_buffer_keeps_its_class(tmp_path, own, as_dict):
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TD3])
-def test_buffers_of_other_algorithms(tmp_path, algorithm):
+def test_buffers_of_other_algorithms(tmp_path: Path, algorithm: Any) -> None:
     env = truth_envs()
     filled(algorithm, env).save_replay_buffer(tmp_path / "buffer.pkl")
     model = make(env, **OFF)
@@ -235,7 +245,7 @@ def test_buffers_of_other_algorithms(tmp_path, algorithm):
     check_windows(model.replay_buffer)
 
 
-def test_assigned_buffer_is_taken_over():
+def test_assigned_buffer_is_taken_over() -> None:
     env = truth_envs()
     model = make(env, **OFF)
     model.replay_buffer = filled(SAC, env).replay_buffer
@@ -244,7 +254,7 @@ def test_assigned_buffer_is_taken_over():
     check_windows(model.replay_buffer)
 
 
-def test_same_numpy_seed_draws_the_same_windows():
+def test_same_numpy_seed_draws_the_same_windows() -> None:
     buffer = make(truth_envs(2), **OFF).learn(60).replay_buffer
     draws = []
     for seed in (1, 1, 2):
@@ -254,7 +264,7 @@ def test_same_numpy_seed_draws_the_same_windows():
     assert not torch.equal(draws[0], draws[2])
 
 
-def test_first_steps_are_uniform_over_what_is_stored():
+def test_first_steps_are_uniform_over_what_is_stored() -> None:
     buffer = make(truth_envs(2), buffer_size=40, **OFF).learn(70).replay_buffer
     starts = torch.cat([buffer.sample_sequences(40, 4).observations[0, :, :2] for _ in range(200)])
     _, counts = starts.unique(dim=0, return_counts=True)
@@ -263,7 +273,7 @@ def test_first_steps_are_uniform_over_what_is_stored():
 
 
 @pytest.mark.parametrize(("count", "starts"), [(1_000, 40), (40, 40), (7, 7)])
-def test_spread_windows_start_at_different_stored_steps_from_the_oldest_to_the_newest(count, starts):
+def test_spread_windows_start_at_different_stored_steps_from_the_oldest_to_the_newest(count: int, starts: int) -> None:
     buffer = make(truth_envs(2), buffer_size=40, **OFF).learn(70).replay_buffer
     samples, again = buffer.spread_sequences(count, 4), buffer.spread_sequences(count, 4)
     assert torch.equal(samples.observations, again.observations)
@@ -276,7 +286,7 @@ def test_spread_windows_start_at_different_stored_steps_from_the_oldest_to_the_n
 
 
 @given(size=st.integers(1, 60), n_envs=st.integers(1, 7), count=st.integers(1, 500))
-def test_spread_steps_are_as_many_of_every_environment_and_evenly_over_time(size, n_envs, count):
+def test_spread_steps_are_as_many_of_every_environment_and_evenly_over_time(size: int, n_envs: int, count: int) -> None:
     box = spaces.Box(-1, 1, (1,), np.float32)
     buffer = SequenceReplayBuffer(size * n_envs, box, box, "cpu", n_envs=n_envs)
     buffer.full = True
@@ -291,14 +301,15 @@ def test_spread_steps_are_as_many_of_every_environment_and_evenly_over_time(size
         assert np.diff(ends).max() <= (size * n_envs - 1) / max(1, found - 1) + 1 or len(own) == 0
 
 
-def test_statistics_know_every_task_over_all_of_its_time(monkeypatch):
+def test_statistics_know_every_task_over_all_of_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sb3_pwm.buffers.STATISTICS_ROWS", 20)  # every sixth step of what follows, or every third
     box = spaces.Box(-1, 1, (1,), np.float32)
     buffer = SequenceReplayBuffer(40 * 3, box, box, "cpu", n_envs=3)
     buffer.full = True
     buffer.observations[..., 0] = np.arange(40)[:, None] + [0, 100, 200]
     for n_tasks, number in ((1, 20), (2, 40)):
-        sample = buffer.statistics_sample(n_tasks=n_tasks)[:, 0].numpy()
+        observations: Any = buffer.statistics_sample(n_tasks=n_tasks)
+        sample = observations[:, 0].numpy()
         assert len(sample) == number
         for task in range(3):
             own = sample[sample // 100 == task] - 100 * task
@@ -306,7 +317,7 @@ def test_statistics_know_every_task_over_all_of_its_time(monkeypatch):
             np.testing.assert_allclose(own.mean(), 19.5, atol=2)
 
 
-def test_statistics_of_large_observations_take_bounded_memory(monkeypatch):
+def test_statistics_of_large_observations_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(space_envs(1, MIXED), policy="MultiInputPolicy").learn(60)
     image, vector, kind = 3 * 36 * 36, 4 * 8, 8
     monkeypatch.setattr("sb3_pwm.buffers.STATISTICS_BYTES", 10 * (image + vector + kind))
@@ -317,13 +328,13 @@ def test_statistics_of_large_observations_take_bounded_memory(monkeypatch):
     torch.testing.assert_close(observations["vector"][[0, -1]], torch.tensor(vectors[[0, 59], 0]))
 
 
-def test_a_gpu_without_room_for_a_copy_gets_its_windows_from_pinned_memory(monkeypatch):
+def test_a_gpu_without_room_for_a_copy_gets_its_windows_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = make(space_envs()).learn(20).sequences
-    expected = buffer.spread_sequences(8, 3)
+    expected: Any = buffer.spread_sequences(8, 3)
     pinned, moved = [], []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x.data_ptr()) or x)
 
-    def to(x, device, *, non_blocking):
+    def to(x: torch.Tensor, device: Any, *, non_blocking: bool) -> torch.Tensor:
         moved.append((x.data_ptr(), device.type, non_blocking))
         return x
 
@@ -331,7 +342,7 @@ def test_a_gpu_without_room_for_a_copy_gets_its_windows_from_pinned_memory(monke
     monkeypatch.setattr("sb3_pwm.buffers.free_memory", lambda device: 0)
     buffer.device = torch.device("cuda")
     with pytest.warns(UserWarning, match="stays in host memory"):
-        samples = buffer.spread_sequences(8, 3)
+        samples: Any = buffer.spread_sequences(8, 3)
     assert moved == [(place, "cuda", True) for place in pinned]
     assert len(moved) == 6
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(samples, expected, strict=True))

@@ -4,7 +4,9 @@ import copy
 import itertools
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from sb3_pwm.multitask.policies import ExtractedPolicy, MultiTaskPolicy
 from sb3_pwm.multitask.tasks import Task, TaskSet
 from sb3_pwm.published import checkpoint_policy_kwargs, read_checkpoint
 from sb3_pwm.suites import mt30, mt80
+from sb3_pwm.world_model import WorldModel
 
 LATENTS, TASK_DIM, BINS = 24, 5, 11
 ENCODER, HIDDEN = [20, 18], [14, 13]
@@ -31,7 +34,7 @@ ENCODER, HIDDEN = [20, 18], [14, 13]
 class Normed(nn.Module):
     """Linear, LayerNorm and an activation, with the names that files have."""
 
-    def __init__(self, n_in, n_out, activation):
+    def __init__(self, n_in: int, n_out: int, activation: Callable[..., Any]) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.randn(n_out, n_in) / n_in**0.5), nn.Parameter(torch.randn(n_out))
         self.ln = nn.LayerNorm(n_out)
@@ -39,20 +42,20 @@ class Normed(nn.Module):
         nn.init.normal_(self.ln.bias)
         self.activation = activation
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.activation(self.ln(F.linear(x, self.weight, self.bias)))
 
 
-def mish(x):
+def mish(x: torch.Tensor) -> torch.Tensor:
     return x * torch.tanh(torch.log1p(x.exp()))
 
 
-def simplices_of_neighbours(x):
+def simplices_of_neighbours(x: torch.Tensor) -> torch.Tensor:
     exponentials = x.exp().reshape(*x.shape[:-1], x.shape[-1] // 8, 8)
     return (exponentials / exponentials.sum(-1, keepdim=True)).reshape(x.shape)
 
 
-def network(n_in, hidden, n_out, simnorm=False):
+def network(n_in: int, hidden: list[int], n_out: int, simnorm: bool = False) -> nn.Sequential:
     sizes = [n_in, *hidden]
     layers = [Normed(*pair, mish) for pair in itertools.pairwise(sizes)]
     last = Normed(sizes[-1], n_out, simplices_of_neighbours) if simnorm else nn.Linear(sizes[-1], n_out)
@@ -62,7 +65,7 @@ def network(n_in, hidden, n_out, simnorm=False):
 class Original(nn.Module):
     """TD-MPC2's world model; its embeddings are longer and shorter than 1."""
 
-    def __init__(self, n_tasks, observations, actions, *, termination=False):
+    def __init__(self, n_tasks: int, observations: int, actions: int, *, termination: bool = False) -> None:
         super().__init__()
         task_dim = TASK_DIM if n_tasks else 0
         self.n_tasks, self.n_actions = n_tasks, actions
@@ -77,37 +80,37 @@ class Original(nn.Module):
             self._termination = network(LATENTS + task_dim, HIDDEN, 1)
         self._pi = network(LATENTS + task_dim, HIDDEN, 2 * actions)
 
-    def with_task(self, x, tasks):
+    def with_task(self, x: torch.Tensor, tasks: torch.Tensor | None) -> torch.Tensor:
         return torch.cat([x, self._task_emb(tasks)], -1) if self.n_tasks else x
 
-    def encode(self, observations, tasks=None):
+    def encode(self, observations: torch.Tensor, tasks: torch.Tensor | None = None) -> torch.Tensor:
         return self._encoder["state"](self.with_task(observations, tasks))
 
-    def next(self, latents, actions, tasks=None):
+    def next(self, latents: torch.Tensor, actions: torch.Tensor, tasks: torch.Tensor | None = None) -> torch.Tensor:
         return self._dynamics(torch.cat([self.with_task(latents, tasks), actions], -1))
 
-    def rewards(self, latents, actions, tasks=None):
+    def rewards(self, latents: torch.Tensor, actions: torch.Tensor, tasks: torch.Tensor | None = None) -> torch.Tensor:
         logits = self._reward(torch.cat([self.with_task(latents, tasks), actions], -1))
         expected = (logits.softmax(-1) * torch.linspace(-10, 10, BINS)).sum(-1)
         return expected.sign() * (expected.abs().exp() - 1)
 
 
-def critics(prefixes, names):
+def critics(prefixes: Iterable[str], names: Iterable[str]) -> dict[str, Any]:
     """Return tensors of an ensemble of two, which are not read."""
     return {f"{prefix}{name}": torch.randn(2, 3) for prefix in prefixes for name in names}
 
 
-def old_file(original):
+def old_file(original: Original) -> dict[str, Any]:
     """Contents of a file of 2023: the ensemble's parameters are numbered, there are no masks."""
     numbers = [str(i) for i in range(10)]
     return {"model": original.state_dict() | critics(["_Qs.params.", "_target_Qs.params."], numbers)}
 
 
-def new_file(original):
+def new_file(original: Original) -> dict[str, Any]:
     """Contents of a file of 2025: the ensemble's parameters are named, and there is more that is no parameter."""
     names = [f"{i}.{name}" for i in (0, 1) for name in ("weight", "bias", "ln.weight", "ln.bias")]
     prefixes = ["_Qs.params.", "_detach_Qs_params.", "_target_Qs_params."]
-    rest = {"log_std_min": torch.tensor(-10.0), "log_std_dif": torch.tensor(12.0)}
+    rest: dict[str, Any] = {"log_std_min": torch.tensor(-10.0), "log_std_dif": torch.tensor(12.0)}
     for prefix in prefixes:
         rest |= {f"{prefix}__batch_size": torch.Size([2]), f"{prefix}__device": torch.device("cpu")}
     if original.n_tasks:
@@ -115,7 +118,7 @@ def new_file(original):
     return {"model": OrderedDict(original.state_dict() | critics(prefixes, names) | rest)}
 
 
-def pwm_file(original):
+def pwm_file(original: Original) -> dict[str, Any]:
     """Contents of what PWM's own code saves: other names for the encoder, and a scale that is a foreign object."""
     state = {name.replace("_encoder.state.", "_encoder."): tensor for name, tensor in original.state_dict().items()}
     state = {name: tensor for name, tensor in state.items() if not name.startswith("_pi.")}
@@ -125,7 +128,7 @@ def pwm_file(original):
 LAYOUTS = {"old": old_file, "new": new_file, "pwm": pwm_file}
 
 
-def space_env(n_observations, n_actions):
+def space_env(n_observations: int, n_actions: int) -> SpaceEnv:
     return SpaceEnv(spaces.Box(-1, 1, (n_observations,), np.float32), spaces.Box(-2, 2, (n_actions,), np.float32))
 
 
@@ -138,28 +141,30 @@ TASKS = TaskSet(
 )
 
 
-def make_original(seed=0, **kwargs):
+def make_original(seed: int = 0, **kwargs: Any) -> Original:
     torch.manual_seed(seed)
     return Original(len(TASKS), TASKS.observation_size, TASKS.action_size, **kwargs)
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path: Path) -> Path:
     return tmp_path / "published.pt"
 
 
-def saved(path, content):
+def saved(path: Path, content: Any) -> Path:
     torch.save(content, path)
     return path
 
 
-def multi_task_model(path=None, policy_kwargs=None, **kwargs):
-    policy_kwargs = checkpoint_policy_kwargs(path, TASKS) if policy_kwargs is None else policy_kwargs
-    options = SMALL | {"termination_coef": 0.0} | kwargs
+def multi_task_model(path: Path | None = None, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> PWM:
+    if policy_kwargs is None:
+        assert path is not None
+        policy_kwargs = checkpoint_policy_kwargs(path, TASKS)
+    options: dict[str, Any] = SMALL | {"termination_coef": 0.0} | kwargs
     return PWM("MultiTaskPolicy", task_vec_env(TASKS, seed=0), policy_kwargs=policy_kwargs, **options)
 
 
-def data_of(n_rows):
+def data_of(n_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Observations far from their mean and beyond 10, actions, and every task; padding is 0."""
     tasks = torch.arange(n_rows) % len(TASKS)
     observations = 8 * torch.randn(n_rows, TASKS.observation_size) + 3
@@ -168,13 +173,21 @@ def data_of(n_rows):
     return observations, actions, tasks
 
 
-def to_neighbours(latents):
+def to_neighbours(latents: torch.Tensor) -> torch.Tensor:
     """Our latents in the published order: group by group."""
     groups = latents[..., :LATENTS].unflatten(-1, (8, -1))
     return groups.transpose(-1, -2).flatten(-2)
 
 
-def assert_parity(world_model, inputs, original, observations, actions, tasks, own_actions=None):
+def assert_parity(
+    world_model: WorldModel,
+    inputs: Any,
+    original: Original,
+    observations: torch.Tensor,
+    actions: torch.Tensor,
+    tasks: torch.Tensor | None,
+    own_actions: torch.Tensor | None = None,
+) -> None:
     """Three steps with the same actions; latents, rewards to 1e-5."""
     own_actions = actions if own_actions is None else own_actions
     with torch.no_grad():
@@ -190,7 +203,7 @@ def assert_parity(world_model, inputs, original, observations, actions, tasks, o
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_parity_with_an_independent_implementation(layout, path):
+def test_parity_with_an_independent_implementation(layout: str, path: Path) -> None:
     original = make_original()
     saved(path, LAYOUTS[layout](original))
     model = multi_task_model(path).load_world_model(path)
@@ -198,13 +211,13 @@ def test_parity_with_an_independent_implementation(layout, path):
     inputs = {"observation": observations, "task": tasks[:, None]}
     assert_parity(model.policy.world_model, inputs, original, observations, actions, tasks)
     # what is trained must not see what published networks do not: the mask's columns are 0
-    first = model.policy.world_model.reward[0].weight
+    first: Any = model.policy.world_model.reward[0].weight
     assert (first[:, LATENTS + TASK_DIM : -TASKS.action_size] == 0).all()
 
 
 @pytest.mark.parametrize("task", [0, 1, 2])
 @pytest.mark.filterwarnings("ignore:nothing was learnt")
-def test_parity_of_extracted_policies(task, path, tmp_path):
+def test_parity_of_extracted_policies(task: int, path: Path, tmp_path: Path) -> None:
     """From a file and data to a policy; learning, saving and loading keep the world model as it was published."""
     original = make_original()
     saved(path, old_file(original))
@@ -224,7 +237,7 @@ def test_parity_of_extracted_policies(task, path, tmp_path):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_parity_of_a_model_of_one_task(layout, path):
+def test_parity_of_a_model_of_one_task(layout: str, path: Path) -> None:
     torch.manual_seed(0)
     original = Original(0, 3, 2)
     saved(path, LAYOUTS[layout](original))
@@ -238,7 +251,7 @@ def test_parity_of_a_model_of_one_task(layout, path):
     assert model.policy.reward_scale.scale == 1
 
 
-def test_a_loaded_model_counts_as_trained(path):
+def test_a_loaded_model_counts_as_trained(path: Path) -> None:
     saved(path, LAYOUTS[sorted(LAYOUTS)[0]](Original(0, 3, 2)))
     model = make(policy_kwargs=checkpoint_policy_kwargs(path), termination_coef=0.0, pretrain_steps=0)
     assert model.n_model_updates == 0
@@ -246,7 +259,7 @@ def test_a_loaded_model_counts_as_trained(path):
     Planner(model, n_iterations=1).predict(model.observation_space.sample())
 
 
-def test_termination_heads_are_read(path):
+def test_termination_heads_are_read(path: Path) -> None:
     torch.manual_seed(0)
     original = Original(0, 3, 2, termination=True)
     saved(path, new_file(original))
@@ -257,7 +270,7 @@ def test_termination_heads_are_read(path):
         assert_close(logits, original._termination(original.encode(observations)).squeeze(-1), atol=1e-5, rtol=1e-5)
 
 
-def test_untrained_termination_heads_are_not_read(path):
+def test_untrained_termination_heads_are_not_read(path: Path) -> None:
     torch.manual_seed(0)
     original = Original(0, 3, 2, termination=True)
     for name, parameter in original._termination.named_parameters():
@@ -266,7 +279,7 @@ def test_untrained_termination_heads_are_not_read(path):
     assert "termination" not in read_checkpoint(saved(path, new_file(original))).layers
 
 
-def test_data_statistics_leave_a_published_model_alone(path):
+def test_data_statistics_leave_a_published_model_alone(path: Path) -> None:
     """Neither what is collected nor a data set that is taken over gives observations and rewards other scales."""
     original = make_original()
     model = multi_task_model(saved(path, old_file(original))).load_world_model(path).learn(60)
@@ -278,7 +291,7 @@ def test_data_statistics_leave_a_published_model_alone(path):
     assert_close(features, observations, atol=0, rtol=0)
 
 
-def test_policy_kwargs_of_a_file(path):
+def test_policy_kwargs_of_a_file(path: Path) -> None:
     kwargs = checkpoint_policy_kwargs(saved(path, new_file(make_original())), TASKS)
     assert kwargs["net_arch"] == {
         "encoder": ENCODER,
@@ -292,7 +305,7 @@ def test_policy_kwargs_of_a_file(path):
     assert kwargs["task_set"] == TASKS
 
 
-def test_from_a_file_and_tdmpc2_data_to_a_policy(path, tmp_path):
+def test_from_a_file_and_tdmpc2_data_to_a_policy(path: Path, tmp_path: Path) -> None:
     """The way for one task alone: no other task's data are needed."""
     tensordict = pytest.importorskip("tensordict")
     shape = (3, 9)
@@ -308,9 +321,12 @@ def test_from_a_file_and_tdmpc2_data_to_a_policy(path, tmp_path):
     rows["reward"][:, 0] = torch.nan
     torch.save(rows, tmp_path / "chunk_0.pt")
     saved(path, old_file(make_original()))
-    data = from_tdmpc2(tmp_path / "chunk_0.pt", 2, *spaces_of_task(TASKS, "middle", None))
-    options = {key: SMALL[key] for key in ("batch_size", "sequence_length", "horizon", "critic_batch_size", "device")}
-    settings = presets.paper_multi_task("48M", TASKS) | options
+    own_spaces: Any = spaces_of_task(TASKS, "middle", None)
+    data = from_tdmpc2(tmp_path / "chunk_0.pt", 2, *own_spaces)
+    options: dict[str, Any] = {
+        key: SMALL[key] for key in ("batch_size", "sequence_length", "horizon", "critic_batch_size", "device")
+    }
+    settings: dict[str, Any] = presets.paper_multi_task("48M", TASKS) | options
     settings["policy_kwargs"] |= checkpoint_policy_kwargs(path, TASKS) | {"task": "middle"}
     model = PWM.from_dataset(data, ExtractedPolicy, **settings)
     before = copy.deepcopy(model.load_world_model(path).policy.world_model.state_dict())
@@ -319,12 +335,12 @@ def test_from_a_file_and_tdmpc2_data_to_a_policy(path, tmp_path):
     assert model.predict(np.ones(5, np.float32))[0].shape == (3,)
 
 
-def change(content, name, tensor):
+def change(content: Any, name: str, tensor: Any) -> Any:
     content["model"][name] = tensor
     return content
 
 
-def without(content, name):
+def without(content: Any, name: str) -> Any:
     del content["model"][name]
     return content
 
@@ -369,7 +385,7 @@ def without(content, name):
         ),
     ],
 )
-def test_files_that_cannot_be_read(content, message, path, tmp_path):
+def test_files_that_cannot_be_read(content: Callable[..., Any], message: str, path: Path, tmp_path: Path) -> None:
     model = multi_task_model(saved(path, new_file(make_original())))
     before = copy.deepcopy(model.get_parameters())
     bad = saved(tmp_path / "bad.pt", content(new_file(make_original())))
@@ -382,7 +398,7 @@ def test_files_that_cannot_be_read(content, message, path, tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
-def test_truncated_files(share, path):
+def test_truncated_files(share: float, path: Path) -> None:
     saved(path, new_file(make_original()))
     model = multi_task_model(path)
     before = copy.deepcopy(model.get_parameters())
@@ -393,12 +409,12 @@ def test_truncated_files(share, path):
     assert same(before, model.get_parameters())
 
 
-def test_objects_of_pwms_files_are_not_made(path, monkeypatch):
+def test_objects_of_pwms_files_are_not_made(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one foreign class of its files is left as a stand-in."""
-    module = type(torch)("pwm.utils.running_mean_std")
+    module: Any = type(torch)("pwm.utils.running_mean_std")
 
     class RunningMeanStd:
-        def __init__(self):
+        def __init__(self) -> None:
             self.mean = torch.ones(3)
 
     RunningMeanStd.__module__, RunningMeanStd.__qualname__ = module.__name__, "RunningMeanStd"
@@ -429,7 +445,7 @@ def test_objects_of_pwms_files_are_not_made(path, monkeypatch):
         ({"n_dynamics": 3}, "needs n_dynamics=1, this model has 3"),
     ],
 )
-def test_models_that_do_not_fit_a_file(change, message, path):
+def test_models_that_do_not_fit_a_file(change: dict[str, Any], message: str, path: Path) -> None:
     kwargs = checkpoint_policy_kwargs(saved(path, new_file(make_original())), TASKS)
     model = multi_task_model(policy_kwargs=kwargs | change)
     before = copy.deepcopy(model.get_parameters())
@@ -438,7 +454,7 @@ def test_models_that_do_not_fit_a_file(change, message, path):
     assert same(before, model.get_parameters())
 
 
-def test_the_termination_head_must_not_be_in_use(path):
+def test_the_termination_head_must_not_be_in_use(path: Path) -> None:
     model = multi_task_model(saved(path, new_file(make_original())), termination_coef=1.0)
     with pytest.raises(ValueError, match="needs termination_coef=0, not 1"):
         model.load_world_model(path)
@@ -452,13 +468,13 @@ def test_the_termination_head_must_not_be_in_use(path):
         ([TASKS[0], Task("large", None, 10, 4), TASKS[2]], "the task set has 3, with 10 and 4"),
     ],
 )
-def test_task_sets_that_do_not_fit_a_file(tasks, message, path):
+def test_task_sets_that_do_not_fit_a_file(tasks: list[Task], message: str, path: Path) -> None:
     saved(path, new_file(make_original()))
     with pytest.raises(ValueError, match=message):
         checkpoint_policy_kwargs(path, TaskSet(tasks))
 
 
-def test_models_with_and_without_tasks(path, tmp_path):
+def test_models_with_and_without_tasks(path: Path, tmp_path: Path) -> None:
     saved(path, new_file(make_original()))
     with pytest.raises(ValueError, match="knows 3 tasks: give their set"):
         checkpoint_policy_kwargs(path)
@@ -486,14 +502,14 @@ PUBLISHED = {
 }
 
 
-def count(sizes, norms):
+def count(sizes: list[int], norms: int) -> int:
     """Parameters of linear layers of these sizes, with LayerNorm behind the first ``norms``."""
     linear = sum(n_in * n_out + n_out for n_in, n_out in itertools.pairwise(sizes))
     return linear + sum(2 * size for size in sizes[1 : 1 + norms])
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
-def test_parameter_counts_are_the_published_ones(size):
+def test_parameter_counts_are_the_published_ones(size: str) -> None:
     enc_dim, mlp_dim, latent_dim, num_enc_layers, num_q = PUBLISHED[size]
     tasks, observations, actions, task_dim = 80, 39, 6, 96
     hidden = [mlp_dim, mlp_dim]
@@ -512,7 +528,7 @@ def test_parameter_counts_are_the_published_ones(size):
     kwargs |= {"optimizer_class": torch.optim.SGD, "optimizer_kwargs": {}}  # Adam does not know this device
     with torch.device("meta"):
         policy = MultiTaskPolicy(task_set.observation_space, spaces.Box(-1, 1, (6,)), lambda _: 1e-3, **kwargs)
-    model = policy.world_model
+    model: Any = policy.world_model
     found = sum(
         p.numel() for name, p in model.named_parameters() if not name.startswith(("termination.", "observation."))
     )
@@ -520,10 +536,10 @@ def test_parameter_counts_are_the_published_ones(size):
     assert found - masks == expected
 
 
-def test_multi_task_preset_learns():
+def test_multi_task_preset_learns() -> None:
     small = {"net_arch": [16], "latent_dim": 16, "task_embedding_dim": 4}
     preset = presets.paper_multi_task("1M", TASKS)
-    options = SMALL | {"policy_kwargs": preset["policy_kwargs"] | small, "critic_updates": 2}
+    options: dict[str, Any] = SMALL | {"policy_kwargs": preset["policy_kwargs"] | small, "critic_updates": 2}
     model = PWM("MultiTaskPolicy", task_vec_env(TASKS, seed=0), **preset | options).learn(120)
     own = model.extract("middle", 2)
     assert own.critic_kind == "v"
@@ -533,7 +549,7 @@ def test_multi_task_preset_learns():
         presets.paper_multi_task("2M", TASKS)
 
 
-def test_multi_task_preset_does_not_change_the_single_task_one():
+def test_multi_task_preset_does_not_change_the_single_task_one() -> None:
     before = copy.deepcopy(presets.paper_single_task["policy_kwargs"])
     preset = presets.paper_multi_task("48M", mt30())
     assert presets.paper_single_task["policy_kwargs"] == before

@@ -5,6 +5,8 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 from compare_made import all_runs, make_run, recorded
@@ -33,7 +35,7 @@ function choose(id, property, value) {
 """
 
 
-def browse(page, script):
+def browse(page: Any, script: Any) -> Any:
     """Open a page, run a script that returns a value, and return the value; anything on the console is an error."""
     report = f"<script>{HELPERS} document.body.dataset.result = JSON.stringify((() => {{ {script} }})());</script>"
     copy = page.with_name("copy.html")
@@ -43,18 +45,19 @@ def browse(page, script):
     command = [BROWSER, *options, profile, "--dump-dom", copy.as_uri()]
     ended = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     assert [line for line in ended.stderr.splitlines() if "CONSOLE" in line] == []
-    return json.loads(html.unescape(re.search(r'data-result="(.*?)"', ended.stdout)[1]))
+    [result] = re.findall(r'data-result="(.*?)"', ended.stdout)
+    return json.loads(html.unescape(result))
 
 
 @pytest.fixture
-def page(tmp_path, monkeypatch):
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(figures, "saved", lambda figure, kind: b"")  # the browser draws
     runs = [*all_runs(), make_run("C-v0", "pwm", 0, -50), recorded(make_run("C-v0", "sac", 0, 50), processor="Other")]
     write_report(Comparison(runs, "pwm", "sac"), tmp_path, "")
     return tmp_path / "index.html"
 
 
-def test_the_page_answers(page):
+def test_the_page_answers(page: Any) -> None:
     found = browse(
         page,
         """
@@ -105,7 +108,7 @@ def test_the_page_answers(page):
 
 
 @pytest.mark.parametrize("width", [1200, 400])
-def test_nothing_is_wider_than_the_page(page, width):
+def test_nothing_is_wider_than_the_page(page: Any, width: int) -> None:
     # Chromium's windows are at least 500 wide.
     found = browse(
         page,
@@ -118,6 +121,6 @@ def test_nothing_is_wider_than_the_page(page, width):
     assert all(extra <= 0 for extra in found)
 
 
-def test_errors_are_noticed(page):
+def test_errors_are_noticed(page: Any) -> None:
     with pytest.raises(AssertionError, match="CONSOLE"):
         browse(page, "console.error('broken'); return 0;")

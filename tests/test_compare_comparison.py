@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,11 +24,11 @@ CUTS |= {(FAILED, 200): FINISHED, (FAILED, 300): FAILED}
 
 
 @pytest.fixture
-def comparison():
+def comparison() -> Any:
     return Comparison(all_runs(), "pwm", "sac")
 
 
-def test_scores_are_returns_in_units_of_the_baseline(comparison):
+def test_scores_are_returns_in_units_of_the_baseline(comparison: Any) -> None:
     assert comparison.algos == ["pwm", "sac", "td3"]
     assert [list(scores) for scores in comparison.scores("pwm")] == [[2, 2.6, 3.2], [0.8, 1, 1.2]]
     # of 0.8, 1, 1.2, 2, 2.6, 3.2 one is left out on either side
@@ -37,12 +38,12 @@ def test_scores_are_returns_in_units_of_the_baseline(comparison):
     assert comparison.improvement("sac").value == pytest.approx((1 + 0.5) / 2)
 
 
-def test_a_random_policy_can_be_the_zero():
+def test_a_random_policy_can_be_the_zero() -> None:
     comparison = Comparison(all_runs(), "pwm", "sac", random_zero=True)
     assert comparison.scores("td3")[1] == pytest.approx([-5 / 40, 0, 5 / 40])
 
 
-def test_labels_are_algorithms_of_their_own():
+def test_labels_are_algorithms_of_their_own() -> None:
     runs = [make_run("A-v0", "pwm", seed, 100) for seed in range(2)]
     runs += [make_run("A-v0", "pwm", seed, 200, label="wide") for seed in range(2)]
     comparison = Comparison(runs, "wide", "pwm")
@@ -53,7 +54,7 @@ def test_labels_are_algorithms_of_their_own():
         Comparison([*runs, make_run("A-v0", "sac", 2, 1, label="wide")], "wide", "pwm")
 
 
-def test_target_is_the_best_of_the_others(comparison):
+def test_target_is_the_best_of_the_others(comparison: Any) -> None:
     assert comparison.target("A-v0") == ("td3", 130)
     assert comparison.target("B-v0") == ("sac", 50)
     cell = comparison.cell("A-v0", "pwm")
@@ -68,7 +69,7 @@ def test_target_is_the_best_of_the_others(comparison):
     assert (cell.reached, cell.steps_to_target) == (2, 400)
 
 
-def test_curves(comparison):
+def test_curves(comparison: Any) -> None:
     curve = comparison.curve("B-v0", "td3")
     assert list(curve.env_steps) == [100, 200, 300, 400]
     assert curve.cpu_seconds.tolist() == [[10, 20, 30, 40]] * 3
@@ -77,7 +78,7 @@ def test_curves(comparison):
     assert np.all((curve.low >= curve.returns.min(0)) & (curve.high <= curve.returns.max(0)))
 
 
-def test_a_missing_evaluation_is_not_made_up():
+def test_a_missing_evaluation_is_not_made_up() -> None:
     """Algorithms that ask their callbacks once per episode may be evaluated less often."""
     first, second = make_run("A-v0", "pwm", 0, 100), make_run("A-v0", "pwm", 1, 300)
     second = replace(second, rows=[second.rows[0], second.rows[3]])
@@ -89,14 +90,14 @@ def test_a_missing_evaluation_is_not_made_up():
     assert cautions(comparison) == [f"A-v0: {missing}"]
 
 
-def test_a_run_without_its_last_evaluation_does_not_count():
+def test_a_run_without_its_last_evaluation_does_not_count() -> None:
     first, second = make_run("A-v0", "pwm", 0, 100), make_run("A-v0", "pwm", 1, 300)
     comparison = Comparison([first, replace(second, rows=second.rows[:3])], "pwm", "pwm")
     assert list(comparison.finals("A-v0", "pwm")) == [100]
     assert [run.spec.seed for run in comparison.others] == [1]
 
 
-def test_only_common_evaluations_count():
+def test_only_common_evaluations_count() -> None:
     often = [make_run("A-v0", "pwm", seed, 100) for seed in range(2)]
     seldom = [make_run("A-v0", "sac", seed, 60, eval_every=200) for seed in range(2)]
     seldom = [replace(run, rows=run.rows[1::2]) for run in seldom]
@@ -110,7 +111,7 @@ def test_only_common_evaluations_count():
 @pytest.mark.parametrize(
     "model", [{"learning_starts": 100, "n_steps": 1, "n_envs": 1}, {"n_steps": 50, "n_envs": 2}, {}]
 )
-def test_what_was_not_learnt_reaches_no_target(model):
+def test_what_was_not_learnt_reaches_no_target(model: Any) -> None:
     """SAC "reached" the target of Ant before its first update."""
     target = make_run("A-v0", "pwm", 0, 20)
     run = make_run("A-v0", "sac", 0, 80)  # 20 at 100 steps
@@ -124,7 +125,7 @@ def test_what_was_not_learnt_reaches_no_target(model):
     assert cell.steps_to_target == (200 if model else 100)
 
 
-def test_untrained_policies_are_references():
+def test_untrained_policies_are_references() -> None:
     runs = [with_untrained(make_run("A-v0", "pwm", seed, 100), value) for seed, value in enumerate((5, 7))]
     comparison = Comparison(runs, "pwm", "pwm", untrained={"A-v0": {"untrained": [1.0]}, "B-v0": {"untrained": [9.0]}})
     found = {name: list(values) for name, values in comparison.references("A-v0").items()}
@@ -137,7 +138,7 @@ def test_untrained_policies_are_references():
     assert cautions(comparison) == ["A-v0: one seed of sac: it says nothing of the next, and there is no interval"]
 
 
-def test_an_end_below_the_beginning_is_a_caution():
+def test_an_end_below_the_beginning_is_a_caution() -> None:
     worse = make_run("A-v0", "pwm", 0, 100)
     worse = replace(worse, rows=[*worse.rows[:3], replace(worse.rows[3], return_mean=8.0)])
     first = "A-v0: pwm ends at 8.0, below random actions (10.0) and its first evaluation after 100 steps (25.0)"
@@ -146,7 +147,7 @@ def test_an_end_below_the_beginning_is_a_caution():
     assert cautions(Comparison([with_untrained(worse, 9.0)], "pwm", "pwm"))[0] == first
 
 
-def test_runs_of_several_origins_are_told_apart():
+def test_runs_of_several_origins_are_told_apart() -> None:
     runs = [make_run("A-v0", "pwm", seed, 100) for seed in range(4)]
     runs[1] = recorded(runs[1], git_revision="0123456789abcdef-dirty")
     runs[2] = recorded(runs[2], model={"device": "cuda:0"}, gpu="Some GPU")
@@ -167,7 +168,7 @@ def test_runs_of_several_origins_are_told_apart():
     ]
 
 
-def test_times_are_compared_on_one_machine_only():
+def test_times_are_compared_on_one_machine_only() -> None:
     runs = [make_run("A-v0", "pwm", 0, 100), make_run("A-v0", "sac", 0, 100)]
     assert Comparison(runs, "pwm", "sac").why_no_times("A-v0") is None
     for changes in ({"processor": "Other"}, {"model": {"device": "cuda"}, "gpu": "Some GPU"}):
@@ -179,7 +180,7 @@ def test_times_are_compared_on_one_machine_only():
     assert Comparison(gpus, "pwm", "sac").why_no_times("A-v0") is None
 
 
-def test_runs_of_different_lengths_are_compared_after_the_shortest():
+def test_runs_of_different_lengths_are_compared_after_the_shortest() -> None:
     runs = [make_run("A-v0", "pwm", seed, 100) for seed in range(2)]
     short = [make_run("A-v0", "sac", seed, 100, steps=200) for seed in range(2)]
     short = [replace(run, rows=run.rows[:2]) for run in short]
@@ -193,7 +194,7 @@ def test_runs_of_different_lengths_are_compared_after_the_shortest():
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
 @pytest.mark.parametrize("algo", ["a2c", "sac"])
-def test_returns_that_are_not_finite(bad, algo):
+def test_returns_that_are_not_finite(bad: Any, algo: Any) -> None:
     runs = [*all_runs(), make_run("A-v0", "a2c", 0, 1), make_run("B-v0", "a2c", 0, 1)]
     run = next(run for run in runs if run.spec.algo == algo)
     run.rows[-1] = replace(run.rows[-1], return_mean=bad)
@@ -205,7 +206,7 @@ def test_returns_that_are_not_finite(bad, algo):
     assert json.dumps(chart_data(comparison), allow_nan=False)
 
 
-def test_what_cannot_be_scored_is_left_out_with_a_reason():
+def test_what_cannot_be_scored_is_left_out_with_a_reason() -> None:
     runs = [run for run in all_runs() if (run.spec.env, run.spec.algo) != ("B-v0", "td3")]
     negative = [make_run("C-v0", algo, 0, -100) for algo in ("pwm", "sac", "td3")]
     envs, excluded = Comparison(runs + negative, "pwm", "sac").scored_envs()
@@ -247,12 +248,12 @@ def test_what_cannot_be_scored_is_left_out_with_a_reason():
         ),
     ],
 )
-def test_runs_that_cannot_be_compared_are_refused(runs, match):
+def test_runs_that_cannot_be_compared_are_refused(runs: Any, match: Any) -> None:
     with pytest.raises(ValueError, match=match):
         Comparison(runs, "sac", "sac")
 
 
-def test_a_run_cut_at_fewer_steps():
+def test_a_run_cut_at_fewer_steps() -> None:
     run = make_run("A-v0", "sac", 0, 100)
     assert [row.env_steps for row in cut(run, 200).rows] == [100, 200]
     rollouts = replace(run, rows=[replace(row, env_steps=row.env_steps + 28) for row in run.rows])
@@ -267,7 +268,7 @@ def test_a_run_cut_at_fewer_steps():
     assert states == CUTS
 
 
-def test_a_comparison_at_fewer_steps():
+def test_a_comparison_at_fewer_steps() -> None:
     seldom = [make_run("A-v0", "td3", seed, 100, eval_every=200) for seed in range(3)]
     seldom = [replace(run, rows=run.rows[1::2]) for run in seldom]
     runs = [run for run in all_runs() if run.spec.env == "A-v0" and run.spec.algo != "td3"]
@@ -279,7 +280,7 @@ def test_a_comparison_at_fewer_steps():
     assert not comparison.others
 
 
-def test_how_much_of_the_best_is_kept():
+def test_how_much_of_the_best_is_kept() -> None:
     run = make_run("A-v0", "pwm", 0, 8.0)
     longer = make_run("A-v0", "pwm", 0, 8.0, steps=700)
     returns = [1, 6, 9, 6, 3, 0, 3]
@@ -288,8 +289,8 @@ def test_how_much_of_the_best_is_kept():
     assert Comparison([run], "pwm", "pwm").cell("A-v0", "pwm").kept is None  # four evaluations: nothing to compare
 
 
-def test_what_algorithms_log_of_themselves():
-    def logs(run, *values):
+def test_what_algorithms_log_of_themselves() -> None:
+    def logs(run: Any, *values: Any) -> Any:
         rows = [
             replace(row, logged={"train/value_calibration": value, "rollout/ep_len_mean": 10 * value, "train/x": 1.0})
             for row, value in zip(run.rows, values, strict=True)
@@ -308,6 +309,6 @@ def test_what_algorithms_log_of_themselves():
     assert np.isnan(values["train/critic_gap"]).all()
 
 
-def test_unknown_algorithms_are_refused():
+def test_unknown_algorithms_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown baseline in these results 'sca'; did you mean sac"):
         Comparison(all_runs(), "pwm", "sca")

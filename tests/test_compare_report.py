@@ -4,9 +4,12 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from compare_made import all_runs, make_run, recorded
+
+from sb3_pwm.benchmark.results import read_runs
 
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
@@ -21,18 +24,18 @@ from sb3_pwm.cli.subcommands import run_command_line
 
 
 @pytest.fixture
-def comparison():
+def comparison() -> Comparison:
     return Comparison(all_runs(), "pwm", "sac")
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes the most time by far; where the page's words are looked at, it can be left out."""
     monkeypatch.setattr(figures, "saved", lambda figure, kind: b"")
 
 
 @pytest.fixture
-def results(tmp_path):
+def results(tmp_path: Path) -> Any:
     others = [make_run("A-v0", "sac", 7, 5, FAILED), make_run("B-v0", "td3", 8, 5, RUNNING)]
     for run in all_runs() + others:
         folder = run.spec.folder(tmp_path / "results")
@@ -42,27 +45,28 @@ def results(tmp_path):
     return tmp_path / "results"
 
 
-def test_intervals_are_drawn_no_wider_than_they_are():
+def test_intervals_are_drawn_no_wider_than_they_are() -> None:
     comparison = Comparison(all_runs(), "pwm", "sac")
-    bar = figures.aggregate(comparison).axes[0].lines[0]
+    figure: Any = figures.aggregate(comparison)
+    bar = figure.axes[0].lines[0]
     estimate = comparison.iqm(comparison.algos[0])
     assert list(bar.get_xdata()) == [estimate.low, estimate.high]
     assert bar.get_solid_capstyle() == "butt"
 
 
-def test_the_shipped_algorithms_look_different():
+def test_the_shipped_algorithms_look_different() -> None:
     runs = [make_run("A-v0", algo, 0, 1) for algo in ALGORITHMS]
     comparison = Comparison(runs, "pwm", "sac")
     assert len({tuple(figures.style_of(comparison, algo).values()) for algo in ALGORITHMS}) == len(ALGORITHMS)
 
 
-def test_a_run_out_of_its_place_is_refused(results):
+def test_a_run_out_of_its_place_is_refused(results: Path) -> None:
     shutil.move(results / "A-v0" / "td3", results / "A-v0" / "td3_old")
     with pytest.raises(ValueError, match=r"td3_old.* holds the run that belongs into .*A-v0/td3/0; move it out of"):
-        report.read_runs(results)
+        read_runs(results)
 
 
-def test_logged_values_are_read_as_they_were_written(tmp_path):
+def test_logged_values_are_read_as_they_were_written(tmp_path: Path) -> None:
     rows = make_run("A-v0", "pwm", 0, 8.0).rows
     rows = [rows[0], *(replace(row, logged={"train/b": 0.1, "train/a": float(i)}) for i, row in enumerate(rows[1:]))]
     write_curve(tmp_path, rows)
@@ -73,35 +77,36 @@ def test_logged_values_are_read_as_they_were_written(tmp_path):
     ("value", "text"),
     [(None, "-"), (float("nan"), "-"), (12345.6, "12,346"), (-123.4, "-123"), (12.34, "12.3"), (0.456, "0.46")],
 )
-def test_numbers(value, text):
+def test_numbers(value: float | None, text: str) -> None:
     assert number(value) == text
 
 
 class Page(HTMLParser):
     """What a browser would find."""
 
-    def __init__(self, text):
+    def __init__(self, text: str) -> None:
         super().__init__()
-        self.tags, self.text = [], ""
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
         self.feed(text)
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
 
-    def handle_data(self, data):
+    def handle_data(self, data: Any) -> None:
         if self.tags and self.tags[-1][0] not in ("script", "style"):
             self.text += data
 
-    def all(self, tag):
+    def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def without_data(source):
+def without_data(source: Any) -> Any:
     """A page without its pictures, and without the name of SVG's elements, which a browser does not look up."""
     return re.sub(r"base64,[\w+/=]+", "", source).replace("http://www.w3.org/2000/svg", "")
 
 
-def test_the_page(results, tmp_path, capsys):
+def test_the_page(results: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert run_command_line({"report": report}, ["report", str(results), "--out", str(out)]) == 0
     assert str(out / "index.html") in capsys.readouterr().out
@@ -110,7 +115,7 @@ def test_the_page(results, tmp_path, capsys):
 
     assert not re.search(r"https?:|//[a-z]+\.|url\(|@import|\bfetch|\bimport\b", without_data(source))
     assert page.all("link") == [{"rel": "icon", "href": "data:,"}]
-    assert all(re.fullmatch(r"#\w+", a["href"]) for a in page.all("a"))
+    assert all(re.fullmatch(r"#\w+", a["href"] or "") for a in page.all("a"))
     images = page.all("img")
     names = {"curves_env_steps", "curves_cpu_seconds", "curves_wall_seconds", "iqm", "profiles", "improvement"}
     assert len(images) == len(names)
@@ -147,7 +152,7 @@ def test_the_page(results, tmp_path, capsys):
     assert "1.70 [" in text
 
 
-def test_the_page_shows_times_of_one_machine_only(tmp_path, no_pictures):
+def test_the_page_shows_times_of_one_machine_only(tmp_path: Path, no_pictures: Any) -> None:
     runs = all_runs()
     report.write_report(Comparison(runs, "pwm", "sac"), tmp_path / "one", "")
     page = Page((tmp_path / "one" / "index.html").read_text())
@@ -163,7 +168,7 @@ def test_the_page_shows_times_of_one_machine_only(tmp_path, no_pictures):
     assert [path.name for path in (tmp_path / "two").glob("curves_*.png")] == ["curves_env_steps.png"]
 
 
-def test_names_for_readers(results, tmp_path, capsys, no_pictures):
+def test_names_for_readers(results: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_pictures: Any) -> None:
     arguments = ["report", str(results), "--out", str(tmp_path / "out"), "--label", "pwm=PWM & <co>", "sac=SAC"]
     assert run_command_line({"report": report}, arguments) == 0
     text = " ".join(Page((tmp_path / "out" / "index.html").read_text()).text.split())
@@ -182,7 +187,7 @@ def test_names_for_readers(results, tmp_path, capsys, no_pictures):
         assert message in capsys.readouterr().err
 
 
-def test_tables_for_papers(comparison):
+def test_tables_for_papers(comparison: Any) -> None:
     assert tables.markdown(comparison).splitlines() == [
         "|  | A-v0, 400 steps | B-v0, 400 steps |",
         "| --- | ---: | ---: |",
@@ -199,7 +204,9 @@ def test_tables_for_papers(comparison):
     assert tables.escaped("a_b & 5 % \\") == r"a\_b \& 5 \% \textbackslash{}"
 
 
-def test_untrained_policies_of_a_file(results, tmp_path, capsys, no_pictures):
+def test_untrained_policies_of_a_file(
+    results: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_pictures: Any
+) -> None:
     file = tmp_path / "more" / "untrained.csv"
     file.parent.mkdir()
     file.write_text("algorithm,environment,seed,return_mean\nuntrained,A-v0,0,3\nuntrained,A-v0,1,5\n")
@@ -212,7 +219,7 @@ def test_untrained_policies_of_a_file(results, tmp_path, capsys, no_pictures):
     assert f"{file} holds no returns of untrained policies: KeyError('environment')" in capsys.readouterr().err
 
 
-def test_the_headline_from_raw_runs(tmp_path, monkeypatch):
+def test_the_headline_from_raw_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is on the page that one command makes of the committed runs, docs/results."""
     monkeypatch.chdir(Path(__file__).resolve().parents[1])
     folders = [f"docs/results/{name}" for name in ("default", "baselines-100k", "crossq", "tqc", "untrained")]
@@ -231,7 +238,9 @@ def test_the_headline_from_raw_runs(tmp_path, monkeypatch):
     assert len(source) < 3_000_000
 
 
-def test_a_page_at_fewer_steps(results, tmp_path, capsys, no_pictures):
+def test_a_page_at_fewer_steps(
+    results: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_pictures: Any
+) -> None:
     arguments = ["report", str(results), "--out", str(tmp_path / "out"), "--steps"]
     with pytest.raises(SystemExit):
         run_command_line({"report": report}, [*arguments, "0"])
@@ -247,7 +256,9 @@ def test_a_page_at_fewer_steps(results, tmp_path, capsys, no_pictures):
     assert "Not everything finished" not in text
 
 
-def test_a_page_of_some_environments(results, tmp_path, capsys, no_pictures):
+def test_a_page_of_some_environments(
+    results: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_pictures: Any
+) -> None:
     arguments = ["report", str(results), "--out", str(tmp_path / "out"), "--env"]
     with pytest.raises(SystemExit):
         run_command_line({"report": report}, [*arguments, "B-v0", "C-v0"])
@@ -259,7 +270,7 @@ def test_a_page_of_some_environments(results, tmp_path, capsys, no_pictures):
     assert "A-v0" not in text.replace("sb3-pwm benchmark --env A-v0 B-v0", "")
 
 
-def test_a_page_without_scores(tmp_path, no_pictures):
+def test_a_page_without_scores(tmp_path: Path, no_pictures: Any) -> None:
     comparison = Comparison([make_run("C-v0", "sac", 0, -100)], "sac", "sac")
     report.write_report(comparison, tmp_path, "command")
     text = " ".join(Page((tmp_path / "index.html").read_text()).text.split())
@@ -271,14 +282,16 @@ def test_a_page_without_scores(tmp_path, no_pictures):
 
 
 @pytest.mark.parametrize("module", ["jinja2", "matplotlib", "scipy.stats"])
-def test_what_is_not_installed_is_named(module, monkeypatch, tmp_path, comparison):
+def test_what_is_not_installed_is_named(
+    module: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, comparison: Comparison
+) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r"pip install 'sb3-pwm\[plot\]'"):
         report.write_report(comparison, tmp_path / "out", "")
     assert not (tmp_path / "out").exists()
 
 
-def test_folders_without_runs_are_refused(tmp_path, capsys):
+def test_folders_without_runs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         run_command_line({"report": report}, ["report", str(tmp_path), "--out", str(tmp_path / "out")])
     assert error.value.code == 2
@@ -286,14 +299,14 @@ def test_folders_without_runs_are_refused(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_damaged_curves_are_refused(results):
+def test_damaged_curves_are_refused(results: Path) -> None:
     path = next(results.glob("*/*/*/curve.csv"))
     path.write_text(path.read_text().replace("return_mean", "mean_return"))
     with pytest.raises(ValueError, match="holds no evaluations of a run"):
-        report.read_runs(results)
+        read_runs(results)
 
 
-def test_a_file_in_the_place_of_the_report(results, tmp_path, capsys):
+def test_a_file_in_the_place_of_the_report(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "page").write_text("mine")
     with pytest.raises(SystemExit, match="2"):
         run_command_line({"report": report}, ["report", str(results), "--out", str(tmp_path / "page")])

@@ -10,8 +10,10 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -21,6 +23,7 @@ from helpers import same
 from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sb3_pwm import PWM
 from sb3_pwm.benchmark import segments, worker
 from sb3_pwm.benchmark.engines import LocalEngine, RayEngine, make_job, run_worker
 from sb3_pwm.benchmark.evaluate import evaluate, make_evaluation_env
@@ -61,13 +64,20 @@ TINY = {
 }
 
 
-def spec_of(algo="sac", env="compare_toys:Global-v0", **changes):
-    numbers = {"seed": 3, "steps": 300, "eval_every": 80, "eval_episodes": 2, "checkpoint_every": 100, "threads": 1}
-    settings = {"device": "cpu", "hyperparameters": TINY[algo], "source": "test"}
+def spec_of(algo: str = "sac", env: str = "compare_toys:Global-v0", **changes: Any) -> RunSpec:
+    numbers: dict[str, Any] = {
+        "seed": 3,
+        "steps": 300,
+        "eval_every": 80,
+        "eval_episodes": 2,
+        "checkpoint_every": 100,
+        "threads": 1,
+    }
+    settings: dict[str, Any] = {"device": "cpu", "hyperparameters": TINY[algo], "source": "test"}
     return RunSpec(env=env, algo=algo, **numbers | settings | changes)
 
 
-def outcome(folder):
+def outcome(folder: Path) -> tuple[str, dict[str, dict[str, Any]]]:
     """Return all that must not depend on a kill: evaluations without their times, and the final model."""
     run = read_run(folder)
     assert run.state == FINISHED, run.record["traceback"]
@@ -76,14 +86,14 @@ def outcome(folder):
     return repr(rows), model.get_parameters()
 
 
-def assert_same_outcome(first, second):
+def assert_same_outcome(first: Path, second: Path) -> None:
     (rows, parameters), (other_rows, other_parameters) = outcome(first), outcome(second)
     assert rows == other_rows
     assert same(parameters, other_parameters)
 
 
 @pytest.mark.parametrize("algo", ["pwm", "sac"])
-def test_a_killed_run_ends_with_the_same_numbers(algo, tmp_path, monkeypatch):
+def test_a_killed_run_ends_with_the_same_numbers(algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of(algo, "compare_toys:Killed-v0")
     assert run_job(spec, tmp_path / "whole", "")
 
@@ -105,13 +115,13 @@ def test_a_killed_run_ends_with_the_same_numbers(algo, tmp_path, monkeypatch):
     assert left == ["curve.csv", "lock", "model.zip", "run.json"]
 
 
-def test_success_is_recorded_at_the_last_step_and_at_any(tmp_path):
+def test_success_is_recorded_at_the_last_step_and_at_any(tmp_path: Path) -> None:
     assert run_job(spec_of(env="compare_toys:Succeeding-v0", steps=80), tmp_path, "")
     logged = read_run(tmp_path).rows[-1].logged
     assert (logged["eval/success_rate"], logged["eval/success_once_rate"]) == (0, 1)
 
 
-def test_vec_normalize_and_schedules_survive_segments(tmp_path):
+def test_vec_normalize_and_schedules_survive_segments(tmp_path: Path) -> None:
     """The second segment's results depend on what the first one handed over."""
     spec = spec_of("ppo")
     assert run_job(spec, tmp_path / "a", "")
@@ -129,7 +139,7 @@ def test_vec_normalize_and_schedules_survive_segments(tmp_path):
 
 
 @pytest.mark.parametrize("algo", ["pwm", "sac"])
-def test_learning_does_not_depend_on_evaluations(algo, tmp_path):
+def test_learning_does_not_depend_on_evaluations(algo: str, tmp_path: Path) -> None:
     often, seldom = spec_of(algo, steps=200, eval_every=20), spec_of(algo, steps=200, eval_every=200)
     for spec in (often, seldom):
         assert run_job(spec, tmp_path / str(spec.eval_every), "")
@@ -140,17 +150,17 @@ def test_learning_does_not_depend_on_evaluations(algo, tmp_path):
     assert same(outcome(tmp_path / "20")[1], outcome(tmp_path / "200")[1])
 
 
-def test_a_run_of_one_segment_is_a_plain_sb3_run(tmp_path):
+def test_a_run_of_one_segment_is_a_plain_sb3_run(tmp_path: Path) -> None:
     spec = spec_of("sac", steps=150, checkpoint_every=1_000, eval_every=150)
     assert run_job(spec, tmp_path / "run", "")
     sac = find_algorithm("sac")
     env = DummyVecEnv([lambda: gym.make(spec.env)])
-    arguments = TINY["sac"] | {"policy_kwargs": {"net_arch": [16]}}
+    arguments: dict[str, Any] = TINY["sac"] | {"policy_kwargs": {"net_arch": [16]}}
     model = sac("MlpPolicy", env, seed=3, device="cpu", **arguments).learn(150)
     assert same(outcome(tmp_path / "run")[1], model.get_parameters())
 
 
-def test_generators_are_put_back():
+def test_generators_are_put_back() -> None:
     np.random.seed(1)
     torch.manual_seed(1)
     expected = np.random.rand(), torch.rand(1)
@@ -162,14 +172,14 @@ def test_generators_are_put_back():
     assert (np.random.rand(), torch.rand(1)) == expected
 
 
-def test_segments_have_seeds_of_their_own():
+def test_segments_have_seeds_of_their_own() -> None:
     seeds = [segment_seed(seed, segment) for seed in range(3) for segment in range(4)]
     assert len(set(seeds)) == len(seeds)
     assert [segment_seed(seed, 0) for seed in range(3)] == [0, 1, 2]
     assert all(0 <= seed < 2**31 for seed in seeds)
 
 
-def test_the_record_of_a_run(tmp_path):
+def test_the_record_of_a_run(tmp_path: Path) -> None:
     assert run_job(spec_of(steps=60, eval_every=60), tmp_path / "run", "the command")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["command"] == "the command"
@@ -188,15 +198,15 @@ def test_the_record_of_a_run(tmp_path):
     assert (untrained.logged["train/n_updates"], row.logged["train/n_updates"]) == (0, 9)  # 50 random steps
 
 
-def test_the_first_evaluation_is_of_the_untrained_policy(tmp_path):
+def test_the_first_evaluation_is_of_the_untrained_policy(tmp_path: Path) -> None:
     spec = spec_of("pwm", "Pendulum-v1", steps=60, eval_every=60)
     assert run_job(spec, tmp_path / "run", "")
     untrained = make_model(spec)
-    returns, _ = evaluate(untrained, make_evaluation_env(spec.env, {}), spec.eval_episodes)
+    returns, *_ = evaluate(untrained, make_evaluation_env(spec.env, {}), spec.eval_episodes)
     assert read_run(tmp_path / "run").rows[0].return_mean == pytest.approx(returns.mean())
 
 
-def test_what_the_algorithm_logs_is_kept_beside_its_evaluations(tmp_path):
+def test_what_the_algorithm_logs_is_kept_beside_its_evaluations(tmp_path: Path) -> None:
     short = {"n_timesteps": 900, "policy": "MlpPolicy", "batch_size": 16, "learning_starts": 10}
     spec = spec_of(env="Pendulum-v1", hyperparameters=short | {"policy_kwargs": "dict(net_arch=[16])"}, steps=900)
     assert run_job(replace(spec, eval_every=450, checkpoint_every=900), tmp_path / "run", "the command")
@@ -207,7 +217,7 @@ def test_what_the_algorithm_logs_is_kept_beside_its_evaluations(tmp_path):
     assert not any(name.startswith("time/") for name in last.logged)
 
 
-def test_the_version_of_an_environments_package_is_recorded(tmp_path, monkeypatch):
+def test_the_version_of_an_environments_package_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert packages_of("Pendulum-v1", {}) == ["gymnasium"]
     assert packages_of("compare_toys:Global-v0", {}) == []
     monkeypatch.setattr("sb3_pwm.benchmark.worker.PACKAGES", ("gymnasium",))
@@ -216,8 +226,10 @@ def test_the_version_of_an_environments_package_is_recorded(tmp_path, monkeypatc
     assert read_run(tmp_path / "run").record["versions"]["pytest"] == pytest.__version__
 
 
-def test_a_failing_run_is_recorded_and_the_others_go_on(tmp_path, capfd, monkeypatch):
-    numbers = {"steps": 150, "eval_every": 150, "eval_episodes": 1}
+def test_a_failing_run_is_recorded_and_the_others_go_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers: dict[str, Any] = {"steps": 150, "eval_every": 150, "eval_episodes": 1}
     plan = [spec_of(env="compare_toys:Failing-v0", **numbers), spec_of(**numbers)]
     failed = run_plan(plan, tmp_path, lambda: LocalEngine(1), "")
     assert failed == [(plan[0], FAILED)]
@@ -234,7 +246,9 @@ def test_a_failing_run_is_recorded_and_the_others_go_on(tmp_path, capfd, monkeyp
     assert run_plan(plan[1:], tmp_path, lambda: LocalEngine(1), "") == []
 
 
-def test_without_a_terminal_every_evaluation_is_a_line_below_a_header(tmp_path, capsys):
+def test_without_a_terminal_every_evaluation_is_a_line_below_a_header(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = [spec_of(), spec_of(env="Pendulum-v1")]
     rows = [CurveRow(steps, 0.0, 10.0 * steps, 1.0 * steps, 1.0, 50.0, 5, 0.0) for steps in (0, 80, 160)]
     first, second = (spec.folder(tmp_path.resolve()) for spec in plan)
@@ -262,14 +276,16 @@ def test_without_a_terminal_every_evaluation_is_a_line_below_a_header(tmp_path, 
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_an_environment_that_exits_is_a_failure(tmp_path, capfd, monkeypatch, code):
+def test_an_environment_that_exits_is_a_failure(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     monkeypatch.setenv("COMPARE_TOYS_EXIT", str(code))
     plan = [spec_of(env="compare_toys:Exiting-v0", steps=150, eval_every=150, eval_episodes=1)]
     assert run_plan(plan, tmp_path, lambda: LocalEngine(1), "") == [(plan[0], FAILED)]
     assert "SystemExit" in read_run(plan[0].folder(tmp_path)).record["traceback"]
 
 
-def test_a_device_that_is_not_there_is_a_failure(tmp_path):
+def test_a_device_that_is_not_there_is_a_failure(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("it is there")
     spec = spec_of(steps=60, eval_every=60, device="cuda")
@@ -278,7 +294,7 @@ def test_a_device_that_is_not_there_is_a_failure(tmp_path):
     assert run_job(replace(spec, device="auto"), tmp_path / "other", "")
 
 
-def test_other_runs_in_the_folder_are_refused(tmp_path):
+def test_other_runs_in_the_folder_are_refused(tmp_path: Path) -> None:
     spec = spec_of(steps=60, eval_every=60)
     folder = spec.folder(tmp_path)
     assert run_job(spec, folder, "")
@@ -303,7 +319,7 @@ def test_other_runs_in_the_folder_are_refused(tmp_path):
             read_runs(tmp_path)
 
 
-def test_one_process_at_a_time_has_a_run(tmp_path, monkeypatch):
+def test_one_process_at_a_time_has_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of(steps=60, eval_every=60)
     job = make_job(spec, tmp_path, "")
     folder = Path(job["folder"])
@@ -324,7 +340,7 @@ def test_one_process_at_a_time_has_a_run(tmp_path, monkeypatch):
         run_job(replace(spec, steps=90), folder, "")
 
 
-def test_the_lock_is_waited_for(tmp_path):
+def test_the_lock_is_waited_for(tmp_path: Path) -> None:
     """The process of a command that was killed takes a moment to end."""
     with locked(tmp_path, 0), pytest.raises(InUseError, match="another process is at work in"), locked(tmp_path, 0):
         pass
@@ -335,8 +351,8 @@ def test_the_lock_is_waited_for(tmp_path):
             pass
 
 
-def test_file_systems_without_locks(tmp_path, monkeypatch):
-    def flock(file, operation):
+def test_file_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: Any, operation: int) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", flock)
@@ -344,12 +360,14 @@ def test_file_systems_without_locks(tmp_path, monkeypatch):
         pass
 
 
-def test_the_command_says_that_a_run_is_in_use(tmp_path, capsys, monkeypatch):
+def test_the_command_says_that_a_run_is_in_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Busy(LocalEngine):
-        def start(self, job):
+        def start(self, job: Any) -> None:
             self.job = job
 
-        def poll(self):
+        def poll(self) -> list[tuple[Any, int]]:
             return [(self.job, IN_USE_CODE)]
 
     monkeypatch.setattr(command, "LocalEngine", Busy)
@@ -360,13 +378,13 @@ def test_the_command_says_that_a_run_is_in_use(tmp_path, capsys, monkeypatch):
     assert IN_USE in printed.out
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of()
     assert run_job(spec, tmp_path / "whole", "")
-    sac = find_algorithm("sac")
+    sac: Any = find_algorithm("sac")
     save = sac.save_replay_buffer
 
-    def full(model, path):
+    def full(model: PWM, path: Path) -> None:
         if model.num_timesteps > 150:
             raise OSError("no space left on device")
         save(model, path)
@@ -381,7 +399,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks for processes in /proc")
-def test_runs_die_with_the_benchmark(tmp_path):
+def test_runs_die_with_the_benchmark(tmp_path: Path) -> None:
     arguments = ["--env", "compare_toys:Global-v0", "--algo", "sac", "--seeds", "0", "--out", str(tmp_path)]
     paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     process = subprocess.Popen(
@@ -395,7 +413,7 @@ def test_runs_die_with_the_benchmark(tmp_path):
     wait_until(lambda: not writes_log(tmp_path))
 
 
-def writes_log(folder):
+def writes_log(folder: Path) -> bool:
     """Return whether a process has its log in the folder."""
     for link in Path("/proc").glob("[0-9]*/fd/1"):
         try:
@@ -406,14 +424,14 @@ def writes_log(folder):
     return False
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition: Callable[[], bool], seconds: int = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.1)
 
 
-def test_the_command_line_refuses_in_one_line(tmp_path, capsys):
+def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (["--env", "Pendlum-v1"], "did you mean Pendulum-v1"),
         (["--env", "Pendulum-v1", "--algo", "sacc"], "did you mean sac"),
@@ -446,7 +464,9 @@ def test_the_command_line_refuses_in_one_line(tmp_path, capsys):
         ("CartPole-v1", "sac", "{}", ["Box", "Discrete(2)"]),
     ],
 )
-def test_what_cannot_be_made_is_refused_before_the_first_run(env, algo, entry, messages, tmp_path, capsys):
+def test_what_cannot_be_made_is_refused_before_the_first_run(
+    env: str, algo: str, entry: str, messages: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("yaml")
     file, out = tmp_path / "mine.yml", tmp_path / "results"
     file.write_text(f"default: {{ {entry} }}" if entry != "{}" else "default: {}")
@@ -460,11 +480,11 @@ def test_what_cannot_be_made_is_refused_before_the_first_run(env, algo, entry, m
     assert not out.exists()
 
 
-def test_models_that_are_only_checked_are_small_and_do_not_stay(monkeypatch):
+def test_models_that_are_only_checked_are_small_and_do_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
     class Noting(SAC):
-        def __init__(self, *args, **kwargs):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.itself = self  # as models and their parts refer to each other
             made.append((weakref.ref(self), self.buffer_size))
@@ -474,7 +494,7 @@ def test_models_that_are_only_checked_are_small_and_do_not_stay(monkeypatch):
     assert [(model(), size) for model, size in made] == [(None, 10_000)]
 
 
-def test_ray_runs_the_same_worker(tmp_path, monkeypatch):
+def test_ray_runs_the_same_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_worker_niceness", "0")
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)

@@ -4,6 +4,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from sb3_pwm.cli.benchmark import own_files
 pytest.importorskip("yaml")
 
 MUJOCO = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5")
-PLAN = {
+PLAN: dict[str, Any] = {
     "steps": 10,
     "eval_every": 10,
     "eval_episodes": 1,
@@ -43,7 +44,7 @@ PLAN = {
         ("dict()", {}),
     ],
 )
-def test_expressions_are_read(text, value):
+def test_expressions_are_read(text: str, value: dict[str, Any]) -> None:
     assert parse_expression(text) == value
 
 
@@ -63,12 +64,12 @@ def test_expressions_are_read(text, value):
         "dict(",
     ],
 )
-def test_expressions_are_never_evaluated(text):
+def test_expressions_are_never_evaluated(text: str) -> None:
     with pytest.raises(ValueError, match="cannot read"):
         parse_expression(text)
 
 
-def test_schedules():
+def test_schedules() -> None:
     assert parse_schedule(3e-4) == 3e-4
     assert parse_schedule("3e-4") == 3e-4
     schedule = parse_schedule("lin_3e-4")
@@ -78,7 +79,7 @@ def test_schedules():
             parse_schedule(text)
 
 
-def test_an_entry_becomes_arguments():
+def test_an_entry_becomes_arguments() -> None:
     settings = interpret(
         {
             "n_timesteps": 1e6,
@@ -99,7 +100,7 @@ def test_an_entry_becomes_arguments():
     assert settings.arguments == {"gamma": 0.9, "policy_kwargs": {"net_arch": [8]}}
 
 
-def test_pwms_own_rates_have_schedules_too():
+def test_pwms_own_rates_have_schedules_too() -> None:
     entry = {"critic_learning_rate": "lin_1e-3", "model_learning_rate": "3e-4", "learning_rate": None}
     rates = interpret(entry, PWM).arguments
     assert rates.pop("critic_learning_rate")(0.25) == pytest.approx(2.5e-4)
@@ -109,12 +110,12 @@ def test_pwms_own_rates_have_schedules_too():
 class Handing(SAC):
     """Hands on whatever it gets."""
 
-    def __init__(self, *args, mine: int = 1, **kwargs):
+    def __init__(self, *args: Any, mine: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.mine = mine
 
 
-def test_arguments_that_a_subclass_hands_on():
+def test_arguments_that_a_subclass_hands_on() -> None:
     assert interpret({"gamma": 0.9, "mine": 3}, Handing).arguments == {"gamma": 0.9, "mine": 3}
     with pytest.raises(ValueError, match="Handing's batch_size must be int"):
         interpret({"batch_size": 2.5}, Handing)
@@ -122,12 +123,12 @@ def test_arguments_that_a_subclass_hands_on():
         interpret({"args": 1}, Handing)
 
 
-def test_what_sb3_annotates_is_checked():
+def test_what_sb3_annotates_is_checked() -> None:
     entry = {"batch_size": 64, "tau": 1, "use_sde": False, "gradient_steps": -1, "ent_coef": "auto"}
     assert interpret(entry, SAC).arguments == entry
 
 
-def test_noise_and_training_frequency():
+def test_noise_and_training_frequency() -> None:
     settings = interpret({"noise_type": "normal", "noise_std": 0.2, "train_freq": [1, "episode"]}, TD3)
     assert settings.arguments == {"train_freq": (1, "episode")}
     noise = settings.action_noise(spaces.Box(-1, 1, (3,)))
@@ -151,12 +152,12 @@ def test_noise_and_training_frequency():
         ({"tau": "5e-3"}, "SAC's tau must be float, not '5e-3'; YAML reads 5e-3 as text and 5.0e-3 as a number"),
     ],
 )
-def test_bad_entries_are_refused(entry, match):
+def test_bad_entries_are_refused(entry: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         interpret(entry, SAC)
 
 
-def test_the_newest_version_of_an_environment_serves_another():
+def test_the_newest_version_of_an_environment_serves_another() -> None:
     text = "default: {gamma: 0}\nHopper-v3: {gamma: 3}\nHopper-v10: {gamma: 10}\nHopper-v4x: {gamma: 5}"
     assert read_entry(text, "Hopper-v3") == ("Hopper-v3", {"gamma": 3})
     assert read_entry(text, "Hopper-v5") == ("Hopper-v10", {"gamma": 10})
@@ -170,7 +171,7 @@ def test_the_newest_version_of_an_environment_serves_another():
 
 
 @pytest.mark.parametrize("algo", sorted(set(ALGORITHMS) - {"pwm"}))
-def test_shipped_hyperparameters_fit_their_algorithms(algo):
+def test_shipped_hyperparameters_fit_their_algorithms(algo: str) -> None:
     if ":" in ALGORITHMS[algo] and "contrib" in ALGORITHMS[algo]:
         pytest.importorskip("sb3_contrib")
     for env in (*MUJOCO, "Pendulum-v1", "dm_control/cheetah-run-v0"):
@@ -180,7 +181,7 @@ def test_shipped_hyperparameters_fit_their_algorithms(algo):
         assert source == f"RL Baselines3 Zoo, {algo}.yml: {name}"
 
 
-def test_what_the_zoo_says():
+def test_what_the_zoo_says() -> None:
     """Spot checks against the Zoo's own files."""
     assert find_hyperparameters("sac", "HalfCheetah-v5")[1]["learning_starts"] == 10_000
     assert find_hyperparameters("td3", "Ant-v5")[1]["policy_kwargs"] == "dict(net_arch=[400, 300])"
@@ -189,12 +190,12 @@ def test_what_the_zoo_says():
     assert find_hyperparameters("ppo", "Hopper-v5")[1]["learning_rate"] == 9.80828e-05
 
 
-def test_pwm_and_own_algorithms_have_their_own_defaults():
+def test_pwm_and_own_algorithms_have_their_own_defaults() -> None:
     assert find_hyperparameters("pwm", "Hopper-v5") == ("constructor's defaults", {})
     assert find_hyperparameters("compare_toys:MySAC", "Hopper-v5") == ("constructor's defaults", {})
 
 
-def test_algorithms_by_short_name_and_import_path():
+def test_algorithms_by_short_name_and_import_path() -> None:
     assert find_algorithm("pwm") is PWM
     assert issubclass(find_algorithm("compare_toys:MySAC"), SAC)
     with pytest.raises(ValueError, match="unknown algorithm 'sacc'; did you mean sac"):
@@ -207,7 +208,7 @@ def test_algorithms_by_short_name_and_import_path():
         find_algorithm("compare_toys:Failing")
 
 
-def test_unknown_environments_get_the_nearest_names():
+def test_unknown_environments_get_the_nearest_names() -> None:
     check_env("compare_toys:Global-v0")
     with pytest.raises(ValueError, match="unknown environment 'Pendlum-v1'; did you mean Pendulum-v1"):
         check_env("Pendlum-v1")
@@ -223,18 +224,18 @@ def test_unknown_environments_get_the_nearest_names():
     ("env_id", "expected"),
     [("Pendulum-v1", "Pendulum-v1"), ("Pendulum", "Pendulum-v1"), ("gymnasium:HalfCheetah", "HalfCheetah-v5")],
 )
-def test_ids_without_a_version_or_with_a_module(env_id, expected):
+def test_ids_without_a_version_or_with_a_module(env_id: str, expected: str) -> None:
     assert registered_id(env_id) == expected
 
 
 @pytest.mark.parametrize("env_id", ["HalfCheetah", "gymnasium:HalfCheetah-v5", "HalfCheetah-v5"])
-def test_an_environment_has_its_settings_whatever_it_is_called(env_id):
+def test_an_environment_has_its_settings_whatever_it_is_called(env_id: str) -> None:
     (spec,) = make_plan([env_id], ["td3"], [0], **PLAN)
     assert spec.source == "RL Baselines3 Zoo, td3.yml: HalfCheetah-v4"
     assert spec.hyperparameters["learning_starts"] == 10_000
 
 
-def test_required_arguments_of_an_environment(tmp_path):
+def test_required_arguments_of_an_environment(tmp_path: Path) -> None:
     file = tmp_path / "mine.yml"
     file.write_text("compare_toys:Sized-v0: {env_kwargs: {size: 3}}\nPendulum-v1: {}")
     plan = functools.partial(make_plan, ["compare_toys:Sized-v0"], seeds=[0])
@@ -244,27 +245,28 @@ def test_required_arguments_of_an_environment(tmp_path):
         plan(["pwm"], **PLAN)
 
 
-def test_environments_of_one_folder_are_refused():
+def test_environments_of_one_folder_are_refused() -> None:
     with pytest.raises(ValueError, match="would have the same folder"):
         make_plan(["compare_toys:toys/Global-v0", "compare_toys:toys-Global-v0"], ["sac"], [0], **PLAN)
 
 
 @pytest.mark.parametrize(("entry", "gamma"), [({}, 0.99), ({"gamma": 0.9}, 0.9)])
-def test_normalisation_has_the_algorithms_discount(entry, gamma):
+def test_normalisation_has_the_algorithms_discount(entry: dict[str, Any], gamma: float) -> None:
     assert interpret({"normalize": True} | entry, PWM).normalize == {"gamma": gamma}
     assert interpret({"normalize": "{'gamma': 0.5}"} | entry, PWM).normalize == {"gamma": 0.5}
 
 
 @pytest.mark.parametrize(("steps", "batch_size", "size"), [(50, 64, 64), (200, 64, 200), (20_000, 10_240, 20_000)])
-def test_the_replay_buffer_holds_the_run_and_a_batch(steps, batch_size, size):
-    plan = PLAN | {"steps": steps, "hyperparameters": {}}
+def test_the_replay_buffer_holds_the_run_and_a_batch(steps: int, batch_size: int, size: int) -> None:
+    plan: dict[str, Any] = PLAN | {"steps": steps, "hyperparameters": {}}
     (spec,) = make_plan(["Pendulum-v1"], ["pwm"], [0], **plan)
     spec = replace(spec, hyperparameters={"batch_size": batch_size})
     check_models([spec])
-    assert make_model(spec).buffer_size == size
+    model: Any = make_model(spec)
+    assert model.buffer_size == size
 
 
-def test_workers_find_what_this_process_finds(tmp_path, monkeypatch):
+def test_workers_find_what_this_process_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inside = os.path.join(sys.prefix, "src")  # of a virtual environment that lies in the project's root
     monkeypatch.setattr(os.path, "exists", lambda path, exists=os.path.exists: path == inside or exists(path))
     monkeypatch.setattr(sys, "path", [str(tmp_path), inside, str(tmp_path / "none"), *sys.path])
@@ -273,19 +275,19 @@ def test_workers_find_what_this_process_finds(tmp_path, monkeypatch):
     assert not [path for path in paths if path == os.path.dirname(os.__file__) or "site-packages" in path]
 
 
-def test_a_plan_is_every_combination():
+def test_a_plan_is_every_combination() -> None:
     plan = make_plan(["Pendulum-v1"], ["pwm", "sac"], [0, 2, 0], **PLAN)
     assert [(spec.algo, spec.seed) for spec in plan] == [("pwm", 0), ("sac", 0), ("pwm", 2), ("sac", 2)]
     assert RunSpec(**plan[1].to_dict()) == plan[1]
     assert plan[1].folder(Path("results")) == Path("results/Pendulum-v1/sac/0")
 
 
-def test_settings_of_one_algorithm_have_labels(tmp_path):
+def test_settings_of_one_algorithm_have_labels(tmp_path: Path) -> None:
     wide, base = tmp_path / "wide.yml", tmp_path / "base.yml"
     wide.write_text("default: {policy_kwargs: {latent_dim: 64}}")
     base.write_text("default: {gamma: 0.9}")
 
-    def runs(*algos, **files):
+    def runs(*algos: Any, **files: Any) -> list[tuple[str, str, str, str]]:
         plan = make_plan(["Pendulum-v1"], algos, [0], **PLAN | {"hyperparameters": files})
         return [(spec.name, spec.algo, spec.source, str(spec.folder(Path()))) for spec in plan]
 
@@ -321,7 +323,7 @@ def test_settings_of_one_algorithm_have_labels(tmp_path):
         (["compare_toys:MySAC", "compare_toys-MySAC=sac"], "would have the same folder"),
     ],
 )
-def test_bad_labels_are_refused(algos, error):
+def test_bad_labels_are_refused(algos: list[str], error: str) -> None:
     with pytest.raises(ValueError, match=re.escape(error)):
         make_plan(["Pendulum-v1"], algos, [0], **PLAN)
 
@@ -337,14 +339,14 @@ def test_bad_labels_are_refused(algos, error):
         ({"hyperparameters": {"td3": Path("x.yml")}}, r"\['td3'\], which do not run"),
     ],
 )
-def test_bad_plans_are_refused(change, error):
+def test_bad_plans_are_refused(change: dict[str, Any], error: str) -> None:
     with pytest.raises(ValueError, match=error):
         make_plan(["Pendulum-v1"], ["sac"], [0], **PLAN | change)
     with pytest.raises(ValueError, match="seed=-1"):
         make_plan(["Pendulum-v1"], ["sac"], [-1], **PLAN)
 
 
-def test_own_hyperparameters(tmp_path):
+def test_own_hyperparameters(tmp_path: Path) -> None:
     file = tmp_path / "mine.yml"
     file.write_text("Pendulum-v1:\n  batch_size: 32\n")
     assert own_files([str(file)], ["sac"]) == own_files([f"sac={file}"], ["sac", "pwm"]) == {"sac": file}
@@ -365,7 +367,7 @@ def test_own_hyperparameters(tmp_path):
         find_hyperparameters("sac", "Hopper-v5", file=file)
 
 
-def test_what_is_not_installed_is_named(monkeypatch):
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(ImportError, match=r"pip install 'sb3-pwm\[benchmark\]'"):
         find_hyperparameters("sac", "Hopper-v5")
@@ -377,6 +379,6 @@ def test_what_is_not_installed_is_named(monkeypatch):
         RayEngine()
 
 
-def test_folders_of_one_environment_have_names_of_one_part():
+def test_folders_of_one_environment_have_names_of_one_part() -> None:
     spec = make_plan(["compare_toys:toys/Global-v0"], ["compare_toys:MySAC"], [1], **PLAN)[0]
     assert spec.folder(Path()) == Path("compare_toys-toys-Global-v0/compare_toys-MySAC/1")

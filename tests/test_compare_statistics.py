@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,13 +23,13 @@ scores = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=5).map(np.
 strata = st.lists(scores, min_size=1, max_size=3)
 
 
-def test_the_interquartile_mean_leaves_out_a_quarter_on_either_side():
+def test_the_interquartile_mean_leaves_out_a_quarter_on_either_side() -> None:
     assert interquartile_mean(np.array([100.0, 3, 1, -50])) == 2  # of 1 and 3
     assert interquartile_mean(np.arange(8.0)) == 3.5  # of 2, 3, 4, 5
     assert np.array_equal(interquartile_mean(np.array([[0.0, 1, 1, 9], [4, 4, 4, 4]])), [1, 4])
 
 
-def test_a_quarter_is_rounded_down_to_whole_scores():
+def test_a_quarter_is_rounded_down_to_whole_scores() -> None:
     """So does rliable, with which users compare their numbers."""
     assert interquartile_mean(np.array([1.0, 2, 6])) == 3  # none left out
     assert interquartile_mean(np.array([0.0, 1, 2, 3, 9])) == 2  # of 1, 2, 3
@@ -35,7 +37,7 @@ def test_a_quarter_is_rounded_down_to_whole_scores():
     assert interquartile_mean(np.array([-9.0, 1, 2, 3, 4, 5, 90])) == 3  # of 1 to 5
 
 
-def test_the_interval_of_a_mean():
+def test_the_interval_of_a_mean() -> None:
     # Of two values, a resample's mean is one of them in a quarter of the cases each: both are within 95 %.
     mean, low, high = mean_interval(np.array([[1.0, 5], [3.0, 5]]))
     assert np.array_equal([mean, low, high], [[2, 5], [1, 5], [3, 5]])
@@ -47,20 +49,20 @@ def test_the_interval_of_a_mean():
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=6).map(np.array))
-def test_the_interval_of_a_mean_stays_within_the_values(values):
+def test_the_interval_of_a_mean_stays_within_the_values(values: Any) -> None:
     _, low, high = mean_interval(values, n_resamples=50)
     assert values.min() <= low <= high <= values.max()
 
 
-def test_resampling_stays_within_an_environment():
+def test_resampling_stays_within_an_environment() -> None:
     drawn = resample([np.array([1.0, 2]), np.array([10.0, 20, 30])], 50, np.random.default_rng(0))
     assert [each.shape for each in drawn] == [(50, 2), (50, 3)]
     assert set(drawn[0].flat) == {1, 2}
     assert set(drawn[1].flat) == {10, 20, 30}
 
 
-def test_bootstrap_of_a_mean_is_what_can_be_counted():
-    def mean(values):
+def test_bootstrap_of_a_mean_is_what_can_be_counted() -> None:
+    def mean(values: np.ndarray) -> Any:
         return values.mean(axis=-1)
 
     # Of two values, a resample's mean is 0 or 1 in a quarter of the cases each: both are within 95 %.
@@ -73,7 +75,7 @@ def test_bootstrap_of_a_mean_is_what_can_be_counted():
     assert bootstrap_interval([np.arange(5.0)], mean, seed=1) == bootstrap_interval([np.arange(5.0)], mean, seed=1)
 
 
-def test_probability_of_improvement_counts_pairs():
+def test_probability_of_improvement_counts_pairs() -> None:
     assert probability_of_improvement([np.array([3.0, 1])], [np.array([2.0])]) == 0.5
     assert probability_of_improvement([np.array([2.0, 1])], [np.array([2.0])]) == 0.25  # a tie and a loss
     assert probability_of_improvement([np.array([9.0]), np.array([0.0])], [np.array([1.0]), np.array([1.0])]) == 0.5
@@ -82,7 +84,7 @@ def test_probability_of_improvement_counts_pairs():
 
 
 @given(strata, st.data())
-def test_probability_of_improvement_is_mann_whitneys(first, data):
+def test_probability_of_improvement_is_mann_whitneys(first: list[Any], data: st.DataObject) -> None:
     from scipy.stats import mannwhitneyu
 
     second = [data.draw(scores) for _ in first]
@@ -91,14 +93,14 @@ def test_probability_of_improvement_is_mann_whitneys(first, data):
     assert probability_of_improvement(second, first) == pytest.approx(1 - expected)
 
 
-def test_interval_of_the_probability():
+def test_interval_of_the_probability() -> None:
     better, worse = [np.array([5.0, 6, 7])], [np.array([1.0, 2, 3])]
     assert probability_interval(better, worse) == (1, 1)
     low, high = probability_interval([np.array([1.0, 2])], [np.array([1.0, 2])])
     assert (low, high) == (0, 1)
 
 
-def test_performance_profile():
+def test_performance_profile() -> None:
     thresholds = np.array([-1.0, 0.0, 0.5, 1.0, 2.0])
     fractions = performance_profile(np.array([0.0, 1, 1, 2]), thresholds)
     assert np.array_equal(fractions, [1, 0.75, 0.75, 0.25, 0])
@@ -110,6 +112,6 @@ def test_performance_profile():
     assert (low[2], high[2]) == (0.5, 1)
 
 
-def test_first_reaching():
+def test_first_reaching() -> None:
     assert first_reaching([1, 3, 2, 5], 3) == 1
     assert first_reaching([1, 3], 3.5) is None

@@ -4,7 +4,11 @@ import copy
 import gc
 import warnings
 import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -22,11 +26,11 @@ from sb3_pwm.type_aliases import SequenceSamples
 
 
 @pytest.fixture
-def fast_compiler(monkeypatch):
+def fast_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """Compile in seconds: the graph is traced, differentiated and run, but no machine code is made."""
     compiled = []
 
-    def compile_with_aot(function, **kwargs):
+    def compile_with_aot(function: Callable[..., Any], **kwargs: Any) -> Any:
         compiled.append(getattr(function, "__name__", ""))
         return original(function, backend="aot_eager", **kwargs)
 
@@ -44,17 +48,20 @@ class StandInGraph(TorchDispatchMode):
     A real capture only notes the operations; here they run at once, and the first replay leaves them at that.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.calls, self.replays = [], 0
+        self.calls: list[Any] = []
+        self.replays = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         outputs = func(*args, **(kwargs or {}))
         self.calls.append((func, args, kwargs or {}, outputs))
         return outputs
 
     @torch.no_grad()
-    def replay(self):
+    def replay(self) -> None:
         self.replays += 1
         if self.replays == 1:
             return
@@ -66,18 +73,18 @@ class StandInGraph(TorchDispatchMode):
 
 
 @pytest.fixture
-def graphs(monkeypatch):
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Let captures work without a GPU; the graphs."""
     graphs = []
 
     @contextmanager
-    def capture(graph):
+    def capture(graph: Any) -> Iterator[None]:
         graphs.append(graph)
         with graph:
             yield
 
     class Stream:
-        def wait_stream(self, stream):
+        def wait_stream(self, stream: Any) -> None:
             pass
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", StandInGraph)
@@ -88,26 +95,26 @@ def graphs(monkeypatch):
     return graphs
 
 
-def update(model, rounds, batch_size=16, rate=2**-10, **settings):
+def update(model: PWM, rounds: int, batch_size: int = 16, rate: float = 2**-10, **settings: Any) -> None:
     """Update on windows and with noise that are always the same."""
     for i in range(rounds):
         torch.manual_seed(i)
         for name, optimizer in model.policy.optimizers.items():
             set_learning_rate(optimizer, rate * (i + 1) * len(name), on_device=model._learner.acceleration.captures)
-        samples = model.sequences.spread_sequences(batch_size + i, model.sequence_length)
-        samples = SequenceSamples(*(values[:, i:] for values in samples))
+        drawn: Any = model.sequences.spread_sequences(batch_size + i, model.sequence_length)
+        samples = SequenceSamples(*(values[:, i:] for values in drawn))
         transitions = (model.sequences.spread_sequences(batch_size, model.n_steps),) if model.policy.q_critic else ()
         model._learner.update_policy(samples, transitions, model._learner.update_model(samples), **settings)
 
 
-def close(first, second, **tolerances):
+def close(first: Any, second: Any, **tolerances: Any) -> None:
     first, second = first.policy.state_dict(), second.policy.state_dict()
     for name, value in first.items():
-        assert_close(value, second[name], msg=lambda text, name=name: f"{name}: {text}", **tolerances)
+        assert_close(value, second[name], msg=partial("{}: {}".format, name), **tolerances)
 
 
 @pytest.mark.parametrize("critic", ["q", "v"])
-def test_compiled_updates_are_the_eager_ones(fast_compiler, critic):
+def test_compiled_updates_are_the_eager_ones(fast_compiler: Any, critic: Literal["q", "v"]) -> None:
     eager, compiled = (make(truth_envs(), torch_compile=choice, critic=critic).learn(20) for choice in (False, True))
     for model in (eager, compiled):
         update(model, 3, bc_coef=0.1)
@@ -115,14 +122,14 @@ def test_compiled_updates_are_the_eager_ones(fast_compiler, critic):
     close(compiled, eager, rtol=1e-4, atol=1e-5)
 
 
-def test_compiled_mish(fast_compiler):
+def test_compiled_mish(fast_compiler: Any) -> None:
     x = torch.linspace(-5, 5, 11, requires_grad=True)
     compiled, eager = torch.compile(Mish())(x), Mish()(x)
     assert_close(compiled, eager)
     assert_close(*(torch.autograd.grad(y.sum(), x)[0] for y in (compiled, eager)))
 
 
-def test_a_compiled_model_is_saved_copied_and_loaded(fast_compiler, tmp_path):
+def test_a_compiled_model_is_saved_copied_and_loaded(fast_compiler: Any, tmp_path: Path) -> None:
     model = make(torch_compile=True).learn(24)
     twin = copy.deepcopy(model)
     model.save(tmp_path / "model")
@@ -136,8 +143,8 @@ def test_a_compiled_model_is_saved_copied_and_loaded(fast_compiler, tmp_path):
     assert not same(twin.get_parameters(), model.get_parameters())
 
 
-def test_without_a_compiler_there_is_one_warning_and_eager_updates(monkeypatch):
-    def broken(*args, **kwargs):
+def test_without_a_compiler_there_is_one_warning_and_eager_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("no C++ compiler found\nmuch more")
 
     monkeypatch.setattr(torch, "compile", broken)
@@ -150,7 +157,7 @@ def test_without_a_compiler_there_is_one_warning_and_eager_updates(monkeypatch):
     assert all(same(model.policy.state_dict(), plain.policy.state_dict()) for model in models)
 
 
-def test_nothing_is_compiled_on_a_cpu_unless_asked_for(monkeypatch):
+def test_nothing_is_compiled_on_a_cpu_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -158,19 +165,19 @@ def test_nothing_is_compiled_on_a_cpu_unless_asked_for(monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["yes", 1, None])
-def test_a_choice_that_does_not_exist(value):
+def test_a_choice_that_does_not_exist(value: str | int | None) -> None:
     with pytest.raises(ValueError, match=f'torch_compile={value!r}; allowed: True, False, "auto"'):
         make(torch_compile=value)
 
 
-def captured_and_eager(**settings):
+def captured_and_eager(**settings: Any) -> list[PWM]:
     pair = [make(truth_envs(), **settings).learn(60) for _ in range(2)]
     pair[0]._learner.acceleration.captures = True
     return pair
 
 
 @pytest.mark.parametrize("settings", [{}, {"critic": "v", "ent_coef": 0.1, "policy_kwargs": {"reward_bins": 11}}])
-def test_captured_updates_are_the_eager_ones(graphs, settings):
+def test_captured_updates_are_the_eager_ones(graphs: Any, settings: dict[str, Any]) -> None:
     captured, eager = captured_and_eager(**settings)
     rounds = WARM_UP_UPDATES + 3
     for model in (captured, eager):
@@ -187,7 +194,7 @@ def test_captured_updates_are_the_eager_ones(graphs, settings):
     close(captured, eager, rtol=0, atol=0)
 
 
-def test_captured_updates_are_skipped_and_counted(graphs):
+def test_captured_updates_are_skipped_and_counted(graphs: Any) -> None:
     model, _ = captured_and_eager()
     update(model, WARM_UP_UPDATES + 1)
     before = copy.deepcopy(model.get_parameters())
@@ -197,9 +204,9 @@ def test_captured_updates_are_skipped_and_counted(graphs):
     assert same(model.get_parameters(), before)
 
 
-def test_what_cannot_be_captured_goes_on_as_it_is(graphs, monkeypatch):
+def test_what_cannot_be_captured_goes_on_as_it_is(graphs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def refuse(graph):
+    def refuse(graph: Any) -> Iterator[None]:
         raise RuntimeError("operation not permitted when stream is capturing")
         yield
 
@@ -214,7 +221,9 @@ def test_what_cannot_be_captured_goes_on_as_it_is(graphs, monkeypatch):
 
 @pytest.mark.parametrize("choice", [False, "auto", True])
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.RMSprop])
-def test_what_is_compiled_and_captured(monkeypatch, choice, optimizer):
+def test_what_is_compiled_and_captured(
+    monkeypatch: pytest.MonkeyPatch, choice: bool | Literal["auto"], optimizer: type[torch.optim.Optimizer]
+) -> None:
     """Captured: on a GPU, unless the optimizer must ask the host whether to skip."""
     monkeypatch.setattr("sb3_pwm.compute.compilation.usable_compiler", lambda device_type: True)
     model = make(torch_compile=choice, policy_kwargs={"optimizer_class": optimizer})
@@ -226,7 +235,7 @@ def test_what_is_compiled_and_captured(monkeypatch, choice, optimizer):
     assert used.captures == (choice is not False and optimizer is torch.optim.Adam)
 
 
-def test_graphs_are_captured_anew_for_loaded_optimizers(graphs):
+def test_graphs_are_captured_anew_for_loaded_optimizers(graphs: Any) -> None:
     captured, eager = captured_and_eager()
     start = copy.deepcopy(eager.get_parameters())
     for model in (captured, eager):
@@ -237,7 +246,7 @@ def test_graphs_are_captured_anew_for_loaded_optimizers(graphs):
     close(captured, eager, rtol=0, atol=0)
 
 
-def test_a_model_with_graphs_is_freed(graphs):
+def test_a_model_with_graphs_is_freed(graphs: Any) -> None:
     model, _ = captured_and_eager()
     update(model, WARM_UP_UPDATES + 1)
     learner, actor = weakref.ref(model._learner), weakref.ref(model.policy.actor)
@@ -246,12 +255,13 @@ def test_a_model_with_graphs_is_freed(graphs):
     try:
         graphs.clear()
         del model, _
-        assert learner() is actor() is None
+        assert learner() is None
+        assert actor() is None
     finally:
         gc.enable()
 
 
-def test_a_model_with_graphs_is_copied_and_saved(graphs, tmp_path):
+def test_a_model_with_graphs_is_copied_and_saved(graphs: Any, tmp_path: Path) -> None:
     model, _ = captured_and_eager()
     update(model, WARM_UP_UPDATES + 1)
     twin = copy.deepcopy(model)

@@ -3,6 +3,9 @@
 import copy
 import functools
 import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from torch.testing import assert_close
 from sb3_pwm import PWM, TaskSet
 from sb3_pwm.compute.compilation import WARM_UP_UPDATES
 from sb3_pwm.compute.optimizers import set_learning_rate
+from sb3_pwm.compute.precision import Precision
 from sb3_pwm.compute.streams import side_by_side
 from sb3_pwm.datasets import from_tasks
 from sb3_pwm.multitask.tasks import Task
@@ -23,14 +27,14 @@ ROUNDS = WARM_UP_UPDATES + 5
 
 
 @pytest.fixture(autouse=True)
-def _no_warnings():
+def _no_warnings() -> Iterator[None]:
     """A capture that fails, or a buffer that does not fit, is a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(captured|compiled|does not fit|no room|no precision).*")
         yield
 
 
-def update(model, rounds=ROUNDS, **settings):
+def update(model: PWM, rounds: int = ROUNDS, **settings: Any) -> None:
     """Update on windows and with noise that are always the same."""
     for i in range(rounds):
         torch.manual_seed(i)
@@ -42,17 +46,17 @@ def update(model, rounds=ROUNDS, **settings):
         model._learner.update_policy(samples, transitions, model._learner.update_model(samples), **settings)
 
 
-def graphs(model):
+def graphs(model: PWM) -> list[Any]:
     return [update._graph for update in model._learner.acceleration._graphs.values() if update._graph is not None]
 
 
-def assert_close_parameters(first, second, **tolerances):
+def assert_close_parameters(first: Any, second: Any, **tolerances: Any) -> None:
     first, second = first.policy.state_dict(), second.policy.state_dict()
     for name, value in first.items():
-        assert_close(value, second[name], msg=lambda text, name=name: f"{name}: {text}", **tolerances)
+        assert_close(value, second[name], msg=functools.partial("{}: {}".format, name), **tolerances)
 
 
-def twins(env=None, *, learnt=40, **settings):
+def twins(env: Any = None, *, learnt: int = 40, **settings: Any) -> tuple[PWM, PWM]:
     """Return two equal models that have learnt, the second without graphs."""
     env = env or truth_envs()
     model = make(env, device="cuda", **(settings | {"torch_compile": False})).learn(learnt)
@@ -72,7 +76,7 @@ def twins(env=None, *, learnt=40, **settings):
         ({"policy_kwargs": {"n_dynamics": 3}}, {"bc_coef": 3.0}),
     ],
 )
-def test_captured_updates_are_the_eager_ones(settings, options):
+def test_captured_updates_are_the_eager_ones(settings: dict[str, Any], options: dict[str, Any]) -> None:
     captured, eager = twins(**settings)
     for model in (captured, eager):
         update(model, **options)
@@ -84,7 +88,7 @@ def test_captured_updates_are_the_eager_ones(settings, options):
     assert captured.n_skipped_updates == 0
 
 
-def test_updates_on_a_gpu_are_those_on_a_cpu():
+def test_updates_on_a_gpu_are_those_on_a_cpu() -> None:
     """But for the noise, which a GPU draws in another way: the world model's updates have none."""
     gpu, _ = twins()
     cpu = make(truth_envs())
@@ -103,7 +107,7 @@ def test_updates_on_a_gpu_are_those_on_a_cpu():
     assert graphs(gpu)
 
 
-def test_captured_updates_that_are_not_finite_are_skipped_and_counted():
+def test_captured_updates_that_are_not_finite_are_skipped_and_counted() -> None:
     model, _ = twins()
     update(model)
     before = copy.deepcopy(model.get_parameters())
@@ -116,7 +120,7 @@ def test_captured_updates_that_are_not_finite_are_skipped_and_counted():
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 @pytest.mark.parametrize("choice", [False, "auto"])
-def test_learning_saving_and_loading(tmp_path, choice, precision):
+def test_learning_saving_and_loading(tmp_path: Path, choice: bool | str, precision: Precision) -> None:
     model = make(truth_envs(2), device="cuda", torch_compile=choice, precision=precision).learn(80)
     assert len(graphs(model)) == (0 if choice is False else 2)
     model.dump_logs()
@@ -137,7 +141,7 @@ def test_learning_saving_and_loading(tmp_path, choice, precision):
         assert len(graphs(other)) == len(graphs(model))
 
 
-def test_compiled_objectives_in_graphs():
+def test_compiled_objectives_in_graphs() -> None:
     captured, eager = twins(torch_compile=True)
     for model in (captured, eager):
         update(model)
@@ -150,13 +154,13 @@ def test_compiled_objectives_in_graphs():
         assert_close(value, second[name], rtol=1e-3, atol=1e-4)
 
 
-def test_pictures_and_dictionaries():
+def test_pictures_and_dictionaries() -> None:
     model = make(space_envs(2, MIXED), "MultiInputPolicy", device="cuda").learn(80)
     assert len(graphs(model)) == 2
 
 
 @pytest.mark.parametrize("as_dict", [False, True])
-def test_windows_from_the_copy_on_the_gpu_are_those_of_the_host(as_dict):
+def test_windows_from_the_copy_on_the_gpu_are_those_of_the_host(as_dict: bool) -> None:
     policy = "MultiInputPolicy" if as_dict else "MlpPolicy"
     model = make(truth_envs(3, as_dict), policy, device="cuda", buffer_size=120).learn(300)
     assert model.sequences._device_copy is not None
@@ -168,11 +172,11 @@ def test_windows_from_the_copy_on_the_gpu_are_those_of_the_host(as_dict):
     )
 
 
-def to_gpu(value):
+def to_gpu(value: Any) -> Any:
     return {k: v.cuda() for k, v in value.items()} if isinstance(value, dict) else value.cuda()
 
 
-def test_a_policy_is_extracted_from_a_model_of_several_tasks():
+def test_a_policy_is_extracted_from_a_model_of_several_tasks() -> None:
     from sb3_pwm.speed.measure import Shape, make_model
 
     tasks = TaskSet([Task("first", None, 5, 2), Task("second", None, 3, 1)])
@@ -194,15 +198,15 @@ def test_a_policy_is_extracted_from_a_model_of_several_tasks():
     assert extracted.predict(np.zeros(3, np.float32))[0].shape == (1,)
 
 
-def test_works_on_streams_of_their_own_and_their_gradients():
+def test_works_on_streams_of_their_own_and_their_gradients() -> None:
     device = torch.device("cuda")
     weights = [torch.randn(256, 256, device=device, requires_grad=True) for _ in range(3)]
     x = torch.randn(512, 256, device=device, requires_grad=True)
 
-    def outputs(run):
+    def outputs(run: Callable[..., Any]) -> torch.Tensor:
         return torch.stack(run([functools.partial(network, x, weight) for weight in weights], device))
 
-    def network(x, weight):
+    def network(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         for _ in range(20):
             x = torch.tanh(x @ weight / 16)
         return x

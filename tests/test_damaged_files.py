@@ -3,6 +3,9 @@
 import shutil
 import warnings
 import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import minari
 import numpy as np
@@ -20,30 +23,30 @@ from sb3_pwm.datasets import from_minari, from_npz, from_replay_buffer, from_tdm
 FAST, SLOW = 20, 500
 
 
-def flip(content, rng):
+def flip(content: bytearray, rng: np.random.Generator) -> bytearray:
     content[rng.integers(len(content))] ^= 1 << rng.integers(8)
     return content
 
 
-def cut(content, rng):
+def cut(content: bytearray, rng: np.random.Generator) -> bytearray:
     return content[: rng.integers(len(content))]
 
 
-def overwrite(content, rng):
+def overwrite(content: bytearray, rng: np.random.Generator) -> bytearray:
     start = rng.integers(len(content))
     block = rng.integers(0, 256, rng.integers(1, 600), np.uint8).tobytes()
     content[start : start + len(block)] = block[: len(content) - start]
     return content
 
 
-def zero(content, rng):
+def zero(content: bytearray, rng: np.random.Generator) -> bytearray:
     start = rng.integers(len(content))
     length = min(rng.integers(1, 5_000), len(content) - start)
     content[start : start + length] = bytes(length)
     return content
 
 
-def mutate(path, seed):
+def mutate(path: Path, seed: int) -> None:
     """Damage a file; in every fifth zip file two parts change places."""
     rng = np.random.default_rng(seed)
     if seed % 5 == 4 and zipfile.is_zipfile(path):
@@ -59,7 +62,7 @@ def mutate(path, seed):
     path.write_bytes(change(bytearray(path.read_bytes()), rng))
 
 
-def numbers_of(buffer):
+def numbers_of(buffer: Any) -> dict[str, torch.Tensor]:
     """Return everything that a buffer holds."""
     names = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts", "pos", "full")
     return {name: torch.as_tensor(np.asarray(getattr(buffer, name))) for name in names}
@@ -68,32 +71,32 @@ def numbers_of(buffer):
 class ModelFile:
     """A model, loaded in the usual way and without pickles."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         self.path = folder / "model.zip"
         make().learn(40).save(self.path)
 
-    def load(self):
+    def load(self) -> list[dict[str, Any]]:
         models = [PWM.load(self.path, device="cpu", weights_only=weights_only) for weights_only in (False, True)]
         arguments = [{k: v for k, v in vars(m).items() if isinstance(v, int | float | str)} for m in models]
         return [flat_state(models[0].get_parameters()), flat_state(models[1].get_parameters()), *arguments]
 
 
 class WorldModelFile:
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         self.path = folder / "world.pt"
         make().learn(40).save_world_model(self.path)
 
-    def load(self):
+    def load(self) -> dict[str, Any]:
         model = make(seed=7).load_world_model(self.path)
         return flat_state([model.get_parameters()["policy"], model.n_model_updates])
 
 
 class BufferFile:
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         self.path = folder / "buffer.pkl"
         make().learn(40).save_replay_buffer(self.path)
 
-    def load(self):
+    def load(self) -> list[dict[str, torch.Tensor]]:
         model = make()
         model.load_replay_buffer(self.path)
         return [numbers_of(model.replay_buffer), numbers_of(from_replay_buffer(self.path))]
@@ -105,7 +108,7 @@ class SacBufferFile(BufferFile):
     checksum = False
     errors = (ValueError, TypeError)
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         self.path = folder / "buffer.pkl"
         model = SAC("MlpPolicy", space_envs(), learning_starts=100, buffer_size=100, device="cpu", seed=0).learn(40)
         model.save_replay_buffer(self.path)
@@ -116,23 +119,23 @@ class NpzFile:
 
     knows_parts = False
 
-    def __init__(self, folder, save=np.savez):
+    def __init__(self, folder: Path, save: Callable[..., Any] = np.savez) -> None:
         self.path = folder / "data.npz"
         save(self.path, **flat(THREE))
 
-    def load(self):
+    def load(self) -> dict[str, torch.Tensor]:
         return numbers_of(from_npz(self.path, OBSERVATIONS, ACTIONS))
 
 
 class CompressedNpzFile(NpzFile):
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         super().__init__(folder, np.savez_compressed)
 
 
 class Tdmpc2File:
     knows_parts = False
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         self.path = folder / "chunk.pt"
         rng = torch.Generator().manual_seed(0)
         rows = {
@@ -144,7 +147,7 @@ class Tdmpc2File:
         rows["reward"][:, 0] = torch.nan
         torch.save(TensorDict(rows, batch_size=(3, 6)), self.path)
 
-    def load(self):
+    def load(self) -> dict[str, torch.Tensor]:
         return numbers_of(from_tdmpc2(self.path))
 
 
@@ -153,29 +156,29 @@ class MinariFolder:
 
     checksum = False
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         minari_dataset("test/three-v0", THREE, OBSERVATIONS)
         data = folder / "test" / "three-v0" / "data"
         self.paths = [data / "main_data.hdf5", data / "metadata.json"]
 
-    def choose(self, seed):
+    def choose(self, seed: int) -> None:
         self.path = self.paths[seed % 7 == 0]
 
-    def load(self):
+    def load(self) -> dict[str, torch.Tensor]:
         return numbers_of(from_minari("test/three-v0"))
 
 
 KINDS = [ModelFile, WorldModelFile, BufferFile, SacBufferFile, NpzFile, CompressedNpzFile, Tdmpc2File, MinariFolder]
 
 
-def equal(first, second):
+def equal(first: Any, second: Any) -> bool:
     first, second = flat_state(first), flat_state(second)
     return first.keys() == second.keys() and all(
         torch.equal(a, second[k]) if isinstance(a, torch.Tensor) else a == second[k] for k, a in first.items()
     )
 
 
-def attack(kind, count, folder, monkeypatch):
+def attack(kind: Any, count: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, int]:
     """Load ``count`` damaged files; return how many were refused, how many read as written, how many read otherwise."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder))
     file = kind(folder)
@@ -206,21 +209,22 @@ def attack(kind, count, folder, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_files(kind, tmp_path, monkeypatch):
+def test_damaged_files(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused, _, _ = attack(kind, FAST, tmp_path, monkeypatch)
     assert refused >= FAST // 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_damaged_files(kind, tmp_path, monkeypatch):
+def test_many_damaged_files(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused, whole, changed = attack(kind, SLOW, tmp_path, monkeypatch)
     print(f"{kind.__name__}: {SLOW} damaged, {refused} refused, {whole} read as written, {changed} changed")
     assert refused + whole + changed == SLOW
 
 
-def test_missing_files_are_missing(tmp_path, monkeypatch):
+def test_missing_files_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    load: Callable[..., Any]
     for load in (PWM.load, make().set_parameters, make().load_replay_buffer, make().load_world_model, from_npz):
         with pytest.raises(FileNotFoundError):
             load(str(tmp_path / "none"))

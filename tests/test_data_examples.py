@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -32,21 +33,21 @@ SETTINGS = [
 
 
 @pytest.fixture(autouse=True)
-def _examples(monkeypatch):
+def _examples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
 
-def run(monkeypatch, script, *arguments):
+def run(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: Any) -> None:
     monkeypatch.setattr(sys, "argv", [script, *map(str, arguments), *SETTINGS])
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
 
 
-def rows_of(path):
+def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_from_single_tasks_to_many(tmp_path, monkeypatch):
+def test_from_single_tasks_to_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Collect from two tasks, learn from one of them alone, then from both."""
     for env in ("Pendulum-v1", "MountainCarContinuous-v0"):
         run(monkeypatch, "collect.py", "--env", env, "--steps", 60, "--episodes", 1, "--out", tmp_path / env)
@@ -106,11 +107,14 @@ def test_from_single_tasks_to_many(tmp_path, monkeypatch):
     ]
     subprocess.run([sys.executable, *map(str, script), "--out", str(tmp_path / "jobs.csv")], check=True)
     key = ("environment", "algorithm", "updates", "return_mean", "value_calibration", "imagined_return")
-    figures = [sorted([row[name] for name in key] for row in rows) for rows in (many, rows_of(tmp_path / "jobs.csv"))]
-    assert figures[0] == figures[1]
+    tables: Any = (many, rows_of(tmp_path / "jobs.csv"))
+    compared = [sorted([row[name] for name in key] for row in rows) for rows in tables]
+    assert compared[0] == compared[1]
 
 
-def test_data_of_another_algorithm(tmp_path, monkeypatch, capsys):
+def test_data_of_another_algorithm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """SAC's buffer, its evaluations while it learns and the best of them; PWM learns from its first steps."""
     arguments = ["--algo", "sac", "--env", "Pendulum-v1", "--steps", 120, "--every", 40, "--episodes", 1, "--npz"]
     script = [*map(str, arguments), "--set=learning_starts=100", "--set=batch_size=8", "--out", str(tmp_path / "sac")]
@@ -143,7 +147,7 @@ def test_data_of_another_algorithm(tmp_path, monkeypatch, capsys):
     assert (row["data"], row["transitions"], row["updates"]) == ("sac", "80", "2")
 
 
-def test_data_are_read_by_their_kind(tmp_path):
+def test_data_are_read_by_their_kind(tmp_path: Path) -> None:
     read_data = importlib.import_module("offline_curve").read_data
     env = gym.make("Pendulum-v1")
     sac = SAC("MlpPolicy", env, learning_starts=50, buffer_size=30, device="cpu", seed=0).learn(40)
@@ -152,14 +156,16 @@ def test_data_are_read_by_their_kind(tmp_path):
     assert buffer.size() == 30
     np.testing.assert_array_equal(buffer.rewards[:, 0], np.roll(sac.replay_buffer.rewards[:, 0], 20))
     names = ("observations", "next_observations")
-    arrays = {name: getattr(buffer, name)[:, 0] for name in names} | {"actions": 2 * buffer.actions[:, 0]}
+    arrays: dict[str, Any] = {name: getattr(buffer, name)[:, 0] for name in names} | {
+        "actions": 2 * buffer.actions[:, 0]
+    }
     arrays |= {"rewards": buffer.rewards[:, 0], "terminals": np.zeros(30), "timeouts": buffer.timeouts[:, 0]}
     np.savez(tmp_path / "sac.npz", **arrays)
     again = read_data(tmp_path / "sac.npz", env)
     np.testing.assert_allclose(again.actions, buffer.actions, atol=1e-6)  # rescaled from [-2, 2]
 
 
-def test_first_steps():
+def test_first_steps() -> None:
     """Rewards count steps; what is left out is gone, and an episode that it belonged to is cut off there."""
     module = importlib.import_module("offline_curve")
     for n_steps, capacity in ((30, 40), (12, 12), (12, 20)):
@@ -172,19 +178,21 @@ def test_first_steps():
 
 
 @pytest.fixture
-def many():
+def many() -> PWM:
     """A model of two tasks with a little data of each."""
     module = importlib.import_module("offline_curve")
     envs = {name: gym.make(name) for name in ("Pendulum-v1", "MountainCarContinuous-v0")}
     tasks = TaskSet.from_envs({name: name for name in envs})
     data = {n: from_arrays(module.random_data(e, 60, 0), e.observation_space, e.action_space) for n, e in envs.items()}
     policy_kwargs = SMALL_POLICY | {"task_set": tasks}
-    settings = {name: value for name, value in SMALL.items() if name != "buffer_size"}
+    settings: dict[str, Any] = {name: value for name, value in SMALL.items() if name != "buffer_size"}
     model = PWM.from_dataset(from_tasks(tasks, data), "MultiTaskPolicy", policy_kwargs=policy_kwargs, **settings)
     return model.pretrain(3)
 
 
-def test_the_prior_leaves_the_world_model_alone_and_never_asks_its_dynamics(many, monkeypatch):
+def test_the_prior_leaves_the_world_model_alone_and_never_asks_its_dynamics(
+    many: PWM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = importlib.import_module("multitask_offline")
     start = many.extract("Pendulum-v1", 0)
     monkeypatch.setattr("sb3_pwm.world_model.WorldModel.next_latents", None)
@@ -199,7 +207,7 @@ def test_the_prior_leaves_the_world_model_alone_and_never_asks_its_dynamics(many
     assert changed == learnt | {"entropy_coefficient", "return_scale", "latent_scale"}
 
 
-def test_the_prior_maximises_the_mean_of_the_critics(many):
+def test_the_prior_maximises_the_mean_of_the_critics(many: PWM) -> None:
     model = many.extract("Pendulum-v1", 0)
     learner, policy = importlib.import_module("multitask_offline").PriorLearner(model), model.policy
     latents = torch.rand(6, policy.world_model.latent_dim)
@@ -213,7 +221,7 @@ def test_the_prior_maximises_the_mean_of_the_critics(many):
     assert any(gradient.abs().sum() > 0 for gradient in gradients)
 
 
-def test_success_at_the_end_of_an_episode_and_at_any_step():
+def test_success_at_the_end_of_an_episode_and_at_any_step() -> None:
     successes = Successes()
     assert successes.rates == {}
     for done, info in (
@@ -229,7 +237,7 @@ def test_success_at_the_end_of_an_episode_and_at_any_step():
     assert successes.rates == {"success_rate": 0.5, "success_once_rate": 0.75}
 
 
-def test_settings_of_the_scripts(capsys):
+def test_settings_of_the_scripts(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     importlib.import_module("learning_curve").add_settings(parser)
     args = parser.parse_args(["--set", "gamma=0.9", "--set", 'policy_kwargs={"a": [1]}', "--set", 'critic="v"'])
@@ -240,7 +248,7 @@ def test_settings_of_the_scripts(capsys):
         assert f"argument --set: invalid setting value: '{wrong}'" in capsys.readouterr().err
 
 
-def test_noise_of_scripted_experts():
+def test_noise_of_scripted_experts() -> None:
     expert = SimpleNamespace(get_action=lambda observation: np.array([0.5, -0.5, 3.0, observation[0]]))
     observation, rng = np.full(39, 0.25, np.float32), np.random.default_rng(0)
     assert noisy_expert(expert, 0.0, rng)(observation).tolist() == [0.5, -0.5, 1, 0.25]
@@ -254,7 +262,7 @@ def test_noise_of_scripted_experts():
     np.testing.assert_allclose(uniform.std(0), 3**-0.5, atol=0.05)
 
 
-def test_recorded_episodes_are_in_the_d4rl_layout():
+def test_recorded_episodes_are_in_the_d4rl_layout() -> None:
     env, rows = TruthEnv(), []
     for _ in range(2):  # of 5 steps with a termination, and of 6 with a time-out
         own, successes = record_episode(env, lambda observation: np.array([0.5], np.float32))

@@ -1,6 +1,8 @@
 """Values that a data set may not hold, and those that it may."""
 
 import pickle
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ from sb3_pwm.replay import checks as buffer_checks
 @pytest.mark.parametrize("timeouts", [False, True])
 @pytest.mark.parametrize("space", [np.float32, np.float64])
 @pytest.mark.parametrize(("first", "following"), [(np.float64, np.float32), (np.float32, np.float64)])
-def test_observations_of_two_precisions_follow_each_other(first, following, space, timeouts):
+def test_observations_of_two_precisions_follow_each_other(
+    first: Any, following: Any, space: Any, timeouts: bool
+) -> None:
     """One episode of five steps, then one of three, whose observations are rounded in one of the two fields."""
     data = flat([episode(0, 5), episode(1, 3)])
     exact = {name: data[name].astype(np.float64) + 0.1 for name in ("observations", "next_observations")}
@@ -28,10 +32,10 @@ def test_observations_of_two_precisions_follow_each_other(first, following, spac
     assert np.flatnonzero(buffer.dones).tolist() == [4, 7]
 
 
-def test_whole_numbers_are_compared_as_they_are():
+def test_whole_numbers_are_compared_as_they_are() -> None:
     """Where nothing is a float nothing is rounded: 2**24 and 2**24 + 1 are one float32."""
     steps = np.array([[0], [2**24], [2**24 + 2]])
-    data = {
+    data: dict[str, Any] = {
         "observations": steps,
         "next_observations": np.array([[2**24 + 1], [2**24 + 2], [7]]),
         "actions": np.zeros((3, 1)),
@@ -45,7 +49,7 @@ def test_whole_numbers_are_compared_as_they_are():
 IMAGES = spaces.Box(0, 255, (1, 2, 2), np.uint8)
 
 
-def steps_of(observations, length=2):
+def steps_of(observations: Any, length: int = 2) -> Episode:
     """The fields beside some observations."""
     return Episode(observations, np.zeros((length, 2), np.float32), np.zeros(length, np.float32), terminated=False)
 
@@ -65,15 +69,15 @@ def steps_of(observations, length=2):
         (spaces.Dict(a=IMAGES), [0, 1, 1.5], r"\['a'\] hold 1\.5 in row 2"),
     ],
 )
-def test_observations_that_storing_would_change(space, values, message):
-    part = space["a"] if isinstance(space, spaces.Dict) else space
+def test_observations_that_storing_would_change(space: spaces.Space[Any], values: list[Any], message: str) -> None:
+    part: Any = space["a"] if isinstance(space, spaces.Dict) else space
     observations = np.stack([np.full(part.shape, value, np.array(values).dtype) for value in values])
     keyed = {"a": observations} if isinstance(space, spaces.Dict) else observations
     with pytest.raises(ValueError, match="it, episode 0: observations.*" + message):
         build_buffer([steps_of(keyed)], 2, space, ACTIONS, source="it")
 
 
-def test_rows_count_from_the_start_also_in_later_blocks(monkeypatch):
+def test_rows_count_from_the_start_also_in_later_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffer_checks, "BLOCK_VALUES", 4)
     values = np.zeros((9, 2))
     values[7, 1] = np.nan
@@ -89,24 +93,24 @@ def test_rows_count_from_the_start_also_in_later_blocks(monkeypatch):
     ("space", "top"),
     [(IMAGES, 255), (spaces.Discrete(3), 2), (spaces.MultiDiscrete([2, 2]), 1), (spaces.MultiBinary(2), 1)],
 )
-def test_whole_numbers_of_any_type_are_stored(space, top, dtype):
-    observations = np.full((3, *space.shape), top).astype(dtype)
+def test_whole_numbers_of_any_type_are_stored(space: spaces.Space[Any], top: int, dtype: Any) -> None:
+    observations = np.full((3, *(space.shape or ())), top).astype(dtype)
     observations[0] = 0
     buffer = build_buffer([steps_of(observations)], 2, space, ACTIONS, source="it")
     assert buffer.observations[:, 0].reshape(2, -1).tolist() == observations[:2].reshape(2, -1).tolist()
     assert buffer.next_observations[1].max() == buffer.next_observations[1].min() == top
 
 
-def test_a_file_with_scaled_images_is_named(tmp_path):
+def test_a_file_with_scaled_images_is_named(tmp_path: Path) -> None:
     images = np.random.default_rng(0).random((3, 1, 2, 2))
     zeros = np.zeros(3)
-    data = {"rewards": zeros, "terminals": zeros, "timeouts": zeros, "actions": np.zeros((3, 2))}
+    data: dict[str, Any] = {"rewards": zeros, "terminals": zeros, "timeouts": zeros, "actions": np.zeros((3, 2))}
     np.savez(tmp_path / "images.npz", observations=images, **data)
     with pytest.raises(ValueError, match=r"images\.npz, episode 0: observations hold 0\.\d+ in row 0"):
         from_npz(tmp_path / "images.npz", IMAGES)
 
 
-def test_action_bounds_without_room_between_them():
+def test_action_bounds_without_room_between_them() -> None:
     data = flat(THREE)
     data["actions"][:, 1] = 0
     bounds = spaces.Box(np.array([-2, 0], np.float32), np.array([2, 0], np.float32))
@@ -114,7 +118,7 @@ def test_action_bounds_without_room_between_them():
         from_arrays(data, OBSERVATIONS, bounds)
 
 
-def test_action_bounds_whose_difference_is_no_number():
+def test_action_bounds_whose_difference_is_no_number() -> None:
     most = float(np.finfo(np.float32).max)
     with pytest.raises(ValueError, match="float32 cannot hold the difference"):
         from_arrays(flat(THREE), OBSERVATIONS, spaces.Box(-most, most, (2,), np.float32))
@@ -131,13 +135,13 @@ def test_action_bounds_whose_difference_is_no_number():
         (spaces.Text(3), r"the observation space is Text\("),
     ],
 )
-def test_observation_spaces_that_no_policy_has(space, message, tmp_path):
+def test_observation_spaces_that_no_policy_has(space: spaces.Space[Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         from_arrays(flat(THREE), space, ACTIONS, directory=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_rows_that_follow_are_found_in_blocks(monkeypatch):
+def test_rows_that_follow_are_found_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     data = flat(THREE)
     del data["timeouts"]
     whole = from_arrays(data, OBSERVATIONS, ACTIONS)
@@ -145,26 +149,26 @@ def test_rows_that_follow_are_found_in_blocks(monkeypatch):
     np.testing.assert_array_equal(from_arrays(data, OBSERVATIONS, ACTIONS).timeouts, whole.timeouts)
 
 
-def test_what_is_no_array_is_named():
-    data = flat(THREE) | {"infos": [[1], [1, 2]]}
+def test_what_is_no_array_is_named() -> None:
+    data: dict[str, Any] = flat(THREE) | {"infos": [[1], [1, 2]]}
     assert from_arrays(data, OBSERVATIONS, ACTIONS).size() == 8  # not asked for
     with pytest.raises(ValueError, match="the data: rewards are no array"):
         from_arrays(data | {"rewards": [[1], [1, 2]]}, OBSERVATIONS, ACTIONS)
 
 
-def sb3_buffer(space=OBSERVATIONS):
+def sb3_buffer(space: spaces.Space[Any] = OBSERVATIONS) -> Any:
     """Four steps in a ring of six rows and two environments; no number in the empty rows counts."""
-    kind = DictReplayBuffer if isinstance(space, spaces.Dict) else ReplayBuffer
+    kind: Any = DictReplayBuffer if isinstance(space, spaces.Dict) else ReplayBuffer
     buffer = kind(12, space, ACTIONS, device="cpu", n_envs=2)
     for _ in range(4):
-        first = {"a": np.zeros((2, 3))} if kind is DictReplayBuffer else np.zeros((2, *space.shape))
+        first = {"a": np.zeros((2, 3))} if kind is DictReplayBuffer else np.zeros((2, *(space.shape or ())))
         buffer.add(first, first, np.zeros((2, 2)), np.ones(2), np.zeros(2), [{}, {}])
     buffer.rewards[4:] = np.nan
     return buffer
 
 
 @pytest.mark.parametrize("field", ["observations", "next_observations", "actions", "rewards"])
-def test_an_sb3_buffer_with_numbers_that_are_not_finite(tmp_path, field):
+def test_an_sb3_buffer_with_numbers_that_are_not_finite(tmp_path: Path, field: str) -> None:
     buffer = sb3_buffer()
     assert np.isfinite(from_replay_buffer(buffer).rewards).all()
     getattr(buffer, field)[2, 1] = np.nan
@@ -176,7 +180,7 @@ def test_an_sb3_buffer_with_numbers_that_are_not_finite(tmp_path, field):
         from_replay_buffer(tmp_path / "bad.pkl")
 
 
-def test_an_sb3_buffer_with_observations_outside_its_space():
+def test_an_sb3_buffer_with_observations_outside_its_space() -> None:
     buffer = sb3_buffer(spaces.Dict(a=OBSERVATIONS))
     buffer.next_observations["a"][3, 0, 1] = np.inf
     with pytest.raises(ValueError, match=r"next_observations\['a'\] are not finite in row 3"):
@@ -192,7 +196,7 @@ def test_an_sb3_buffer_with_observations_outside_its_space():
     [b"", b"no pickle", b"cno_such_module\nThing\n.", pickle.dumps(sb3_buffer())[:99]],
     ids=["empty", "no pickle", "unknown class", "cut"],
 )
-def test_a_bad_pickle_is_named(tmp_path, content):
+def test_a_bad_pickle_is_named(tmp_path: Path, content: Any) -> None:
     (tmp_path / "bad.pkl").write_bytes(content)
     with pytest.raises(ValueError, match=r"cannot read .*bad\.pkl as a replay buffer: ") as info:
         from_replay_buffer(tmp_path / "bad.pkl")

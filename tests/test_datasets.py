@@ -1,5 +1,8 @@
 import pickle
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import minari
@@ -20,7 +23,7 @@ lengths = st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_
 
 
 @given(lengths, st.integers(0, 5))
-def test_arrays(cases, room):
+def test_arrays(cases: list[tuple[int, bool]], room: int) -> None:
     episodes = [episode(i, length, terminated=terminated) for i, (length, terminated) in enumerate(cases)]
     n = sum(len(e.rewards) for e in episodes)
     buffer = from_arrays(flat(episodes), OBSERVATIONS, ACTIONS, buffer_size=n + room)
@@ -30,7 +33,7 @@ def test_arrays(cases, room):
 
 
 @given(lengths)
-def test_arrays_without_timeouts_end_where_the_next_row_does_not_follow(cases):
+def test_arrays_without_timeouts_end_where_the_next_row_does_not_follow(cases: list[tuple[int, bool]]) -> None:
     episodes = [episode(i, length, terminated=terminated) for i, (length, terminated) in enumerate(cases)]
     data = flat(episodes)
     del data["timeouts"]
@@ -38,18 +41,19 @@ def test_arrays_without_timeouts_end_where_the_next_row_does_not_follow(cases):
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=6).filter(lambda lengths: max(lengths) > 1))
-def test_arrays_without_next_observations_lose_the_last_step_of_each_episode(cases):
+def test_arrays_without_next_observations_lose_the_last_step_of_each_episode(cases: list[int]) -> None:
     data = flat([episode(i, length) for i, length in enumerate(cases)])
     del data["next_observations"]
+    recorded: list[Any] = [episode(i, length) for i, length in enumerate(cases)]
     kept = [
         Episode(e.observations[:-1], e.actions[:-1], e.rewards[:-1], terminated=False)
-        for e in (episode(i, length) for i, length in enumerate(cases))
+        for e in recorded
         if len(e.rewards) > 1
     ]
     check_holds(from_arrays(data, OBSERVATIONS, ACTIONS), kept)
 
 
-def test_npz_with_the_spaces_that_its_arrays_suggest(tmp_path):
+def test_npz_with_the_spaces_that_its_arrays_suggest(tmp_path: Path) -> None:
     data = flat(THREE)
     data["actions"] = data["actions"] / 2
     data["rewards"] = data["rewards"][:, None]
@@ -60,7 +64,7 @@ def test_npz_with_the_spaces_that_its_arrays_suggest(tmp_path):
     np.testing.assert_allclose(buffer.actions[:, 0], data["actions"], atol=1e-6)
 
 
-def test_arrays_in_files(tmp_path):
+def test_arrays_in_files(tmp_path: Path) -> None:
     buffer = from_arrays(flat(THREE), OBSERVATIONS, ACTIONS, buffer_size=20, directory=tmp_path / "new")
     check_holds(buffer, THREE)
     assert isinstance(buffer.next_observations, np.memmap)
@@ -71,15 +75,15 @@ def test_arrays_in_files(tmp_path):
     assert samples.rewards.shape == (3, 5)
 
 
-def change(name, row, value):
-    def apply(data):
+def change(name: str, row: int, value: Any) -> Callable[..., Any]:
+    def apply(data: dict[str, Any]) -> None:
         data[name] = data[name].astype(np.float64)
         data[name][row] = value
 
     return apply
 
 
-def drop(*names):
+def drop(*names: Any) -> Callable[..., Any]:
     return lambda data: [data.pop(name) for name in names]
 
 
@@ -104,7 +108,7 @@ def drop(*names):
         (lambda data: data.update(rewards=data["rewards"].astype(str)), "rewards are of type .*expected numbers"),
     ],
 )
-def test_bad_arrays(damage, message):
+def test_bad_arrays(damage: Callable[..., Any], message: str) -> None:
     data = flat(THREE)
     damage(data)
     with pytest.raises(ValueError, match=message):
@@ -124,16 +128,17 @@ def test_bad_arrays(damage, message):
         ({"observation_space": spaces.Dict(a=OBSERVATIONS)}, ValueError, r"must have the keys \['a'\]"),
     ],
 )
-def test_bad_arguments(arguments, error, message):
+def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         from_arrays(flat(THREE), **{"observation_space": OBSERVATIONS, "action_space": ACTIONS} | arguments)
 
 
-def test_episodes_that_are_not_as_many_as_announced():
+def test_episodes_that_are_not_as_many_as_announced() -> None:
     for n_steps, message in ((7, "goes beyond the 7 steps"), (9, "holds 8 steps, not the 9"), (0, "holds no steps")):
         with pytest.raises(ValueError, match=message):
             build_buffer(iter(THREE), n_steps, OBSERVATIONS, ACTIONS, source="it")
-    keyed = THREE[0]._replace(observations={"b": THREE[0].observations})
+    observations: Any = THREE[0].observations
+    keyed = THREE[0]._replace(observations={"b": observations})
     with pytest.raises(ValueError, match=r"must have the keys \['a'\]"):
         build_buffer([keyed], 4, spaces.Dict(a=OBSERVATIONS), ACTIONS, source="it")
     empty = Episode(np.zeros((1, 3)), np.zeros((0, 2)), np.zeros(0), terminated=False)
@@ -142,7 +147,7 @@ def test_episodes_that_are_not_as_many_as_announced():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_damaged_npz_file_is_refused_or_read_whole(tmp_path, seed):
+def test_a_damaged_npz_file_is_refused_or_read_whole(tmp_path: Path, seed: int) -> None:
     """The file names itself in the error, or the data are those of a whole file."""
     path = tmp_path / "data.npz"
     np.savez(path, **flat(THREE))
@@ -156,8 +161,8 @@ def test_a_damaged_npz_file_is_refused_or_read_whole(tmp_path, seed):
         assert np.isfinite(buffer.rewards).all()
 
 
-def test_an_npz_file_is_never_unpickled(tmp_path):
-    data = flat(THREE) | {"rewards": np.array([object()], dtype=object)}
+def test_an_npz_file_is_never_unpickled(tmp_path: Path) -> None:
+    data: dict[str, Any] = flat(THREE) | {"rewards": np.array([object()], dtype=object)}
     np.savez(tmp_path / "data.npz", **data)
     with pytest.raises(ValueError, match=r"data\.npz as \.npz: rewards: Object arrays cannot be loaded"):
         from_npz(tmp_path / "data.npz")
@@ -165,10 +170,10 @@ def test_an_npz_file_is_never_unpickled(tmp_path):
         from_npz(tmp_path / "none.npz")
 
 
-def sb3_buffer(n_envs, steps, capacity, *, keys=False):
+def sb3_buffer(n_envs: int, steps: int, capacity: int, *, keys: bool = False) -> Any:
     """A buffer in which env e's reward at step t is 100 e + t, with episodes of 4 steps that end in either way."""
     space = spaces.Dict(a=OBSERVATIONS) if keys else OBSERVATIONS
-    kind = DictReplayBuffer if keys else ReplayBuffer
+    kind: Any = DictReplayBuffer if keys else ReplayBuffer
     buffer = kind(capacity * n_envs, space, ACTIONS, device="cpu", n_envs=n_envs)
     for t in range(steps):
         values = np.stack([np.full(3, 100 * e + t, np.float32) for e in range(n_envs)])
@@ -181,7 +186,7 @@ def sb3_buffer(n_envs, steps, capacity, *, keys=False):
 
 @pytest.mark.parametrize("keys", [False, True])
 @pytest.mark.parametrize(("n_envs", "steps", "capacity"), [(1, 6, 10), (3, 10, 10), (2, 25, 10)])
-def test_sb3_buffers_of_several_environments(n_envs, steps, capacity, keys):
+def test_sb3_buffers_of_several_environments(n_envs: int, steps: int, capacity: int, keys: bool) -> None:
     source = sb3_buffer(n_envs, steps, capacity, keys=keys)
     buffer = from_replay_buffer(source, buffer_size=40)
     size = min(steps, capacity)
@@ -199,7 +204,7 @@ def test_sb3_buffers_of_several_environments(n_envs, steps, capacity, keys):
     np.testing.assert_array_equal(buffer.timeouts[:n, 0], cut | (last & ~ends))
 
 
-def test_a_buffer_that_td3_saved(tmp_path):
+def test_a_buffer_that_td3_saved(tmp_path: Path) -> None:
     td3 = TD3("MlpPolicy", gym.make("Pendulum-v1"), learning_starts=1000, device="cpu").learn(250)
     td3.save_replay_buffer(tmp_path / "buffer")
     buffer = from_replay_buffer(tmp_path / "buffer.pkl")
@@ -211,7 +216,7 @@ def test_a_buffer_that_td3_saved(tmp_path):
     assert model.n_model_updates == 2
 
 
-def test_other_pickles_are_refused(tmp_path):
+def test_other_pickles_are_refused(tmp_path: Path) -> None:
     (tmp_path / "list.pkl").write_bytes(pickle.dumps([1]))
     with pytest.raises(TypeError, match="not list"):
         from_replay_buffer(tmp_path / "list.pkl")
@@ -222,11 +227,16 @@ def test_other_pickles_are_refused(tmp_path):
 
 
 @pytest.fixture
-def minari_home(tmp_path, monkeypatch):
+def minari_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
 
 
-def minari_dataset(name, episodes, observation_space, action_space=ACTIONS):
+def minari_dataset(
+    name: str,
+    episodes: Sequence[Episode],
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any] = ACTIONS,
+) -> Any:
     """Let minari write a data set, and read it again."""
     buffers = [
         minari.data_collector.EpisodeBuffer(
@@ -245,14 +255,15 @@ def minari_dataset(name, episodes, observation_space, action_space=ACTIONS):
     return minari.load_dataset(name)
 
 
-def test_minari(minari_home):
+def test_minari(minari_home: None) -> None:
     dataset = minari_dataset("test/three-v0", THREE, OBSERVATIONS)
     check_holds(from_minari(dataset), THREE)
     check_holds(from_minari("test/three-v0", buffer_size=100), THREE)
 
 
-def test_minari_with_dict_observations(minari_home):
-    keyed = [Episode({"a b": e.observations, "c": e.observations[:, :1]}, *e[1:]) for e in THREE]
+def test_minari_with_dict_observations(minari_home: None) -> None:
+    alone: list[Any] = THREE
+    keyed = [Episode({"a b": e.observations, "c": e.observations[:, :1]}, *e[1:]) for e in alone]
     space = spaces.Dict({"a b": OBSERVATIONS, "c": spaces.Box(-np.inf, np.inf, (1,), np.float32)})
     buffer = from_minari(minari_dataset("test/keys-v0", keyed, space))
     assert buffer.observation_space == space
@@ -260,7 +271,7 @@ def test_minari_with_dict_observations(minari_home):
     assert PWM("MultiInputPolicy", make_env(space), device="cpu").observation_space == space
 
 
-def test_minari_with_images_has_their_channels_first(minari_home):
+def test_minari_with_images_has_their_channels_first(minari_home: None) -> None:
     rng = np.random.default_rng(0)
     image = spaces.Box(0, 255, (36, 40, 3), np.uint8)
     images = [rng.integers(0, 256, (len(e.rewards) + 1, 36, 40, 3), dtype=np.uint8) for e in THREE]
@@ -273,20 +284,23 @@ def test_minari_with_images_has_their_channels_first(minari_home):
     model = PWM.from_dataset(buffer, "CnnPolicy", batch_size=2, critic_batch_size=2, device="cpu")
     assert model.observation_space == spaces.Box(0, 255, (3, 36, 40), np.uint8)
 
-    keyed = [e._replace(observations={"a": e.observations, "b": i}) for e, i in zip(THREE, images, strict=True)]
+    vectors: list[Any] = [e.observations for e in THREE]
+    pairs = zip(vectors, images, strict=True)
+    keyed = [e._replace(observations={"a": v, "b": i}) for e, (v, i) in zip(THREE, pairs, strict=True)]
     buffer = from_minari(minari_dataset("test/both-v0", keyed, spaces.Dict({"a": OBSERVATIONS, "b": image})))
-    assert buffer.observation_space["b"] == model.observation_space
+    both: Any = buffer.observation_space
+    assert both["b"] == model.observation_space
     np.testing.assert_array_equal(buffer.observations["b"][:, 0], expected)
     np.testing.assert_array_equal(buffer.observations["a"][:, 0], flat(THREE)["observations"])
 
 
-def make_env(space):
+def make_env(space: spaces.Space[Any]) -> gym.Env[Any, Any]:
     env = gym.Env()
     env.observation_space, env.action_space = space, ACTIONS
     return env
 
 
-def test_minari_with_discrete_actions_is_refused(minari_home):
+def test_minari_with_discrete_actions_is_refused(minari_home: None) -> None:
     discrete = [e._replace(actions=np.zeros(len(e.rewards), np.int64)) for e in THREE]
     dataset = minari_dataset("test/discrete-v0", discrete, OBSERVATIONS, spaces.Discrete(2))
     with pytest.raises(TypeError, match="must be a Box"):
@@ -294,7 +308,9 @@ def test_minari_with_discrete_actions_is_refused(minari_home):
 
 
 @pytest.mark.parametrize(("module", "read"), [("minari", from_minari), ("tensordict", from_tdmpc2)])
-def test_a_missing_library_names_the_extra(monkeypatch, tmp_path, module, read):
+def test_a_missing_library_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str, read: Callable[..., Any]
+) -> None:
     (tmp_path / "data.pt").touch()
     monkeypatch.setitem(sys.modules, module, None)
     extra = {"minari": "minari", "tensordict": "tdmpc2"}[module]

@@ -1,5 +1,7 @@
 """A decoder reads observations from latents, and nothing else learns from it."""
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -84,6 +86,7 @@ def test_the_model_does_not_change_and_gets_no_gradient(pendulum: PWM) -> None:
     gradients = [p.grad.clone() if p.grad is not None else None for p in pendulum.policy.parameters()]
     fit_latent_decoder(pendulum, "Pendulum-v1", updates=20)
     assert same(before, pendulum.policy.state_dict())
+    parameter: Any
     for parameter, gradient in zip(pendulum.policy.parameters(), gradients, strict=True):
         assert (parameter.grad is None) == (gradient is None)
         assert gradient is None or torch.equal(parameter.grad, gradient)

@@ -1,6 +1,8 @@
 import copy
 import pickle
 import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +17,10 @@ from sb3_pwm import SequenceReplayBuffer
 from sb3_pwm.buffers import sequence_buffer_class
 from sb3_pwm.datasets import from_replay_buffer
 from sb3_pwm.replay.device_copy import DeviceCopy, free_memory, record_type
+from sb3_pwm.type_aliases import SequenceSamples
 
 CPU = torch.device("cpu")
-SPACES = {
+SPACES: dict[str, spaces.Space[Any]] = {
     "vector": BOX,
     "image": spaces.Box(0, 255, (3, 5, 2), np.uint8),  # 30 bytes, not a whole number of words
     "discrete": spaces.Discrete(7),
@@ -26,23 +29,23 @@ SPACES = {
 }
 
 
-def let_cpu_have_copies(monkeypatch, free=2**40):
+def let_cpu_have_copies(monkeypatch: pytest.MonkeyPatch, free: int = 2**40) -> None:
     """Let the CPU pass for a device that gets a copy of the buffer."""
     monkeypatch.setattr("sb3_pwm.buffers.COPY_DEVICES", ("cpu",))
     monkeypatch.setattr("sb3_pwm.buffers.free_memory", lambda device: free)
 
 
 @pytest.fixture
-def copies(monkeypatch):
+def copies(monkeypatch: pytest.MonkeyPatch) -> None:
     let_cpu_have_copies(monkeypatch)
 
 
-def add(buffer, steps=1, seed=0):
+def add(buffer: Any, steps: int = 1, seed: int = 0) -> None:
     """Store random steps, of which a fifth end an episode."""
     random, n_envs = np.random.default_rng(seed), buffer.n_envs
     buffer.observation_space.seed(seed)
 
-    def observe():
+    def observe() -> Any:
         samples = [buffer.observation_space.sample() for _ in range(n_envs)]
         if isinstance(samples[0], dict):
             return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
@@ -54,25 +57,25 @@ def add(buffer, steps=1, seed=0):
         buffer.add(observe(), observe(), actions, rewards, random.random(n_envs) < 0.2, infos)
 
 
-def filled(space="vector", steps=20, n_envs=2, capacity=30):
+def filled(space: str = "vector", steps: int = 20, n_envs: int = 2, capacity: int = 30) -> SequenceReplayBuffer:
     buffer = sequence_buffer_class(SPACES[space])(capacity * n_envs, SPACES[space], ACTIONS, CPU, n_envs)
     add(buffer, steps)
     return buffer
 
 
-def on_host(buffer):
+def on_host(buffer: Any) -> SequenceReplayBuffer:
     """Return a buffer with the same arrays that stays on the host."""
     reference = SequenceReplayBuffer.from_replay_buffer(buffer)
     reference._stays_on_host = True
     return reference
 
 
-def sample(buffer, batch_size=8, length=3, seed=0):
+def sample(buffer: Any, batch_size: int = 8, length: int = 3, seed: int = 0) -> SequenceSamples:
     np.random.seed(seed)
     return buffer.sample_sequences(batch_size, length)
 
 
-def equal(first, second):
+def equal(first: Any, second: Any) -> bool:
     first, second = flat_state(first._asdict()), flat_state(second._asdict())
     return same(first, second) and all(first[key].dtype == second[key].dtype for key in second)
 
@@ -84,7 +87,9 @@ OPERATIONS = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(SPACES)), st.integers(1, 3), st.integers(2, 9), OPERATIONS, st.integers(1, 300))
-def test_windows_are_those_of_the_host(space, n_envs, capacity, operations, sent_bytes):
+def test_windows_are_those_of_the_host(
+    space: str, n_envs: int, capacity: int, operations: list[Any], sent_bytes: int
+) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         let_cpu_have_copies(monkeypatch)
         monkeypatch.setattr("sb3_pwm.replay.device_copy.SENT_BYTES", sent_bytes)
@@ -109,20 +114,21 @@ def test_windows_are_those_of_the_host(space, n_envs, capacity, operations, sent
                 buffer = SequenceReplayBuffer.from_replay_buffer(buffer)
 
 
-def test_windows_after_a_reset_hold_the_new_steps(copies):
+def test_windows_after_a_reset_hold_the_new_steps(copies: None) -> None:
     buffer = filled(steps=20)
     sample(buffer)
     add(buffer, 3, seed=1)
     buffer.reset()
     add(buffer, 8, seed=2)
-    samples, expected = sample(buffer), sample(on_host(buffer))
+    samples: Any = sample(buffer)
+    expected: Any = sample(on_host(buffer))
     valid = expected.mask.bool()
     assert torch.equal(samples.mask, expected.mask)
     assert torch.equal(samples.rewards[valid], expected.rewards[valid])
     assert torch.equal(samples.observations[1:][valid], expected.observations[1:][valid])
 
 
-def test_a_copy_is_one_and_not_the_arrays_themselves(copies):
+def test_a_copy_is_one_and_not_the_arrays_themselves(copies: None) -> None:
     buffer = filled(steps=30, capacity=30)
     before = sample(buffer)
     buffer.rewards += 1
@@ -133,7 +139,7 @@ def test_a_copy_is_one_and_not_the_arrays_themselves(copies):
 
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", "MultiInputPolicy"])
-def test_learning_is_the_same(monkeypatch, policy):
+def test_learning_is_the_same(monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
     states = []
     for free in (0, 2**40):
         let_cpu_have_copies(monkeypatch, free)
@@ -147,11 +153,11 @@ def test_learning_is_the_same(monkeypatch, policy):
     assert same(*states)
 
 
-def test_new_steps_travel_in_one_copy(copies, monkeypatch):
+def test_new_steps_travel_in_one_copy(copies: None, monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = filled(steps=10, capacity=12)
     sent = []
 
-    def staged(array, device):
+    def staged(array: np.ndarray, device: Any) -> torch.Tensor:
         sent.append(len(array))
         return torch.as_tensor(array)
 
@@ -174,15 +180,15 @@ def test_new_steps_travel_in_one_copy(copies, monkeypatch):
     assert sum(sent) == 17 + 12
 
 
-def test_sampling_reads_nothing_from_the_device(copies):
+def test_sampling_reads_nothing_from_the_device(copies: None) -> None:
     buffer = filled("mixed")
     with NoHostReads():
         sample(buffer)
 
 
-def test_a_copy_is_neither_saved_nor_copied(copies, tmp_path):
+def test_a_copy_is_neither_saved_nor_copied(copies: None, tmp_path: Path) -> None:
     model = make(truth_envs()).learn(30)
-    buffer = model.replay_buffer
+    buffer: Any = model.replay_buffer
     kept = vars(filled()).keys()
     assert buffer._device_copy is not None
     model.save_replay_buffer(tmp_path / "buffer.pkl")
@@ -196,7 +202,7 @@ def test_a_copy_is_neither_saved_nor_copied(copies, tmp_path):
     assert model.learn(30, reset_num_timesteps=False).replay_buffer._device_copy is not None
 
 
-def test_a_copy_that_does_not_fit_is_not_made(monkeypatch):
+def test_a_copy_that_does_not_fit_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     # two float32 observations of 3, an action of 2, reward, done and time-out, each in whole words: 64 bytes
     buffer = filled(capacity=50_000)
     let_cpu_have_copies(monkeypatch, free=12_799_999)
@@ -213,12 +219,12 @@ def test_a_copy_that_does_not_fit_is_not_made(monkeypatch):
 
 
 @pytest.mark.parametrize("when", ["__init__", "bring_up_to_date", "gather"])
-def test_out_of_memory_goes_on_from_the_host(copies, monkeypatch, when):
+def test_out_of_memory_goes_on_from_the_host(copies: None, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     buffer = filled(capacity=50_000)
     if when != "__init__":
         sample(buffer)
 
-    def fail(*args, **kwargs):
+    def fail(*args: Any, **kwargs: Any) -> None:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(DeviceCopy, when, fail)
@@ -229,7 +235,7 @@ def test_out_of_memory_goes_on_from_the_host(copies, monkeypatch, when):
     assert buffer._device_copy is None
 
 
-def test_arrays_in_files_are_not_copied(copies, tmp_path):
+def test_arrays_in_files_are_not_copied(copies: None, tmp_path: Path) -> None:
     buffer = from_replay_buffer(filled(), directory=tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -237,7 +243,7 @@ def test_arrays_in_files_are_not_copied(copies, tmp_path):
     assert buffer._device_copy is None
 
 
-def test_vec_normalize_works_on_the_host(copies):
+def test_vec_normalize_works_on_the_host(copies: None) -> None:
     env = VecNormalize(truth_envs(2))
     model = make(env).learn(40)
     assert model.replay_buffer._device_copy is None
@@ -245,13 +251,13 @@ def test_vec_normalize_works_on_the_host(copies):
     assert samples.observations.max() < 11 < raw.observations.max()
 
 
-def test_a_cpu_has_no_copy():
+def test_a_cpu_has_no_copy() -> None:
     buffer = filled()
     sample(buffer)
     assert buffer._device_copy is None
 
 
-def test_a_buffer_that_moves_gets_another_copy(copies):
+def test_a_buffer_that_moves_gets_another_copy(copies: None) -> None:
     buffer = filled()
     sample(buffer)
     first = buffer._device_copy
@@ -263,8 +269,8 @@ def test_a_buffer_that_moves_gets_another_copy(copies):
     assert buffer._device_copy is None
 
 
-def test_records_by_hand():
-    record = record_type(
+def test_records_by_hand() -> None:
+    record: Any = record_type(
         {"a": np.zeros((0, 1, 3), np.uint8), "b": np.zeros((0, 1), np.float32), "c": np.zeros((0, 1, 2, 2), int)}
     )
     assert {name: record.fields[name][1] for name in record.names} == {"a": 0, "b": 8, "c": 16}
@@ -274,7 +280,7 @@ def test_records_by_hand():
     rows = {"a": [[1, 2, 3], [4, 5, 6]], "b": [0.5, 1.5], "c": [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]}
     both = {name: np.array(values)[:, None] for name, values in rows.items()}
 
-    def read(rows):  # around the ring: first row 3, then row 0
+    def read(rows: slice) -> dict[str, Any]:  # around the ring: first row 3, then row 0
         return {name: values[:1] if rows.start == 3 else values[1:] for name, values in both.items()}
 
     held.bring_up_to_date(1, read)
@@ -285,7 +291,7 @@ def test_records_by_hand():
     assert held.n_stale == 0
 
 
-def test_free_memory_counts_what_torch_holds_back(monkeypatch):
+def test_free_memory_counts_what_torch_holds_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20)

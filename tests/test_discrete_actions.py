@@ -1,5 +1,8 @@
 import itertools
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -8,6 +11,7 @@ import torch
 from gymnasium import spaces
 from helpers import BOX, SMALL, SMALL_POLICY, NoHostReads, SpaceEnv, make, same, space_envs
 from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -27,6 +31,7 @@ from sb3_pwm.networks import CategoricalActor, CriticEnsemble
 from sb3_pwm.nn.action_codes import ActionCodes
 from sb3_pwm.returns import continuation_weights, imagined_returns
 from sb3_pwm.type_aliases import SequenceSamples
+from sb3_pwm.world_model import WorldModel
 
 DISCRETE, MULTI, BITS = spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)
 SPACES = (DISCRETE, MULTI, BITS)
@@ -42,7 +47,7 @@ CONTINUOUS = {  # sums of absolute parameters, at revision 725696a
 }
 
 
-def actor_of(codes, latent_dim=LATENT_DIM, hidden=(10,)):
+def actor_of(codes: ActionCodes, latent_dim: int = LATENT_DIM, hidden: tuple[int, ...] = (10,)) -> CategoricalActor:
     """A small actor that prefers some actions."""
     actor = CategoricalActor(latent_dim, codes, hidden).double()
     for parameter in actor.parameters():
@@ -50,14 +55,14 @@ def actor_of(codes, latent_dim=LATENT_DIM, hidden=(10,)):
     return actor
 
 
-def critics_of(codes, number=3):
+def critics_of(codes: ActionCodes, number: int = 3) -> CriticEnsemble:
     critics = CriticEnsemble(LATENT_DIM + codes.size, [10], number).double()
     for parameter in critics.parameters():
         nn.init.normal_(parameter, std=0.7)
     return critics
 
 
-def random_codes():
+def random_codes() -> ActionCodes:
     """Codes of 1 to 4 components with 1 to 5 categories, which start anywhere."""
     count = np.random.randint(1, 5)
     sizes, starts = np.random.randint(1, 6, count), np.random.randint(-3, 4, count)
@@ -66,7 +71,7 @@ def random_codes():
     return ActionCodes(tuple(sizes.tolist()), tuple(starts.tolist()))
 
 
-def all_integers(codes):
+def all_integers(codes: ActionCodes) -> torch.Tensor:
     ranges = [range(start, start + size) for size, start in zip(codes.sizes, codes.starts, strict=True)]
     return torch.tensor(list(itertools.product(*ranges)))
 
@@ -74,7 +79,7 @@ def all_integers(codes):
 # Codes
 
 
-def test_codes_are_one_hot_and_come_back():
+def test_codes_are_one_hot_and_come_back() -> None:
     for _ in range(60):
         codes = random_codes()
         actions = all_integers(codes)
@@ -93,7 +98,7 @@ def test_codes_are_one_hot_and_come_back():
 
 
 @pytest.mark.parametrize("space", [*SPACES, *SHIFTED], ids=str)
-def test_codes_of_spaces(space):
+def test_codes_of_spaces(space: spaces.Space[Any]) -> None:
     codes = action_codes(space)
     space.seed(0)
     actions = np.array([space.sample() for _ in range(50)])
@@ -101,7 +106,7 @@ def test_codes_of_spaces(space):
     assert torch.equal(codes.decode(codes.encode(stored)), stored.long())
 
 
-def test_numbers_have_no_codes():
+def test_numbers_have_no_codes() -> None:
     assert action_codes(BOX) is None
 
 
@@ -109,7 +114,7 @@ def test_numbers_have_no_codes():
 
 
 @pytest.mark.parametrize("codes", [ActionCodes((3,), (0,)), ActionCodes((2, 2), (0, 0)), ActionCodes((2, 3), (0, 0))])
-def test_entropy_and_probabilities_are_those_of_torch(codes):
+def test_entropy_and_probabilities_are_those_of_torch(codes: ActionCodes) -> None:
     actor, latents = actor_of(codes), torch.randn(4, LATENT_DIM, dtype=torch.float64)
     logits = actor.net(latents).split(list(codes.sizes), -1)
     parts = [Categorical(logits=part) for part in logits]
@@ -122,26 +127,27 @@ def test_entropy_and_probabilities_are_those_of_torch(codes):
     assert_close(actor.distance(latents, actions), -expected / len(codes.sizes))
 
 
-def test_actions_are_drawn_with_their_probabilities():
+def test_actions_are_drawn_with_their_probabilities() -> None:
     codes = ActionCodes((2, 3), (0, 0))
     actor, count = actor_of(codes), 40_000
     latents = torch.randn(1, LATENT_DIM, dtype=torch.float64)
     drawn = actor.sample(latents.expand(count, -1)).detach()
     assert set(drawn.unique().tolist()) == {0.0, 1.0}  # exactly
-    joint, log_probs = actor.all_actions(latents)
+    every: Any = actor.all_actions(latents)
+    joint, log_probs = every
     frequencies = (drawn @ joint.T == len(codes.sizes)).double().mean(0)
     probs = log_probs.exp()[0]
     assert_close(probs.sum(), torch.ones((), dtype=torch.float64))
     assert ((frequencies - probs).abs() < 5 * (probs / count).sqrt()).all()
 
 
-def test_an_untrained_actor_prefers_nothing():
+def test_an_untrained_actor_prefers_nothing() -> None:
     actor = CategoricalActor(LATENT_DIM, ActionCodes((2, 3), (0, 0)), [10])
     _, log_probs = actor.sample_with_log_prob(torch.randn(7, LATENT_DIM))
     assert_close(log_probs, torch.full((7,), -math.log(6)))
 
 
-def test_many_actions_are_not_enumerated():
+def test_many_actions_are_not_enumerated() -> None:
     actor = CategoricalActor(LATENT_DIM, ActionCodes((65,), (0,)), [10])
     assert actor.all_actions(torch.randn(1, LATENT_DIM)) is None
     critics = CriticEnsemble(LATENT_DIM + 65, [10], 2)
@@ -159,24 +165,26 @@ def test_many_actions_are_not_enumerated():
 class Table:
     """A world model whose latents are one-hot states: all is linear in state and code."""
 
-    def __init__(self, n_states, n_actions, square=False):
+    def __init__(self, n_states: int, n_actions: int, square: bool = False) -> None:
         self.transitions = torch.rand(n_states, n_actions, n_states, dtype=torch.float64).softmax(-1)
         self.reward = torch.randn(n_states, n_actions, dtype=torch.float64)
         self.value = torch.randn(n_states, n_actions, dtype=torch.float64)
         self.square = square
 
-    def next_latents(self, latents, actions, step):
+    def next_latents(self, latents: torch.Tensor, actions: torch.Tensor, step: int) -> torch.Tensor:
         return torch.einsum("bs,ba,sat->bt", latents, actions, self.transitions)
 
-    def outcomes(self, latents, actions, *, terminations):
+    def outcomes(
+        self, latents: torch.Tensor, actions: torch.Tensor, *, terminations: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         rewards = torch.einsum("hbs,hba,sa->hb", latents[:-1], actions, self.reward)
         rewards = rewards.square() if self.square else rewards
         return rewards, torch.ones_like(rewards)
 
-    def critics(self, latents, actions):
+    def critics(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         return torch.einsum("...s,...a,sa->...", latents, actions, self.value)[None]
 
-    def expected_return(self, probs, state, horizon, gamma):
+    def expected_return(self, probs: torch.Tensor, state: torch.Tensor, horizon: int, gamma: float) -> torch.Tensor:
         """The return of a policy that does not look at the state, from the value of every action."""
         if not horizon:
             return probs @ self.value.T @ state
@@ -186,26 +194,28 @@ class Table:
         return probs @ (reward + gamma * later)
 
 
-def blind_actor(codes, n_states):
+def blind_actor(codes: ActionCodes, n_states: int) -> CategoricalActor:
     """An actor whose probabilities depend on its bias alone."""
     actor = CategoricalActor(n_states, codes, ()).double()
-    nn.init.normal_(actor.net[-1].bias)
+    last: Any = actor.net[-1]
+    nn.init.normal_(last.bias)
     return actor
 
 
-def straight_through_gradient(table, actor, count, horizon, gamma=0.9):
+def straight_through_gradient(
+    table: Any, actor: Any, count: int, horizon: int, gamma: float = 0.9
+) -> tuple[torch.Tensor, torch.Tensor]:
     start = torch.zeros(count, len(table.reward), dtype=torch.float64)
     start[:, 0] = 1
     rollout = imagine(table, actor, start, horizon)
     values, _ = state_values(table.critics, actor, rollout.latents[-1], q_critic=True)
     returns = imagined_returns(rollout.rewards, continuation_weights(rollout.continuations), values, gamma)
     bias = actor.net[-1].bias
-    halves = [torch.autograd.grad(half.mean(), bias, retain_graph=True)[0] for half in returns.chunk(40)]
-    halves = torch.stack(halves)
+    halves = torch.stack([torch.autograd.grad(half.mean(), bias, retain_graph=True)[0] for half in returns.chunk(40)])
     return halves.mean(0), halves.std(0) / math.sqrt(len(halves))
 
 
-def finite_difference(table, actor, horizon, gamma=0.9, step=1e-5):
+def finite_difference(table: Table, actor: Any, horizon: int, gamma: float = 0.9, step: float = 1e-5) -> torch.Tensor:
     bias, start = actor.net[-1].bias.detach(), torch.eye(len(table.reward), dtype=torch.float64)[0]
     returns = [
         [table.expected_return((bias + sign * shift).softmax(-1), start, horizon, gamma) for sign in (1, -1)]
@@ -215,7 +225,7 @@ def finite_difference(table, actor, horizon, gamma=0.9, step=1e-5):
 
 
 @pytest.mark.parametrize("horizon", [0, 1, 3])
-def test_straight_through_gradients_are_exact_where_all_is_linear_in_the_code(horizon):
+def test_straight_through_gradients_are_exact_where_all_is_linear_in_the_code(horizon: int) -> None:
     """And the policy does not look at the state: the rollout's gradient does not flow through what it sees."""
     table, actor = Table(4, 3), blind_actor(ActionCodes((3,), (0,)), 4)
     found, error = straight_through_gradient(table, actor, 20_000, horizon)
@@ -225,9 +235,10 @@ def test_straight_through_gradients_are_exact_where_all_is_linear_in_the_code(ho
     assert horizon or error.max() < 1e-12  # all actions' values: no noise
 
 
-def test_straight_through_gradients_are_off_by_no_more_than_the_curvature():
+def test_straight_through_gradients_are_off_by_no_more_than_the_curvature() -> None:
     """Of (w a)^2 the slope at a drawn action k misses the difference to action a by (w_a - w_k)^2."""
-    table, actor = Table(2, 3, square=True), blind_actor(ActionCodes((3,), (0,)), 2)
+    table = Table(2, 3, square=True)
+    actor: Any = blind_actor(ActionCodes((3,), (0,)), 2)
     table.value.zero_()
     found, error = straight_through_gradient(table, actor, 20_000, 1)
     expected = finite_difference(table, actor, 1)
@@ -239,7 +250,7 @@ def test_straight_through_gradients_are_off_by_no_more_than_the_curvature():
     assert ((found - expected).abs() > 8 * error).any()
 
 
-def test_rollouts_hold_codes_and_entropies(make_world_model):
+def test_rollouts_hold_codes_and_entropies(make_world_model: Callable[..., WorldModel]) -> None:
     codes = ActionCodes((2,), (0,))  # as many numbers as the fixture's actions have
     actor = actor_of(codes, latent_dim=8).float()
     rollout = imagine(make_world_model(), actor, torch.rand(6, 8), 3)
@@ -253,9 +264,12 @@ def test_rollouts_hold_codes_and_entropies(make_world_model):
 # Values
 
 
-def every_action_in_turn(critics, actor, latents, reduce):
+def every_action_in_turn(
+    critics: CriticEnsemble, actor: Any, latents: torch.Tensor, reduce: Callable[..., Any]
+) -> torch.Tensor:
     """Sum over all actions, one after the other, of probability and reduced value."""
-    codes, total = actor.codes, 0
+    codes = actor.codes
+    total: Any = 0
     for action in all_integers(codes):
         code = codes.encode(action).double().expand(len(latents), -1)
         total = total + actor.log_prob(latents, code).exp() * reduce(critics(latents, code))
@@ -263,7 +277,7 @@ def every_action_in_turn(critics, actor, latents, reduce):
 
 
 @pytest.mark.parametrize("codes", [ActionCodes((4,), (0,)), ActionCodes((2, 3), (0, 1)), ActionCodes((2, 2), (0, 0))])
-def test_values_are_means_over_all_actions(codes):
+def test_values_are_means_over_all_actions(codes: ActionCodes) -> None:
     actor, critics = actor_of(codes), critics_of(codes)
     latents = torch.randn(5, LATENT_DIM, dtype=torch.float64)
     values, log_probs = state_values(critics, actor, latents, q_critic=True)
@@ -278,7 +292,7 @@ def test_values_are_means_over_all_actions(codes):
 
 
 @pytest.mark.parametrize("pessimism", [0.0, 0.5, 1.0])
-def test_targets_hold_the_mean_over_all_actions(pessimism):
+def test_targets_hold_the_mean_over_all_actions(pessimism: float) -> None:
     codes = ActionCodes((2, 3), (0, 0))
     actor, critics = actor_of(codes), critics_of(codes)
     last = torch.randn(4, LATENT_DIM, dtype=torch.float64)
@@ -294,12 +308,12 @@ def test_targets_hold_the_mean_over_all_actions(pessimism):
     assert_close(metrics["critic_gap"], spreads.mean() / (0.1 * sizes.mean()))
 
 
-def test_the_gap_of_all_actions_is_weighted():
+def test_the_gap_of_all_actions_is_weighted() -> None:
     values = torch.tensor([[[1.0, 5.0]], [[3.0, 9.0]]])
     assert_close(critic_gap(values, 0.9, torch.tensor([[1.0, 0.0]])), critic_gap(values[..., 0], 0.9))
 
 
-def test_the_behaviour_loss_is_the_likelihood_of_good_actions():
+def test_the_behaviour_loss_is_the_likelihood_of_good_actions() -> None:
     codes = ActionCodes((2, 3), (0, 0))
     actor, latents = actor_of(codes), torch.randn(2, 4, LATENT_DIM, dtype=torch.float64)
     actions = codes.encode(torch.stack([torch.randint(2, (2, 4)), torch.randint(3, (2, 4))], -1)).double()
@@ -323,12 +337,13 @@ def test_the_behaviour_loss_is_the_likelihood_of_good_actions():
 
 @pytest.mark.parametrize("n_envs", [1, 3])
 @every_space
-def test_predict_gives_what_sb3_gives(space, n_envs):
-    model, sb3 = make(space_envs(n_envs, action_space=space)), []
+def test_predict_gives_what_sb3_gives(space: Any, n_envs: int) -> None:
+    model = make(space_envs(n_envs, action_space=space))
+    sb3: list[BaseAlgorithm] = []
     sb3.append(PPO("MlpPolicy", space_envs(n_envs, action_space=space), n_steps=2, batch_size=2, device="cpu"))
     if space is DISCRETE:
         sb3.append(DQN("MlpPolicy", space_envs(n_envs, action_space=space), buffer_size=10, device="cpu"))
-    observations = model.get_env().reset()
+    observations: Any = model.get_env().reset()
     for other, deterministic, seen in itertools.product(sb3, [True, False], [observations, observations[0]]):
         expected, _ = other.predict(seen, deterministic=deterministic)
         found, _ = model.predict(seen, deterministic=deterministic)
@@ -342,7 +357,7 @@ def test_predict_gives_what_sb3_gives(space, n_envs):
 
 
 @pytest.mark.parametrize("space", SHIFTED, ids=str)
-def test_spaces_that_start_elsewhere(space):
+def test_spaces_that_start_elsewhere(space: Any) -> None:
     model = make(space_envs(2, action_space=space)).learn(60)  # the environment refuses others
     size = model.replay_buffer.size()
     stored = model.replay_buffer.actions[:size].reshape(-1, *space.shape)
@@ -353,7 +368,7 @@ def test_spaces_that_start_elsewhere(space):
 
 @pytest.mark.parametrize("critic", ["q", "v"])
 @every_space
-def test_learning_stores_integers(space, critic):
+def test_learning_stores_integers(space: Any, critic: Literal["q", "v"]) -> None:
     model = make(space_envs(2, action_space=space), critic=critic)
     before = {name: value.clone() for name, value in model.policy.actor.state_dict().items()}
     model.learn(80)
@@ -369,24 +384,25 @@ def test_learning_stores_integers(space, critic):
 
 
 @pytest.mark.parametrize("horizon", [0, 3])
-def test_many_discrete_actions_learn_too(horizon):
+def test_many_discrete_actions_learn_too(horizon: int) -> None:
     model = make(space_envs(action_space=spaces.Discrete(100)), horizon=horizon).learn(60)
     assert model._n_updates > 0
     assert model.n_skipped_updates == 0
 
 
 @pytest.mark.parametrize("space", [DISCRETE, MULTI, spaces.Discrete(100)], ids=str)
-def test_the_host_reads_nothing_within_an_update(space):
+def test_the_host_reads_nothing_within_an_update(space: spaces.Space[Any]) -> None:
     """So that a CUDA graph can hold the whole update."""
     model = make(space_envs(action_space=space)).learn(40)
     learner, samples, transitions = model._learner, model._sample(model.batch_size), model._critic_samples()
+    own: Any = Learner
     with NoHostReads():
-        latents = Learner.update_model.__wrapped__(learner, samples)
-        Learner.update_policy.__wrapped__(learner, samples, transitions, latents, bc_coef=0.5)
+        latents = own.update_model.__wrapped__(learner, samples)
+        own.update_policy.__wrapped__(learner, samples, transitions, latents, bc_coef=0.5)
 
 
 @every_space
-def test_save_and_load(space, tmp_path):
+def test_save_and_load(space: spaces.Space[Any], tmp_path: Path) -> None:
     model = make(space_envs(action_space=space)).learn(60)
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
@@ -399,13 +415,13 @@ def test_save_and_load(space, tmp_path):
         loaded.load_replay_buffer(tmp_path / "buffer")
         loaded.learn(20, reset_num_timesteps=False)
     model.policy.save(tmp_path / "policy")
-    policy = type(model.policy).load(tmp_path / "policy")
+    policy = type(model.policy).load(str(tmp_path / "policy"))
     assert np.array_equal(policy.predict(observations, deterministic=True)[0], expected)
-    actor = type(model.policy.actor).load(tmp_path / "policy")
+    actor = type(model.policy.actor).load(str(tmp_path / "policy"))
     assert np.array_equal(actor.predict(observations, deterministic=True)[0], expected)
 
 
-def test_a_world_model_with_other_actions_is_refused(tmp_path):
+def test_a_world_model_with_other_actions_is_refused(tmp_path: Path) -> None:
     make(space_envs(action_space=DISCRETE)).save_world_model(tmp_path / "model.pt")
     make(space_envs(action_space=DISCRETE)).load_world_model(tmp_path / "model.pt")
     with pytest.raises(ValueError, match="does not fit"):
@@ -413,14 +429,14 @@ def test_a_world_model_with_other_actions_is_refused(tmp_path):
 
 
 @pytest.fixture
-def dqn_buffer(tmp_path):
+def dqn_buffer(tmp_path: Path) -> Path:
     dqn = DQN("MlpPolicy", space_envs(action_space=DISCRETE), buffer_size=200, learning_starts=50, device="cpu", seed=0)
     dqn.learn(120)
     dqn.save_replay_buffer(tmp_path / "dqn")
     return tmp_path / "dqn.pkl"
 
 
-def test_a_buffer_of_dqn_is_learnt_from(dqn_buffer):
+def test_a_buffer_of_dqn_is_learnt_from(dqn_buffer: Path) -> None:
     model = make(space_envs(action_space=DISCRETE))
     model.load_replay_buffer(dqn_buffer)
     assert model.sequences.n_transitions == 120
@@ -433,7 +449,7 @@ def test_a_buffer_of_dqn_is_learnt_from(dqn_buffer):
         make(space_envs(action_space=spaces.Discrete(4))).load_replay_buffer(dqn_buffer)
 
 
-def test_stored_actions_are_checked():
+def test_stored_actions_are_checked() -> None:
     buffer = ReplayBuffer(10, BOX, DISCRETE, device="cpu")
     for _ in range(6):
         buffer.add(BOX.sample(), BOX.sample(), np.array([1]), np.zeros(1), np.ones(1), [{}])
@@ -446,9 +462,9 @@ def test_stored_actions_are_checked():
 
 @pytest.mark.parametrize("critic", ["q", "v"])
 @every_space
-def test_learning_from_data(space, critic, tmp_path):
-    data = make(space_envs(2, action_space=space), learning_starts=100).learn(100).replay_buffer
-    kwargs = {name: value for name, value in SMALL.items() if name != "buffer_size"}
+def test_learning_from_data(space: spaces.Space[Any], critic: Literal["q", "v"], tmp_path: Path) -> None:
+    data: Any = make(space_envs(2, action_space=space), learning_starts=100).learn(100).replay_buffer
+    kwargs: dict[str, Any] = {name: value for name, value in SMALL.items() if name != "buffer_size"}
     model = PWM.from_dataset(data, policy_kwargs=SMALL_POLICY, critic=critic, **kwargs)
     model.learn_offline(10, log_interval=None)
     assert model.n_skipped_updates == 0
@@ -457,7 +473,7 @@ def test_learning_from_data(space, critic, tmp_path):
     assert model.predict(BOX.sample())[0].shape == space.shape
 
 
-def test_the_behaviour_weight_holds_the_policy_to_the_data():
+def test_the_behaviour_weight_holds_the_policy_to_the_data() -> None:
     """All recorded actions are the same, and with V critics all count."""
     env = space_envs(action_space=MULTI)
     data = ReplayBuffer(200, BOX, MULTI, device="cpu")
@@ -471,7 +487,7 @@ def test_the_behaviour_weight_holds_the_policy_to_the_data():
 
 
 @every_space
-def test_sacs_names(space):
+def test_sacs_names(space: Any) -> None:
     model = make(space_envs(2, action_space=space)).learn(60)
     observations = torch.as_tensor(model.get_env().reset())
     actions = model.actor(observations)
@@ -492,20 +508,21 @@ def test_sacs_names(space):
         model.critic(observations, torch.zeros(2, 7))
 
 
-def test_diagnostics():
+def test_diagnostics() -> None:
     env = space_envs(action_space=MULTI)
     model = make(env).learn(150)
-    errors = model.model_errors(model.replay_buffer, horizon=3, n_windows=50)
+    buffer: Any = model.replay_buffer
+    errors = model.model_errors(buffer, horizon=3, n_windows=50)
     assert np.isfinite(errors["latent"]).all()
     for deterministic in (True, False):
-        estimate = model.estimate_return(model.replay_buffer, n_updates=20, deterministic=deterministic)
+        estimate = model.estimate_return(buffer, n_updates=20, deterministic=deterministic)
         assert estimate.low < estimate.mean < estimate.high
     calibration = model.value_calibration(space_envs(2, action_space=MULTI), n_episodes=4)
     assert np.isfinite(calibration)
     assert np.isfinite(model.model_gap(space_envs(action_space=MULTI), n_episodes=2))
 
 
-def test_actions_of_environments_become_codes():
+def test_actions_of_environments_become_codes() -> None:
     model = make(space_envs(action_space=MULTI))
     found = model.policy.actions_for_networks(np.array([[1, 0], [0, 2]]))
     assert found.tolist() == [[0, 1, 1, 0, 0], [1, 0, 0, 0, 1]]
@@ -513,7 +530,7 @@ def test_actions_of_environments_become_codes():
     assert_close(box.policy.actions_for_networks(np.array([[[1.0, 4.0]]])), torch.tensor([[0.0, 1.0]]))
 
 
-def test_dict_observations_and_many_envs():
+def test_dict_observations_and_many_envs() -> None:
     observation_space = spaces.Dict({"a": BOX, "b": spaces.Discrete(3)})
     env = space_envs(3, observation_space, spaces.Discrete(2))
     model = make(env, policy="MultiInputPolicy").learn(90)
@@ -522,7 +539,7 @@ def test_dict_observations_and_many_envs():
 
 
 @pytest.mark.parametrize(("space", "largest"), [(DISCRETE, math.log(3)), (MULTI, math.log(6)), (BITS, math.log(8))])
-def test_the_target_entropy_is_half_of_the_largest(space, largest):
+def test_the_target_entropy_is_half_of_the_largest(space: spaces.Space[Any], largest: float) -> None:
     actor = make(space_envs(action_space=space)).policy.actor
     assert actor.target_entropy(torch.zeros(1, 16)) == pytest.approx(largest / 2)
 
@@ -539,17 +556,17 @@ def test_the_target_entropy_is_half_of_the_largest(space, largest):
         (spaces.Discrete(10_001), r"10,001 discrete actions; allowed: 10,000 or fewer.*MultiDiscrete.*Box"),
         (spaces.MultiDiscrete([5_001, 5_000]), "10,001 discrete actions"),
         (spaces.MultiBinary([2, 3]), "with 2 axes; allowed: one. Flatten it to MultiBinary"),
-        (spaces.MultiDiscrete([[2, 3], [2, 2]]), "with 2 axes; allowed: one. Flatten it to MultiDiscrete"),
+        (spaces.MultiDiscrete(np.array([[2, 3], [2, 2]])), "with 2 axes; allowed: one. Flatten it to MultiDiscrete"),
     ],
 )
-def test_other_action_spaces_are_refused(space, message):
+def test_other_action_spaces_are_refused(space: spaces.Space[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(space_envs(action_space=space))
     with pytest.raises(ValueError, match=message):
         PWM("MlpPolicy", SpaceEnv(action_space=space))
 
 
-def test_noise_is_refused(tmp_path):
+def test_noise_is_refused(tmp_path: Path) -> None:
     noise = NormalActionNoise(np.zeros(1), np.ones(1))
     env = space_envs(action_space=DISCRETE)
     with pytest.raises(ValueError, match=r"action_noise cannot be added to discrete actions, Discrete\(3\)"):
@@ -559,20 +576,20 @@ def test_noise_is_refused(tmp_path):
         PWM.load(tmp_path / "model", action_noise=noise)
 
 
-def test_planning_is_refused():
+def test_planning_is_refused() -> None:
     with pytest.raises(ValueError, match=r"planning searches among numbers, not in Discrete\(3\)"):
         Planner(make(space_envs(action_space=DISCRETE)))
 
 
-def test_tasks_with_discrete_actions_are_refused():
+def test_tasks_with_discrete_actions_are_refused() -> None:
     tasks = TaskSet([Task("a", None, 3, 2)])
     with pytest.raises(ValueError, match=r"several tasks have Box actions, not MultiDiscrete"):
-        MultiTaskPolicy(tasks.observation_space, MULTI, lambda _: 1e-3, task_set=tasks)
+        MultiTaskPolicy(tasks.observation_space, MULTI, lambda _: 1e-3, task_set=tasks)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="the action space must be a Box"):
         Task.from_env("a", lambda: SpaceEnv(action_space=DISCRETE))
 
 
-def test_continuous_runs_are_as_before():
+def test_continuous_runs_are_as_before() -> None:
     """What a run computed before there were discrete actions: the same random numbers, the same parameters."""
     model = make(space_envs(2)).learn(120)
     drawn = float(torch.rand(())), np.random.rand()
@@ -585,50 +602,58 @@ def test_continuous_runs_are_as_before():
 # Learning
 
 
-class MatchEnv(gym.Env):
+class MatchEnv(gym.Env[Any, Any]):
     """Shows the codes of all actions in turn, and pays for the share of components that are taken."""
 
-    def __init__(self, space):
+    def __init__(self, space: Any) -> None:
         self.action_space = space
-        self.codes = action_codes(space)
-        self.actions = all_integers(self.codes)
+        codes: Any = action_codes(space)
+        self.codes = codes
+        self.actions = all_integers(codes)
         self.observation_space = spaces.Box(0, 1, (self.codes.size,), np.float32)
 
-    def show(self):
+    def show(self) -> Any:
         self.wanted = self.actions[self.place % len(self.actions)]
         return self.codes.encode(self.wanted).numpy()
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self.time, self.place = 0, int(self.np_random.integers(len(self.actions)))
         return self.show(), {}
 
-    def step(self, action):
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.time, self.place = self.time + 1, self.place + 1
         reward = float(np.mean(np.reshape(action, -1) == self.wanted.numpy()))
         return self.show(), reward, False, self.time == 10, {}
 
 
-class GridEnv(gym.Env):
+class GridEnv(gym.Env[Any, Any]):
     """Walk from one corner to the opposite one, in 4 steps at best; other steps cost 0.1, and 20 are too many."""
 
     observation_space = spaces.MultiDiscrete([3, 3])
     action_space = spaces.Discrete(4)
     MOVES = ((1, 0), (-1, 0), (0, 1), (0, -1))
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self.place, self.time = np.zeros(2, np.int64), 0
         return self.place.copy(), {}
 
-    def step(self, action):
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.time += 1
         self.place = np.clip(self.place + self.MOVES[action], 0, 2)
         arrived = bool((self.place == 2).all())
         return self.place.copy(), 1.0 if arrived else -0.1, arrived, self.time == 20, {}
 
 
-QUICK = {"learning_starts": 200, "pretrain_steps": 100, "train_freq": 4, "horizon": 2, "seed": 0, "device": "cpu"}
+QUICK: dict[str, Any] = {
+    "learning_starts": 200,
+    "pretrain_steps": 100,
+    "train_freq": 4,
+    "horizon": 2,
+    "seed": 0,
+    "device": "cpu",
+}
 QUICK_POLICY = {"net_arch": [48], "latent_dim": 32}
 
 
@@ -636,16 +661,16 @@ QUICK_POLICY = {"net_arch": [48], "latent_dim": 32}
     ("env", "kwargs", "enough"),
     [(MatchEnv, {"space": spaces.MultiDiscrete([2, 3], start=[1, -1])}, 9), (GridEnv, {}, 0.65)],
 )
-def test_toys_are_learnt(env, kwargs, enough):
+def test_toys_are_learnt(env: Callable[..., Any], kwargs: dict[str, Any], enough: float) -> None:
     """All components of 10 actions are right, and a grid is crossed: 3 steps for 0.1 each, and 1."""
     made = make_vec_env(env, seed=0, env_kwargs=kwargs)
     model = PWM("MlpPolicy", made, 3e-3, policy_kwargs=QUICK_POLICY, **QUICK).learn(800)
-    found, _ = evaluate_policy(model, make_vec_env(env, seed=1, env_kwargs=kwargs), 12)
+    found: Any = evaluate_policy(model, make_vec_env(env, seed=1, env_kwargs=kwargs), 12)[0]
     assert found > enough
 
 
 @pytest.mark.slow
-def test_the_pole_is_balanced():
+def test_the_pole_is_balanced() -> None:
     model = PWM("MlpPolicy", make_vec_env("CartPole-v1", seed=0), seed=0, device="cpu").learn(10_000)
-    found, _ = evaluate_policy(model, make_vec_env("CartPole-v1", seed=1_000), 10)
+    found: Any = evaluate_policy(model, make_vec_env("CartPole-v1", seed=1_000), 10)[0]
     assert found > 475

@@ -3,6 +3,9 @@
 import copy
 import inspect
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -18,7 +21,7 @@ from sb3_pwm.datasets import from_replay_buffer
 from sb3_pwm.policies import PWMPolicy
 from sb3_pwm.sac_names import SAC_ARGUMENTS, SAC_POLICY_ARGUMENTS
 
-DEFAULTS = {name: values[0] for name, (values, _) in SAC_ARGUMENTS.items()}
+DEFAULTS: dict[str, Any] = {name: values[0] for name, (values, _) in SAC_ARGUMENTS.items()}
 POLICY_DEFAULTS = {name: values[0] for name, (values, _) in SAC_POLICY_ARGUMENTS.items()}
 OTHERS = {
     "optimize_memory_usage": (True, "smaller buffer_size"),
@@ -30,7 +33,7 @@ OTHERS = {
 POLICY_OTHERS = {"use_sde": True, "log_std_init": -2.0, "use_expln": True, "clip_mean": 0.0}
 
 
-def taken(kind):
+def taken(kind: Callable[..., Any]) -> dict[str, Any]:
     """Names and defaults of a constructor's arguments."""
     return {name: each.default for name, each in inspect.signature(kind).parameters.items()}
 
@@ -38,7 +41,7 @@ def taken(kind):
 # --- arguments ---
 
 
-def test_the_tables_are_what_sac_has_and_pwm_has_not():
+def test_the_tables_are_what_sac_has_and_pwm_has_not() -> None:
     sac = taken(SAC)
     assert DEFAULTS.keys() == sac.keys() - taken(PWM).keys()
     assert {name: sac[name] for name in DEFAULTS} == DEFAULTS
@@ -47,7 +50,7 @@ def test_the_tables_are_what_sac_has_and_pwm_has_not():
     assert {name: sac[name] for name in POLICY_DEFAULTS} == POLICY_DEFAULTS
 
 
-def test_defaults_of_sac_change_nothing(tmp_path):
+def test_defaults_of_sac_change_nothing(tmp_path: Path) -> None:
     model = make(**DEFAULTS, policy_kwargs=POLICY_DEFAULTS).learn(40)
     plain = make().learn(40)
     assert same(model.policy.state_dict(), plain.policy.state_dict())
@@ -55,43 +58,45 @@ def test_defaults_of_sac_change_nothing(tmp_path):
     model.save(tmp_path / "model")
     loaded = PWM.load(tmp_path / "model", env=space_envs(), **DEFAULTS, policy_kwargs=model.policy_kwargs)
     assert same(loaded.policy.state_dict(), plain.policy.state_dict())
-    data = from_replay_buffer(plain.replay_buffer)
+    buffer: Any = plain.replay_buffer
+    data = from_replay_buffer(buffer)
     assert PWM.from_dataset(data, batch_size=8, **DEFAULTS, policy_kwargs=POLICY_DEFAULTS).replay_buffer is not None
     assert make(policy_kwargs={"share_features_extractor": True}).policy_kwargs["share_features_extractor"]
 
 
-def test_defaults_of_sac_in_extraction():
+def test_defaults_of_sac_in_extraction() -> None:
     model = model_of(40)
     extracted = model.extract("small", 1, **DEFAULTS, policy_kwargs=POLICY_DEFAULTS | {"net_arch": {"pi": [8]}})
     assert extracted._n_updates == 1
 
 
 @pytest.mark.parametrize(("name", "value", "advice"), [(name, *other) for name, other in OTHERS.items()])
-def test_other_values_are_refused_in_one_sentence(tmp_path, name, value, advice):
+def test_other_values_are_refused_in_one_sentence(tmp_path: Path, name: str, value: Any, advice: str) -> None:
     message = rf"{name}={value!r}: .*{advice}.* leave {name} out; allowed: {DEFAULTS[name]!r}$"
+    data: Any = make().replay_buffer
     with pytest.raises(ValueError, match=message):
         make(**{name: value})
     with pytest.raises(ValueError, match=message):
-        PWM.from_dataset(make().replay_buffer, **{name: value})
+        PWM.from_dataset(data, **{name: value})
     make().save(tmp_path / "model")
     with pytest.raises(ValueError, match=message):
         PWM.load(tmp_path / "model", **{name: value})
 
 
 @pytest.mark.parametrize(("name", "value"), POLICY_OTHERS.items())
-def test_other_values_in_policy_kwargs_are_refused(name, value):
+def test_other_values_in_policy_kwargs_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"{name}={value!r}: .*gSDE.*; allowed: {POLICY_DEFAULTS[name]!r}$"):
         make(policy_kwargs={name: value})
 
 
-def test_a_subclass_may_take_an_argument_of_sac(tmp_path):
+def test_a_subclass_may_take_an_argument_of_sac(tmp_path: Path) -> None:
     class Policy(PWMPolicy):
-        def __init__(self, *args, log_std_init=0.0, **kwargs):
+        def __init__(self, *args: Any, log_std_init: float = 0.0, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.seen = log_std_init
 
     class Algorithm(PWM):
-        def __init__(self, *args, target_update_interval=1, **kwargs):
+        def __init__(self, *args: Any, target_update_interval: int = 1, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.target_update_interval = target_update_interval
 
@@ -104,7 +109,7 @@ def test_a_subclass_may_take_an_argument_of_sac(tmp_path):
 
 
 @pytest.mark.parametrize(("ent_coef", "start"), [("auto", 0.2), ("auto_0.1", 0.1), ("auto_3", 3.0)])
-def test_the_entropy_coefficient_starts_from_a_number(tmp_path, ent_coef, start):
+def test_the_entropy_coefficient_starts_from_a_number(tmp_path: Path, ent_coef: str, start: float) -> None:
     model = make(ent_coef=ent_coef, learning_rate=1e-2)
     assert math.exp(model.log_ent_coef.item()) == pytest.approx(start)
     model.learn(40)
@@ -115,7 +120,7 @@ def test_the_entropy_coefficient_starts_from_a_number(tmp_path, ent_coef, start)
     assert_close(model_of(ent_coef=ent_coef).log_ent_coef.exp(), torch.full((2,), start))
 
 
-def test_targets_that_never_move():
+def test_targets_that_never_move() -> None:
     model = make(tau=0.0)
     before = [parameter.clone() for parameter in model.critic_target.parameters()]
     assert_close(list(model.learn(40).critic_target.parameters()), before, rtol=0, atol=0)
@@ -132,13 +137,13 @@ CASES = {
 
 
 @pytest.fixture(params=CASES)
-def model_and_batch(request):
+def model_and_batch(request: pytest.FixtureRequest) -> tuple[PWM, Any, Any]:
     model = CASES[request.param]().learn(40)
-    observation = model.env.reset()
+    observation: Any = model.env.reset()
     return model, model.policy.obs_to_tensor(observation)[0], observation
 
 
-def test_networks_take_observations_as_those_of_sac(model_and_batch):
+def test_networks_take_observations_as_those_of_sac(model_and_batch: Any) -> None:
     model, batch, observation = model_and_batch
     actions = model.actor(batch, deterministic=True)
     assert_close(actions, model.policy(batch, deterministic=True))
@@ -155,7 +160,7 @@ def test_networks_take_observations_as_those_of_sac(model_and_batch):
         assert_close(torch.cat(model.critic(batch, actions), 1).mean(1), model.policy.predict_values(batch))
 
 
-def test_critics_have_the_units_of_rewards():
+def test_critics_have_the_units_of_rewards() -> None:
     model = make().learn(40)
     model.policy.reward_scale.scale.fill_(7.0)
     batch, actions = torch.rand(5, 3), torch.rand(5, 2)
@@ -164,7 +169,7 @@ def test_critics_have_the_units_of_rewards():
     assert_close(torch.cat(model.critic_target(batch, actions), 1).T, 7 * model.policy.critics_target(latents, actions))
 
 
-def test_networks_have_their_own_parameters_and_optimizers():
+def test_networks_have_their_own_parameters_and_optimizers() -> None:
     model = make().learn(40)
     policy = model.policy
     assert [id(p) for p in model.critic.parameters()] == [id(p) for p in policy.critics.parameters()]
@@ -183,7 +188,7 @@ def test_networks_have_their_own_parameters_and_optimizers():
     assert fixed.ent_coef_optimizer is None
 
 
-def test_names_of_sac_add_nothing_to_files(tmp_path):
+def test_names_of_sac_add_nothing_to_files(tmp_path: Path) -> None:
     model = make().learn(40)
     first_words = {name.split(".")[0] for name in model.policy.state_dict()}
     assert not first_words & {"critic", "critic_target", "policy", "optimizer", "features_extractor"}
@@ -199,7 +204,7 @@ def test_names_of_sac_add_nothing_to_files(tmp_path):
 
 
 @pytest.mark.parametrize("given", [None, "q"])
-def test_files_that_have_the_critics_kind_under_its_old_name(tmp_path, given):
+def test_files_that_have_the_critics_kind_under_its_old_name(tmp_path: Path, given: str | None) -> None:
     model = make(critic="v")
     vars(model)["critic"] = vars(model).pop("critic_kind")
     model.save(tmp_path / "model")
@@ -218,13 +223,13 @@ def test_files_that_have_the_critics_kind_under_its_old_name(tmp_path, given):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_state_dicts_hold_floats_alone(case):
+def test_state_dicts_hold_floats_alone(case: Any) -> None:
     """Scripts that average or compare policies treat every entry as a float."""
     state = CASES[case]().policy.state_dict()
     assert {name: value.dtype for name, value in state.items() if not value.is_floating_point()} == {}
 
 
-def test_files_with_integers_and_booleans_load(tmp_path):
+def test_files_with_integers_and_booleans_load(tmp_path: Path) -> None:
     """Those of earlier versions."""
     model = make().learn(40)
     old = model.get_parameters()
@@ -240,9 +245,9 @@ def test_files_with_integers_and_booleans_load(tmp_path):
     assert fresh.policy.return_scale.initialized
 
 
-def test_a_gymnasium_environment_and_sacs_own_defaults():
+def test_a_gymnasium_environment_and_sacs_own_defaults() -> None:
     """The whole of SAC's signature, by name, but for what PWM is given as a schedule."""
-    given = {name: value for name, value in taken(SAC).items() if name not in ("policy", "env")}
+    given: dict[str, Any] = {name: value for name, value in taken(SAC).items() if name not in ("policy", "env")}
     model = PWM("MlpPolicy", gym.make("Pendulum-v1"), **given | {"buffer_size": 500, "learning_starts": 20})
     model.pretrain_steps = 2
     assert model.learn(24)._n_updates == 5

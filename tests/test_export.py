@@ -1,5 +1,8 @@
 """Exported policies against the models that they come from."""
 
+from pathlib import Path
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from sb3_pwm.files.export import DeployedPolicy, export_policy
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-TINY = {
+TINY: dict[str, Any] = {
     "policy_kwargs": {"net_arch": [16], "latent_dim": 16},
     "learning_starts": 30,
     "pretrain_steps": 3,
@@ -28,7 +31,7 @@ TINY = {
 }
 
 
-class Mixed(gym.Env):
+class Mixed(gym.Env[Any, Any]):
     """Dict observations of several kinds, actions of two axes."""
 
     observation_space = spaces.Dict(
@@ -40,16 +43,16 @@ class Mixed(gym.Env):
     )
     action_space = spaces.Box(np.array([[-2.0, 0.0]], np.float32), np.array([[1.0, 5.0]], np.float32))
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         return self.observation_space.sample(), {}
 
-    def step(self, action):
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         assert self.action_space.contains(action)
         return self.observation_space.sample(), float(action.sum()), False, self.np_random.random() < 0.2, {}
 
 
-def run_onnx(path, inputs):
+def run_onnx(path: Path, inputs: dict[str, Any]) -> np.ndarray:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     assert [each.name for each in session.get_inputs()] == list(inputs)
     (actions,) = session.run(["action"], inputs)
@@ -57,12 +60,12 @@ def run_onnx(path, inputs):
 
 
 @pytest.fixture(scope="module")
-def pendulum():
+def pendulum() -> PWM:
     return PWM("MlpPolicy", "Pendulum-v1", **TINY).learn(60)
 
 
 @pytest.mark.parametrize("n", [1, 5])
-def test_the_same_actions(pendulum, tmp_path, n):
+def test_the_same_actions(pendulum: PWM, tmp_path: Path, n: int) -> None:
     observations = np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)
     expected = pendulum.predict(observations, deterministic=True)[0]
     assert export_policy(pendulum, tmp_path / "policy.onnx") == ["observation"]
@@ -74,30 +77,32 @@ def test_the_same_actions(pendulum, tmp_path, n):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_drawn_actions_follow_the_noise(pendulum, tmp_path):
+def test_drawn_actions_follow_the_noise(pendulum: PWM, tmp_path: Path) -> None:
     observations = np.random.default_rng(0).normal(size=(2_000, 3)).astype(np.float32)
     noise = np.random.default_rng(1).normal(size=(2_000, 1)).astype(np.float32)
     assert export_policy(pendulum, tmp_path / "p.onnx", deterministic=False) == ["observation", "noise"]
     inputs = {"observation": observations, "noise": noise}
     latents = pendulum.policy.world_model.encode(torch.as_tensor(observations))
-    expected = 2 * pendulum.policy.actor.sample(latents, torch.as_tensor(noise)).detach().numpy()
+    actor: Any = pendulum.policy.actor
+    expected = 2 * actor.sample(latents, torch.as_tensor(noise)).detach().numpy()
     np.testing.assert_allclose(run_onnx(tmp_path / "p.onnx", inputs), expected, atol=1e-5)
     zero = run_onnx(tmp_path / "p.onnx", inputs | {"noise": 0 * noise})
     np.testing.assert_allclose(zero, pendulum.predict(observations, deterministic=True)[0], atol=1e-5)
 
 
-def test_dict_observations_and_actions_of_several_axes(tmp_path):
+def test_dict_observations_and_actions_of_several_axes(tmp_path: Path) -> None:
     env = Mixed()
     model = PWM("MultiInputPolicy", env, **TINY).learn(40)
     names = export_policy(model, tmp_path / "p.onnx")
     assert names == ["a", "b", "image"]
-    batch = {key: np.stack([space.sample() for _ in range(3)]) for key, space in model.observation_space.items()}
+    parts: Any = model.observation_space
+    batch = {key: np.stack([space.sample() for _ in range(3)]) for key, space in parts.items()}
     found = run_onnx(tmp_path / "p.onnx", {name: batch[name] for name in names})
     np.testing.assert_allclose(found, model.predict(batch, deterministic=True)[0], atol=1e-5)
     assert found.shape == (3, 1, 2)
 
 
-def test_discrete_actions_are_integers(tmp_path):
+def test_discrete_actions_are_integers(tmp_path: Path) -> None:
     model = PWM("MlpPolicy", "CartPole-v1", **TINY).learn(50)
     export_policy(model, tmp_path / "p.onnx")
     observations = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
@@ -107,7 +112,7 @@ def test_discrete_actions_are_integers(tmp_path):
         export_policy(model, tmp_path / "p.onnx", deterministic=False)
 
 
-def test_the_statistics_of_vec_normalize_are_inside(tmp_path):
+def test_the_statistics_of_vec_normalize_are_inside(tmp_path: Path) -> None:
     env = VecNormalize(make_vec_env("Pendulum-v1"))
     model = PWM("MlpPolicy", env, **TINY).learn(60)
     raw = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
@@ -121,7 +126,7 @@ def test_the_statistics_of_vec_normalize_are_inside(tmp_path):
     np.testing.assert_allclose(run_onnx(tmp_path / "model.onnx", {"observation": raw}), expected, atol=1e-5)
 
 
-def test_the_command(pendulum, tmp_path, capsys):
+def test_the_command(pendulum: PWM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pendulum.save(tmp_path / "model")
     assert run_command_line(COMMANDS, ["export", str(tmp_path / "model.zip"), "--format", "torchscript"]) == 0
     assert capsys.readouterr().out.endswith("model.pt: observation -> action\n")
@@ -131,16 +136,16 @@ def test_the_command(pendulum, tmp_path, capsys):
     assert "nothing.zip" in capsys.readouterr().err
 
 
-def test_the_model_stays_as_it_is(pendulum):
+def test_the_model_stays_as_it_is(pendulum: PWM) -> None:
     before = {name: value.clone() for name, value in pendulum.policy.state_dict().items()}
     DeployedPolicy(pendulum, None, True)
     assert all(torch.equal(value, before[name]) for name, value in pendulum.policy.state_dict().items())
     assert all(parameter.requires_grad for parameter in pendulum.policy.actor.parameters())
 
 
-def test_errors(pendulum, tmp_path, capsys):
+def test_errors(pendulum: PWM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="format='h5': allowed are"):
-        export_policy(pendulum, tmp_path / "p", format="h5")
+        export_policy(pendulum, tmp_path / "p", format="h5")  # type: ignore[arg-type]
     (tmp_path / "statistics.pkl").write_bytes(b"no pickle")
     pendulum.save(tmp_path / "model")
     command = ["export", str(tmp_path / "model.zip"), "--vec-normalize", str(tmp_path / "statistics.pkl")]

@@ -1,5 +1,7 @@
 import hashlib
 import json
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +15,7 @@ from sb3_pwm.cli.subcommands import run_command_line
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     model = model_of(steps=60)
     model.save(folder / "model.zip")
@@ -21,12 +23,12 @@ def files(tmp_path_factory):
     return folder
 
 
-def extract(files, out, *options):
+def extract(files: Path, out: Path, *options: Any) -> int:
     arguments = ["extract", str(files / "model.zip"), "--data", str(files / "data.pkl"), "--out", str(out), *options]
     return run_command_line(COMMANDS, arguments)
 
 
-def test_all_tasks_in_processes(files, tmp_path, capsys):
+def test_all_tasks_in_processes(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert extract(files, tmp_path, "--updates", "3", "--jobs", "2") == 0
     direct = PWM.load(files / "model.zip")
     direct.load_replay_buffer(files / "data.pkl")
@@ -46,7 +48,7 @@ def test_all_tasks_in_processes(files, tmp_path, capsys):
     assert (tmp_path / "small" / "model.zip").stat().st_mtime_ns == before
 
 
-def test_a_policy_gets_its_environments_spaces(files, tmp_path, capsys):
+def test_a_policy_gets_its_environments_spaces(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     env = "MountainCarContinuous-v0"  # two observations and one action, as the task
     options = ["--tasks", "small", "--updates", "1"]
     assert extract(files, tmp_path, *options, "--env", f"small={env}") == 0
@@ -62,7 +64,7 @@ def test_a_policy_gets_its_environments_spaces(files, tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def other_files(files, tmp_path_factory):
+def other_files(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model and data but for what a later training would change."""
     folder = tmp_path_factory.mktemp("other")
     model = PWM.load(files / "model.zip")
@@ -72,7 +74,9 @@ def other_files(files, tmp_path_factory):
     return folder
 
 
-def test_policies_of_other_settings_are_refused(files, other_files, tmp_path, capsys):
+def test_policies_of_other_settings_are_refused(
+    files: Path, other_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--tasks", "large", "--updates", "1"]
     assert extract(files, tmp_path, *options) == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -95,7 +99,9 @@ def test_policies_of_other_settings_are_refused(files, other_files, tmp_path, ca
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def assert_refused(files, out, options, message, capsys):
+def assert_refused(
+    files: Path, out: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         extract(files, out, *options)
     assert ended.value.code == 2
@@ -104,11 +110,11 @@ def assert_refused(files, out, options, message, capsys):
     assert message in printed
 
 
-def sha256(file):
+def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def test_a_task_that_fails(files, tmp_path, capsys):
+def test_a_task_that_fails(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "data.pkl").write_bytes(b"no pickle")
     options = ["--data", str(tmp_path / "data.pkl"), "--tasks", "large", "--updates", "1"]
     assert extract(files, tmp_path / "out", *options) == 1
@@ -126,7 +132,9 @@ def test_a_task_that_fails(files, tmp_path, capsys):
         (["--data", "nowhere.pkl"], "there is no file nowhere.pkl"),
     ],
 )
-def test_bad_input(files, tmp_path, capsys, options, message):
+def test_bad_input(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
     with pytest.raises(SystemExit) as ended:
         extract(files, tmp_path / "out", *options)
     assert ended.value.code == 2
@@ -134,7 +142,7 @@ def test_bad_input(files, tmp_path, capsys, options, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_of_one_task(tmp_path, capsys):
+def test_a_model_of_one_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = PWM("MlpPolicy", SpaceEnv(), policy_kwargs={"net_arch": [16], "latent_dim": 16}, **SMALL)
     model.save(tmp_path / "model.zip")
     (tmp_path / "data.pkl").touch()

@@ -9,7 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 from fault_toys import false_steps
@@ -23,14 +26,14 @@ pytestmark = pytest.mark.slow
 CONTEXT = multiprocessing.get_context("fork")
 
 
-def with_ctrl_c(action, delay, children=()):
+def with_ctrl_c(action: Callable[[], Any], delay: float, children: Iterable[int] = ()) -> None:
     """Call ``action``, which goes on for ever, until Ctrl-C comes after a time; a swallowed one fails the test.
 
     As in a terminal, it goes to the processes ``children`` too, whose end may be noticed first.
     """
     sent = []
 
-    def send(late=False):
+    def send(late: bool = False) -> None:
         sent.append(late)
         for process in (*children, os.getpid()):
             os.kill(process, signal.SIGINT)
@@ -51,7 +54,7 @@ def with_ctrl_c(action, delay, children=()):
     assert sent == [False]
 
 
-def check_usable(model, path, reset):
+def check_usable(model: PWM, path: Path, reset: bool) -> None:
     """Whatever was interrupted: the model saves, loads and learns, and its buffer holds nothing false."""
     assert false_steps(model.sequences) == 0
     model.save(path / "usable")
@@ -65,24 +68,24 @@ def check_usable(model, path, reset):
     assert false_steps(model.sequences) == 0
 
 
-def learning(model, path):
-    model.learn(10**6, CheckpointCallback(100, path, save_replay_buffer=True), reset_num_timesteps=False)
+def learning(model: PWM, path: Path) -> None:
+    model.learn(10**6, CheckpointCallback(100, str(path), save_replay_buffer=True), reset_num_timesteps=False)
 
 
-def learning_offline(model, path):
+def learning_offline(model: PWM, path: Path) -> None:
     model.learn_offline(10**6, pretrain_steps=5)
 
 
-def saving(model, path):
+def saving(model: PWM, path: Path) -> None:
     model.save(path / "again")
     model.save_replay_buffer(path / "again_buffer")
 
 
-def processes(n_envs):
+def processes(n_envs: int) -> SubprocVecEnv:
     return SubprocVecEnv([partial(TruthEnv, i) for i in range(n_envs)], start_method="fork")
 
 
-DOORS = {
+DOORS: dict[str, tuple[Callable[[PWM, Path], None], Callable[[], Any]]] = {
     "learn": (learning, truth_envs),
     "learn in two environments": (learning, partial(truth_envs, 2)),
     "learn in two processes": (learning, partial(processes, 2)),
@@ -92,7 +95,7 @@ DOORS = {
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_forty_interrupts(tmp_path, door):
+def test_forty_interrupts(tmp_path: Path, door: str) -> None:
     action, envs = DOORS[door]
     numbers = random.Random(door)
     model = make(envs(), buffer_size=300, action_noise=None).learn(60)
@@ -109,7 +112,7 @@ def test_forty_interrupts(tmp_path, door):
 
 
 @pytest.mark.parametrize(("start_method", "times"), [("fork", 8), ("forkserver", 2)])
-def test_interrupts_that_end_the_processes_too(tmp_path, start_method, times):
+def test_interrupts_that_end_the_processes_too(tmp_path: Path, start_method: str, times: int) -> None:
     numbers = random.Random(start_method)
     model = make(truth_envs(2), buffer_size=300).learn(60)
     for i in range(times):
@@ -123,7 +126,7 @@ def test_interrupts_that_end_the_processes_too(tmp_path, start_method, times):
         check_usable(model, tmp_path, reset=i % 2 == 0)
 
 
-def save_for_ever(path, counter):
+def save_for_ever(path: Path, counter: Any) -> None:
     model = make(truth_envs(2)).learn(60)
     while True:
         model.num_timesteps = counter.value + 1
@@ -133,7 +136,7 @@ def save_for_ever(path, counter):
         counter.value += 1
 
 
-def test_thirty_kills_while_saving(tmp_path):
+def test_thirty_kills_while_saving(tmp_path: Path) -> None:
     numbers = random.Random(0)
     counter = CONTEXT.Value("i", 0)
     for _ in range(30):
@@ -152,7 +155,7 @@ def test_thirty_kills_while_saving(tmp_path):
         assert false_steps(model.sequences) == 0
 
 
-def benchmark(out):
+def benchmark(out: Path) -> subprocess.Popen[bytes]:
     files = out.parent / "small.yml"
     files.write_text(f"Pendulum-v1:\n  n_timesteps: 300\n  policy_kwargs: {SMALL_POLICY}\n" + settings())
     options = "--env Pendulum-v1 --algo pwm --seeds 0 1 2 --steps 300 --eval-every 100 --eval-episodes 1"
@@ -165,20 +168,20 @@ def benchmark(out):
     )
 
 
-def settings():
+def settings() -> str:
     names = ("learning_starts", "pretrain_steps", "train_freq", "batch_size", "sequence_length", "horizon")
     return "".join(f"  {name}: {SMALL[name]}\n" for name in names)
 
 
-def curves(out):
+def curves(out: Path) -> dict[Path, list[list[str]]]:
     return {path: list(csv.reader(path.open())) for path in sorted(out.rglob("curve.csv"))}
 
 
 @pytest.mark.parametrize(("number", "times"), [(signal.SIGKILL, 20), (signal.SIGINT, 10)])
-def test_a_benchmark_that_is_ended_again_and_again(tmp_path, number, times):
+def test_a_benchmark_that_is_ended_again_and_again(tmp_path: Path, number: int, times: int) -> None:
     numbers = random.Random(int(number))
     out = tmp_path / "results"
-    known = {}
+    known: dict[Path, list[list[str]]] = {}
     for _ in range(times):
         process = benchmark(out)
         time.sleep(numbers.uniform(2, 12))

@@ -2,6 +2,9 @@
 
 import copy
 import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,17 +22,17 @@ from sb3_pwm.files.replay_buffers import HEAD, MARK
 KEYS = spaces.Dict({"a": spaces.Box(-1, 1, (3,)), "b": spaces.Discrete(3)})
 
 
-def put(name, value, row=3):
+def put(name: str, value: Any, row: int = 3) -> Callable[..., Any]:
     """Return what changes a value of a buffer's array."""
 
-    def change(buffer):
+    def change(buffer: Any) -> None:
         array = getattr(buffer, name)
         (array["a"] if isinstance(array, dict) else array)[row] = value
 
     return change
 
 
-def give(name, value):
+def give(name: str, value: Any) -> Callable[..., Any]:
     """Return what changes an attribute of a buffer; a function makes it of the present value."""
     return lambda buffer: setattr(buffer, name, value(getattr(buffer, name)) if callable(value) else value)
 
@@ -63,14 +66,16 @@ BUFFERS = [
 
 
 @pytest.fixture(scope="module", params=["vector", "keys"])
-def collected(request):
+def collected(request: pytest.FixtureRequest) -> PWM:
     if request.param == "vector":
         return make(space_envs(2)).learn(60)
     return make(space_envs(2, KEYS), "MultiInputPolicy").learn(60)
 
 
 @pytest.mark.parametrize(("change", "message"), BUFFERS)
-def test_a_buffer_that_pwm_saved_is_checked_like_any_other(collected, tmp_path, change, message):
+def test_a_buffer_that_pwm_saved_is_checked_like_any_other(
+    collected: PWM, tmp_path: Path, change: Any, message: str
+) -> None:
     model = copy.deepcopy(collected)
     known = model.replay_buffer
     buffer = copy.deepcopy(known)
@@ -86,7 +91,7 @@ def test_a_buffer_that_pwm_saved_is_checked_like_any_other(collected, tmp_path, 
     assert model.replay_buffer is known
 
 
-def test_buffers_of_earlier_revisions_and_for_sb3(tmp_path):
+def test_buffers_of_earlier_revisions_and_for_sb3(tmp_path: Path) -> None:
     model = make().learn(40)
     with (tmp_path / "old.pkl").open("wb") as file:
         pickle.dump(model.replay_buffer, file)
@@ -99,7 +104,7 @@ def test_buffers_of_earlier_revisions_and_for_sb3(tmp_path):
     np.testing.assert_array_equal(sac.replay_buffer.rewards, model.replay_buffer.rewards)
 
 
-def test_a_buffers_checksum_covers_all_of_the_file(tmp_path):
+def test_a_buffers_checksum_covers_all_of_the_file(tmp_path: Path) -> None:
     """Also what would be read without an error: a flipped bit in a number, and an end that is missing or garbled."""
     make().learn(40).save_replay_buffer(tmp_path / "buffer.pkl")
     content = (tmp_path / "buffer.pkl").read_bytes()
@@ -120,7 +125,7 @@ def test_a_buffers_checksum_covers_all_of_the_file(tmp_path):
             make().load_replay_buffer(tmp_path / "buffer")
 
 
-def test_world_models_that_are_damaged_or_of_earlier_revisions(tmp_path):
+def test_world_models_that_are_damaged_or_of_earlier_revisions(tmp_path: Path) -> None:
     model, path = make().learn(40), tmp_path / "world.pt"
     model.save_world_model(path)
     content = torch.load(path)
@@ -128,7 +133,7 @@ def test_world_models_that_are_damaged_or_of_earlier_revisions(tmp_path):
     before = copy.deepcopy(other.get_parameters())
     name = next(iter(content["world_model"]))
 
-    def damaged(value, **further):
+    def damaged(value: Any, **further: Any) -> None:
         world_model = {key: tensor.clone() for key, tensor in content["world_model"].items()}
         world_model[name].view(-1)[0] = value
         torch.save(
@@ -150,7 +155,7 @@ def test_world_models_that_are_damaged_or_of_earlier_revisions(tmp_path):
     assert same(dict(other.policy.world_model.state_dict()), dict(model.policy.world_model.state_dict()))
 
 
-def test_models_whose_tensors_are_not_finite(tmp_path):
+def test_models_whose_tensors_are_not_finite(tmp_path: Path) -> None:
     model = make().learn(40)
     known = copy.deepcopy(model.get_parameters())
     for part, name in (("policy", None), ("policy.actor_optimizer", "state")):
@@ -174,12 +179,12 @@ def test_models_whose_tensors_are_not_finite(tmp_path):
 class Masked(FlattenExtractor):
     """Has a buffer that is infinite by design."""
 
-    def __init__(self, observation_space):
+    def __init__(self, observation_space: spaces.Space[Any]) -> None:
         super().__init__(observation_space)
         self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
 
 
-def test_a_mask_may_be_infinite(tmp_path):
+def test_a_mask_may_be_infinite(tmp_path: Path) -> None:
     model = make(policy_kwargs=SMALL_POLICY | {"features_extractor_class": Masked})
     model.save(tmp_path / "model")
     assert same(PWM.load(tmp_path / "model").get_parameters(), model.get_parameters())
@@ -200,13 +205,13 @@ def test_a_mask_may_be_infinite(tmp_path):
         ({"observations": np.full((8, 3), np.nan)}, "observations are not finite"),
     ],
 )
-def test_bad_arrays_in_an_npz_file(tmp_path, change, message):
+def test_bad_arrays_in_an_npz_file(tmp_path: Path, change: Any, message: str) -> None:
     np.savez(tmp_path / "data.npz", **(flat(THREE) | change))
     with pytest.raises(ValueError, match=rf"data\.npz.*{message}"):
         from_npz(tmp_path / "data.npz", OBSERVATIONS, ACTIONS)
 
 
-def test_files_that_are_no_npz(tmp_path):
+def test_files_that_are_no_npz(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     np.save(tmp_path / "one.npy", np.zeros(3))
     make().save(tmp_path / "model.zip")

@@ -1,6 +1,8 @@
 """What a user is told before the first log, and when there was nothing to learn."""
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from helpers import make, space_envs
@@ -13,12 +15,12 @@ NOTHING = "nothing was learnt"
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
-def test_verbose_tells_what_happens_from_the_first_step(capfd, n_envs):
+def test_verbose_tells_what_happens_from_the_first_step(capfd: pytest.CaptureFixture[str], n_envs: int) -> None:
     model = make(space_envs(n_envs), verbose=1)
     seen = []
 
     class Listener(BaseCallback):
-        def _on_step(self):
+        def _on_step(self) -> bool:
             seen.append(capfd.readouterr().out)
             return True
 
@@ -34,7 +36,7 @@ def test_verbose_tells_what_happens_from_the_first_step(capfd, n_envs):
     assert output.index("Training the world model") < output.index("world_model_loss")
 
 
-def test_nothing_is_told_about_what_does_not_happen(capfd):
+def test_nothing_is_told_about_what_does_not_happen(capfd: pytest.CaptureFixture[str]) -> None:
     model = make(verbose=0).learn(40)
     model.pretrain(2)
     model.learn_offline(2)
@@ -47,7 +49,7 @@ def test_nothing_is_told_about_what_does_not_happen(capfd):
     assert "alone: 2 updates" in capfd.readouterr().out
 
 
-def test_a_model_that_has_learnt_collects_with_its_policy(tmp_path, capfd):
+def test_a_model_that_has_learnt_collects_with_its_policy(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     make(verbose=1).learn(40).save(tmp_path / "model")
     capfd.readouterr()
     PWM.load(tmp_path / "model", env=space_envs()).learn(40)
@@ -56,7 +58,7 @@ def test_a_model_that_has_learnt_collects_with_its_policy(tmp_path, capfd):
 
 @pytest.mark.parametrize("make_model", [make, lambda: make(space_envs(2)), model_of], ids=["one", "two", "tasks"])
 @pytest.mark.parametrize("steps", [8, 16])
-def test_too_few_steps_are_told(make_model, steps):
+def test_too_few_steps_are_told(make_model: Callable[[], PWM], steps: int) -> None:
     model = make_model()
     expected = rf"{NOTHING} in {steps} steps.* learning_starts=20.* it holds {steps},.* reset_num_timesteps=False"
     with pytest.warns(UserWarning, match=expected) as found:
@@ -67,14 +69,14 @@ def test_too_few_steps_are_told(make_model, steps):
     assert model._n_updates > 0
 
 
-def test_a_loaded_world_model_is_not_a_policy_that_learns(tmp_path):
+def test_a_loaded_world_model_is_not_a_policy_that_learns(tmp_path: Path) -> None:
     make().learn(40).save_world_model(tmp_path / "world_model.pt")
     model = make().load_world_model(tmp_path / "world_model.pt")
     with pytest.warns(UserWarning, match=NOTHING):
         model.learn(12)
 
 
-def test_whoever_wants_no_update_is_not_told():
+def test_whoever_wants_no_update_is_not_told() -> None:
     make(gradient_steps=0, pretrain_steps=0).learn(40)
     make(gradient_steps=0).learn(40).learn(4)
     make().learn(40).learn(4)  # without an update in the four steps, but with many before

@@ -1,5 +1,7 @@
 import copy
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +24,23 @@ BOX, ACTIONS = spaces.Box(-5, 5, (4,), np.float32), spaces.Box(-1, 1, (1,), np.f
 
 
 @pytest.fixture(autouse=True)
-def _fast(monkeypatch):
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"N_NETWORKS": 5, "HIDDEN": (32,), "BATCH_SIZE": 64, "RATES": (3e-3, 3e-4)}
     for name, value in values.items():
         monkeypatch.setattr(fitted_q, name, value)
 
 
-def walk(n_episodes=60, n_envs=1, *, noise=0.5, timeouts=False, kind=None, space=BOX, capacity=None, observe=None):
+def walk(
+    n_episodes: int = 60,
+    n_envs: int = 1,
+    *,
+    noise: float = 0.5,
+    timeouts: bool = False,
+    kind: Any = None,
+    space: spaces.Space[Any] = BOX,
+    capacity: int | None = None,
+    observe: Callable[..., Any] | None = None,
+) -> Any:
     """Three steps from place 0 to place 3, where an episode ends; each earns its random action, and noise."""
     rng = np.random.default_rng(0)
     capacity = 3 * n_episodes + 1 if capacity is None else capacity
@@ -44,28 +56,28 @@ def walk(n_episodes=60, n_envs=1, *, noise=0.5, timeouts=False, kind=None, space
     return buffer
 
 
-def model_of(data, action=0.5, policy="MlpPolicy", **kwargs):
+def model_of(data: Any, action: float = 0.5, policy: str = "MlpPolicy", **kwargs: Any) -> PWM:
     """A model that always takes one action, and whose latents tell the places well apart."""
     sizes = {"latent_dim": 16, "net_arch": [16]} | kwargs.pop("policy_kwargs", {})
-    settings = {"seed": 0, "device": "cpu", "gamma": GAMMA, "batch_size": 8, "policy_kwargs": sizes}
+    settings: dict[str, Any] = {"seed": 0, "device": "cpu", "gamma": GAMMA, "batch_size": 8, "policy_kwargs": sizes}
     model = PWM.from_dataset(data, policy, **settings, **kwargs)
     with torch.no_grad():
         for parameter in model.policy.world_model.encoder.parameters():
             parameter.normal_(std=0.7)
-        last = model.policy.actor.net[-1]
+        last: Any = model.policy.actor.net[-1]
         last.weight.zero_()
         last.bias.zero_()
         last.bias[:1] = math.atanh(action)
     return model
 
 
-def recorded(data):
+def recorded(data: Any) -> Any:
     """The mean discounted return of walks whose episodes are all held out, or all alike."""
     rewards = data.rewards[: data.size()].T.reshape(-1, 3)
     return rewards @ GAMMA ** np.arange(3)
 
 
-def test_the_interval_holds_the_truth_and_ranks_policies():
+def test_the_interval_holds_the_truth_and_ranks_policies() -> None:
     data = walk()
     good, bad = (model_of(data, action).estimate_return(data, n_updates=60) for action in (0.5, -0.5))
     truth = 0.5 * (1 + 0.5 + 0.25)
@@ -77,7 +89,7 @@ def test_the_interval_holds_the_truth_and_ranks_policies():
     assert good.n_episodes == 15
 
 
-def test_what_a_time_out_cuts_off_is_counted():
+def test_what_a_time_out_cuts_off_is_counted() -> None:
     """One place for ever, where every step earns 0.5, is worth 0.5 / (1 - gamma) = 1; 0.75 if time-outs were ends."""
     data = walk(noise=0, timeouts=True, observe=lambda places: 0 * places)
     data.rewards[:] = 0.5
@@ -87,13 +99,13 @@ def test_what_a_time_out_cuts_off_is_counted():
     assert estimate.data_return == pytest.approx(1, abs=0.02)
 
 
-def test_noise_makes_the_interval_wider():
+def test_noise_makes_the_interval_wider() -> None:
     data, noisy = walk(noise=0), walk(noise=3)
     widths = [e.high - e.low for e in (model_of(data).estimate_return(d, n_updates=30) for d in (data, noisy))]
     assert widths[1] > 2 * widths[0]
 
 
-def test_half_width_by_hand():
+def test_half_width_by_hand() -> None:
     networks = np.repeat([[0.0], [0], [2], [2]], 4, axis=1)  # standard deviation sqrt(4 / 3)
     assert half_width(networks, 4) == pytest.approx(3.18 * math.sqrt(4 / 3) * math.sqrt(4 / 3))
     assert half_width(networks.T, 4) == pytest.approx(3.18 * math.sqrt(4 / 3) / math.sqrt(4))
@@ -102,7 +114,7 @@ def test_half_width_by_hand():
     assert half_width(many, 90) == pytest.approx(2.36 * math.sqrt(100 / 99) / 10)
 
 
-def test_episodes_by_hand():
+def test_episodes_by_hand() -> None:
     data = walk(n_episodes=2, n_envs=2)
     data.dones[4, 1] = 1  # column 1: 3, 2 and 1 steps; column 0: 3 and 3
     episodes = find_episodes(data)
@@ -113,7 +125,7 @@ def test_episodes_by_hand():
     assert find_episodes(data).whole.tolist() == [True, False, True, True, False]
 
 
-def test_a_full_buffer_may_have_lost_a_beginning():
+def test_a_full_buffer_may_have_lost_a_beginning() -> None:
     data = walk(n_episodes=3, capacity=7)  # steps 2 ... 8 are left; the third episode begins in row 6
     episodes = find_episodes(data)
     assert episodes.first.tolist() == [0, 1, 4]
@@ -121,7 +133,7 @@ def test_a_full_buffer_may_have_lost_a_beginning():
     assert episodes.whole.tolist() == [False, True, True]
 
 
-def test_only_whole_episodes_are_held_out():
+def test_only_whole_episodes_are_held_out() -> None:
     whole = np.arange(50) % 5 > 0
     fitted, held_out = hold_out(whole, np.random.default_rng(0))
     assert sorted([*fitted, *held_out]) == list(range(50))
@@ -130,7 +142,7 @@ def test_only_whole_episodes_are_held_out():
     assert len(hold_out(np.ones(8, bool), np.random.default_rng(0))[1]) == 4
 
 
-def as_dict(places):
+def as_dict(places: np.ndarray) -> dict[str, np.ndarray]:
     return {"place": places[:, :2], "rest": places[:, 2:]}
 
 
@@ -148,7 +160,7 @@ DICT = spaces.Dict({key: spaces.Box(-5, 5, (2,), np.float32) for key in ("place"
         ({"kind": DictReplayBuffer, "space": DICT, "observe": as_dict}, "MultiInputPolicy"),
     ],
 )
-def test_any_data_of_the_models_spaces(arguments, policy, monkeypatch):
+def test_any_data_of_the_models_spaces(arguments: dict[str, Any], policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = walk(n_episodes=12, **arguments)
     data.rewards[:] += np.arange(data.n_envs)  # as if environments differed
     model = model_of(walk(space=arguments.get("space", BOX), observe=arguments.get("observe")), policy=policy)
@@ -160,32 +172,33 @@ def test_any_data_of_the_models_spaces(arguments, policy, monkeypatch):
         assert estimate.n_episodes == 12 * data.n_envs
 
 
-def test_the_stochastic_policy_and_v_critics():
+def test_the_stochastic_policy_and_v_critics() -> None:
     data = walk()
     model = model_of(data, critic="v")
+    last: Any = model.policy.actor.net[-1]
     with torch.no_grad():
-        model.policy.actor.net[-1].bias[1] = 9  # standard deviation e^2: nearly as often -1 as 1
+        last.bias[1] = 9  # standard deviation e^2: nearly as often -1 as 1
     first, second = (model.estimate_return(data, n_updates=30, deterministic=d) for d in (True, False))
     assert second.mean < first.mean - 0.3
 
 
-def test_observations_are_normalized_and_rewards_are_not():
+def test_observations_are_normalized_and_rewards_are_not() -> None:
     data = walk()
     expected = model_of(data).estimate_return(data, n_updates=5)
     shifted = walk(observe=lambda places: 2 * places + 3)
     model = model_of(shifted)
-    normalizer = VecNormalize(spaces_only(BOX, ACTIONS, 1), gamma=GAMMA)
+    normalizer: Any = VecNormalize(spaces_only(BOX, ACTIONS, 1), gamma=GAMMA)
     normalizer.obs_rms.mean, normalizer.obs_rms.var = np.full(4, 3.0), np.full(4, 4.0)
     normalizer.ret_rms.var = np.array(1e8)
     model._vec_normalize_env = normalizer
     assert model.estimate_return(shifted, n_updates=5) == pytest.approx(expected, rel=1e-3)
 
 
-def test_nothing_is_changed_and_the_seed_decides():
+def test_nothing_is_changed_and_the_seed_decides() -> None:
     data = walk(n_episodes=10)
     model = model_of(data)  # without an environment: stepping or resetting it would raise
     stored = copy.deepcopy({name: value for name, value in vars(data).items() if isinstance(value, np.ndarray)})
-    settings = dict(vars(data))
+    settings: dict[str, Any] = dict(vars(data))
     state = copy.deepcopy((model.policy.state_dict(), [o.state_dict() for o in model.policy.optimizers.values()]))
     numbers, drawn = torch.get_rng_state(), np.random.get_state()
     first = model.estimate_return(data, n_updates=3)
@@ -200,13 +213,13 @@ def test_nothing_is_changed_and_the_seed_decides():
     assert model.estimate_return(data, n_updates=3, seed=1) != first
 
 
-def test_several_tasks_are_refused_and_one_is_not():
+def test_several_tasks_are_refused_and_one_is_not() -> None:
     tasks = TaskSet([Task("four", None, 4, 1), Task("five", None, 5, 1)])
 
-    def observe(places, task):
+    def observe(places: np.ndarray, task: int) -> dict[str, Any]:
         return {"observation": np.pad(places, ((0, 0), (0, 1))), "task": np.full((1, 1), task)}
 
-    kwargs = {"space": tasks.observation_space, "n_episodes": 12}
+    kwargs: dict[str, Any] = {"space": tasks.observation_space, "n_episodes": 12}
     data = walk(observe=lambda places: observe(places, 0), **kwargs)
     model = model_of(data, policy="MultiTaskPolicy", policy_kwargs={"task_set": tasks})
     assert np.isfinite(model.estimate_return(data, n_updates=1)).all()
@@ -229,10 +242,10 @@ def test_several_tasks_are_refused_and_one_is_not():
         (walk(n_episodes=8, noise=np.inf), {"n_updates": 1}, FloatingPointError, "not finite"),
     ],
 )
-def test_bad_input(data, arguments, error, message):
+def test_bad_input(data: Any, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         model_of(walk()).estimate_return(data, **arguments)
 
 
-def test_updates_grow_with_the_discounts_horizon():
+def test_updates_grow_with_the_discounts_horizon() -> None:
     assert [fitted_q.default_updates(gamma) for gamma in (0.9, 0.995, 0.999, 1)] == [5_000, 5_000, 25_000, 25_000]

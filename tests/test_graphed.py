@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def test_updates_and_actions_are_those_of_sb3_contrib(
     graphed = getattr(importlib.import_module("graphed"), f"Graphed{algorithm.__name__}")
     models = []
     for one in (algorithm, graphed):
-        arguments = {"learning_starts": 30, "batch_size": 16, "policy_kwargs": {"net_arch": [32, 32]}}
+        arguments: dict[str, Any] = {"learning_starts": 30, "batch_size": 16, "policy_kwargs": {"net_arch": [32, 32]}}
         model = one("MlpPolicy", "Pendulum-v1", seed=0, device=device, **arguments)
         model.learn(70)
         models.append(model)
@@ -37,7 +38,7 @@ def test_updates_and_actions_are_those_of_sb3_contrib(
 
     models[1].save(tmp_path / "model.zip")
     again = graphed.load(tmp_path / "model.zip", env=models[1].get_env(), device=device)
-    observation = models[0].get_env().reset()
+    observation: Any = models[0].get_env().reset()
     expected = models[0].predict(observation, deterministic=True)[0]
     assert again.predict(observation, deterministic=True)[0] == pytest.approx(expected, abs=1e-3)
     again.learn(50, reset_num_timesteps=False)
@@ -54,6 +55,7 @@ def test_batch_norm_is_a_batch_renorm_within_its_warm_up(training: bool, monkeyp
     x = torch.randn(7, 3, dtype=torch.float64) * torch.tensor([0.02, 1.0, 5.0])
     weights = torch.randn(7, 3, dtype=torch.float64)
     results = []
+    layer: Any
     for layer, forward in zip(layers, (BatchRenorm1d.forward, batch_norm), strict=True):
         with torch.no_grad():
             layer.scale.copy_(torch.tensor([0.5, 2.0, -1.0]))

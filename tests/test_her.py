@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 
 from sb3_pwm import PWM, SequenceHerReplayBuffer
 
-TINY = {
+TINY: dict[str, Any] = {
     "policy_kwargs": {"net_arch": [16], "latent_dim": 16},
     "learning_starts": 30,
     "pretrain_steps": 3,
@@ -27,10 +29,10 @@ TINY = {
 }
 
 
-class Line(gym.Env):
+class Line(gym.Env[Any, Any]):
     """A point on a line; steps are numbered, so that every achieved goal tells its step. Ends at the goal, if asked."""
 
-    def __init__(self, length=7, ends=False):
+    def __init__(self, length: int = 7, ends: bool = False) -> None:
         box = spaces.Box(-1e6, 1e6, (1,), np.float32)
         self.observation_space = spaces.Dict({"observation": box, "achieved_goal": box, "desired_goal": box})
         self.action_space = spaces.Box(-1, 1, (1,), np.float32)
@@ -38,33 +40,35 @@ class Line(gym.Env):
         if ends:
             self.compute_terminated = self._reached
 
-    def _observe(self):
+    def _observe(self) -> dict[str, np.ndarray]:
         place = np.array([self.count], np.float32)
         return {"observation": place, "achieved_goal": place, "desired_goal": np.array([-1], np.float32)}
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self.steps = 0
         self.count += 1
         return self._observe(), {}
 
-    def step(self, action):
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.count += 1
         self.steps += 1
         observation = self._observe()
         reward = float(self.compute_reward(observation["achieved_goal"], observation["desired_goal"], {}))
         return observation, reward, False, self.steps >= self.length, {"count": self.count}
 
-    def compute_reward(self, achieved, desired, infos):
+    def compute_reward(self, achieved: np.ndarray, desired: np.ndarray, infos: Any) -> Any:
         if isinstance(infos, list) and infos and infos[0]:
             assert [info["count"] for info in infos] == achieved[..., 0].tolist()
         return -np.abs(achieved - desired)[..., 0].astype(np.float32)
 
-    def _reached(self, achieved, desired, infos):
+    def _reached(self, achieved: np.ndarray, desired: np.ndarray, infos: Any) -> np.ndarray:
         return (achieved == desired)[..., 0]
 
 
-def filled(steps=60, buffer_size=40, n_envs=2, env_kwargs=None, **kwargs):
+def filled(
+    steps: int = 60, buffer_size: int = 40, n_envs: int = 2, env_kwargs: dict[str, Any] | None = None, **kwargs: Any
+) -> SequenceHerReplayBuffer:
     """A buffer through which several episodes of 7 steps have gone, and the ages of its windows' goals."""
     env = DummyVecEnv([lambda: Line(**(env_kwargs or {}))] * n_envs)
     buffer = SequenceHerReplayBuffer(
@@ -73,7 +77,7 @@ def filled(steps=60, buffer_size=40, n_envs=2, env_kwargs=None, **kwargs):
     observation = env.reset()
     for _ in range(steps):
         following, rewards, dones, infos = env.step(np.zeros((n_envs, 1), np.float32))
-        stored = copy.deepcopy(following)
+        stored: Any = copy.deepcopy(following)
         for i, info in enumerate(infos):
             if dones[i]:
                 for key in stored:
@@ -83,7 +87,7 @@ def filled(steps=60, buffer_size=40, n_envs=2, env_kwargs=None, **kwargs):
     return buffer
 
 
-def episodes(buffer, column):
+def episodes(buffer: Any, column: int) -> Any:
     """Achieved goals of the stored steps, episode by episode."""
     found, current = [], []
     for age in range(buffer.size()):
@@ -96,8 +100,8 @@ def episodes(buffer, column):
 
 
 @pytest.mark.parametrize("strategy", ["future", "final", "episode"])
-def test_windows_against_brute_force(strategy):
-    buffer = filled(goal_selection_strategy=strategy, n_sampled_goal=3, copy_info_dict=True)
+def test_windows_against_brute_force(strategy: str) -> None:
+    buffer: Any = filled(goal_selection_strategy=strategy, n_sampled_goal=3, copy_info_dict=True)
     of_episode = {goal: (c, e) for c in range(2) for e in map(tuple, episodes(buffer, c)) for goal in e}
     np.random.seed(0)
     samples = buffer.sample_sequences(400, 3)
@@ -126,8 +130,8 @@ def test_windows_against_brute_force(strategy):
     assert not samples.terminations.any()
 
 
-def test_every_allowed_goal_is_drawn():
-    buffer = filled(n_envs=1, steps=14, buffer_size=20)
+def test_every_allowed_goal_is_drawn() -> None:
+    buffer: Any = filled(n_envs=1, steps=14, buffer_size=20)
     samples = buffer.sample_sequences(2_000, 1)
     pairs = zip(
         samples.observations["achieved_goal"][1, :, 0].tolist(),
@@ -139,8 +143,8 @@ def test_every_allowed_goal_is_drawn():
     assert drawn == expected
 
 
-def test_terminations_are_computed_anew_and_end_windows():
-    buffer = filled(env_kwargs={"ends": True})
+def test_terminations_are_computed_anew_and_end_windows() -> None:
+    buffer: Any = filled(env_kwargs={"ends": True})
     samples = buffer.sample_sequences(300, 4)
     achieved = samples.observations["achieved_goal"][1:, :, 0]
     reached = achieved == samples.observations["desired_goal"][0, :, 0]
@@ -152,12 +156,12 @@ def test_terminations_are_computed_anew_and_end_windows():
     assert reached[:, :240].any()
 
 
-def test_diagnostics_see_what_was_recorded():
-    buffer = filled()
+def test_diagnostics_see_what_was_recorded() -> None:
+    buffer: Any = filled()
     assert (buffer.spread_sequences(50, 2).observations["desired_goal"] == -1).all()
 
 
-def test_pwm_takes_sb3s_buffer_and_learns():
+def test_pwm_takes_sb3s_buffer_and_learns() -> None:
     env = make_vec_env(lambda: BitFlippingEnv(n_bits=4, continuous=True), 2)
     model = PWM(
         "MultiInputPolicy",
@@ -171,14 +175,14 @@ def test_pwm_takes_sb3s_buffer_and_learns():
     assert model.replay_buffer.env is model.env
 
 
-def test_discrete_actions():
+def test_discrete_actions() -> None:
     env = BitFlippingEnv(n_bits=4, continuous=False)
     model = PWM("MultiInputPolicy", env, replay_buffer_class=HerReplayBuffer, **TINY).learn(50)
     assert model._n_updates > 0
     assert model._sample(5).actions.shape == (model.sequence_length, 5, 4)
 
 
-def test_the_environment_may_be_in_processes():
+def test_the_environment_may_be_in_processes() -> None:
     env = SubprocVecEnv([lambda: Line()] * 2)
     try:
         model = PWM("MultiInputPolicy", env, replay_buffer_class=SequenceHerReplayBuffer, **TINY).learn(40)
@@ -187,11 +191,11 @@ def test_the_environment_may_be_in_processes():
         env.close()
 
 
-def test_rewards_and_observations_are_normalised():
-    buffer = filled()
+def test_rewards_and_observations_are_normalised() -> None:
+    buffer: Any = filled()
     env = VecNormalize(DummyVecEnv([lambda: Line()] * 2))
     env.obs_rms["observation"].mean[:] = 5.0
-    env.ret_rms.var = 4.0
+    env.ret_rms.var = np.array(4.0)
     np.random.seed(0)
     plain = buffer.sample_sequences(50, 1)
     np.random.seed(0)
@@ -202,7 +206,7 @@ def test_rewards_and_observations_are_normalised():
     np.testing.assert_allclose(normalized.rewards, env.normalize_reward(plain.rewards.numpy()), rtol=1e-6)
 
 
-def test_saved_buffers_ask_the_new_environment(tmp_path):
+def test_saved_buffers_ask_the_new_environment(tmp_path: Path) -> None:
     model = PWM("MultiInputPolicy", Line(), replay_buffer_class=HerReplayBuffer, **TINY).learn(50)
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
@@ -218,29 +222,30 @@ def test_saved_buffers_ask_the_new_environment(tmp_path):
     assert pickle.loads(pickle.dumps(loaded.replay_buffer)).env is None
 
 
-def test_a_buffer_that_sac_filled(tmp_path):
+def test_a_buffer_that_sac_filled(tmp_path: Path) -> None:
     sac = SAC("MultiInputPolicy", Line(), replay_buffer_class=HerReplayBuffer, learning_starts=100, buffer_size=400)
     sac.learn(30)
     sac.save_replay_buffer(tmp_path / "buffer")
     model = PWM("MultiInputPolicy", Line(), replay_buffer_class=HerReplayBuffer, **TINY)
     model.load_replay_buffer(tmp_path / "buffer")
     assert isinstance(model.replay_buffer, SequenceHerReplayBuffer)
-    assert (model._sample(20).observations["desired_goal"][0] != -1).any()
+    observations: Any = model._sample(20).observations
+    assert (observations["desired_goal"][0] != -1).any()
     assert model.learn(20)._n_updates > 0
 
 
 class OneByOne(Line):
-    def compute_reward(self, achieved, desired, infos):
+    def compute_reward(self, achieved: np.ndarray, desired: np.ndarray, infos: Any) -> Any:
         return -abs(float(np.ravel(achieved)[0] - np.ravel(desired)[0]))
 
 
-def test_errors():
+def test_errors() -> None:
     with pytest.raises(ValueError, match='allowed are "future", "final", "episode"'):
         filled(goal_selection_strategy="past")
     box = spaces.Box(-1, 1, (1,), np.float32)
     with pytest.raises(ValueError, match="needs achieved_goal and desired_goal"):
         SequenceHerReplayBuffer(10, spaces.Dict({"observation": box}), box, env=None)
-    buffer = filled()
+    buffer: Any = filled()
     buffer.env = None
     with pytest.raises(ValueError, match="needs an environment that computes rewards"):
         buffer.sample_sequences(5, 1)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from conftest import ACTION_DIM, LATENT_DIM
@@ -7,19 +9,20 @@ from torch.testing import assert_close
 
 from sb3_pwm.imagination import imagine
 from sb3_pwm.losses import actor_loss, state_values
-from sb3_pwm.networks import Actor
+from sb3_pwm.networks import Actor, CriticEnsemble
 from sb3_pwm.returns import continuation_weights, imagined_returns
+from sb3_pwm.world_model import WorldModel
 
 BATCH = 5
 GAMMA, ENT_COEF, SCALE = 0.9, 0.3, 1.7
 
 
-def start_latents(dtype=torch.float32):
+def start_latents(dtype: Any = torch.float32) -> torch.Tensor:
     return torch.randn(BATCH, LATENT_DIM, dtype=dtype).softmax(-1)
 
 
 @pytest.mark.parametrize("horizon", [0, 1, 2, 7])
-def test_shapes(world_model, actor, horizon):
+def test_shapes(world_model: WorldModel, actor: Actor, horizon: int) -> None:
     rollout = imagine(world_model, actor, start_latents(), horizon)
     assert rollout.latents.shape == (horizon + 1, BATCH, LATENT_DIM)
     assert rollout.actions.shape == (horizon, BATCH, ACTION_DIM)
@@ -29,7 +32,7 @@ def test_shapes(world_model, actor, horizon):
 
 
 @pytest.mark.parametrize("horizon", [1, 4])
-def test_a_rollout_is_what_single_steps_give(world_model, actor, horizon):
+def test_a_rollout_is_what_single_steps_give(world_model: WorldModel, actor: Actor, horizon: int) -> None:
     start = start_latents()
     torch.manual_seed(1)
     rollout = imagine(world_model, actor, start, horizon)
@@ -47,13 +50,13 @@ def test_a_rollout_is_what_single_steps_give(world_model, actor, horizon):
     assert_close(rollout.latents[horizon], latents)
 
 
-def test_without_terminations_episodes_go_on(world_model, actor):
+def test_without_terminations_episodes_go_on(world_model: WorldModel, actor: Actor) -> None:
     rollout = imagine(world_model, actor, start_latents(), 3, terminations=False)
     assert (rollout.continuations == 1).all()
     assert not rollout.continuations.requires_grad
 
 
-def test_the_actor_sees_detached_latents(world_model, actor):
+def test_the_actor_sees_detached_latents(world_model: WorldModel, actor: Actor) -> None:
     start = start_latents().requires_grad_()
     rollout = imagine(world_model, actor, start, 3)
     seen_through_actions = torch.autograd.grad(rollout.actions.sum(), start, retain_graph=True, allow_unused=True)[0]
@@ -61,7 +64,7 @@ def test_the_actor_sees_detached_latents(world_model, actor):
     assert torch.autograd.grad(rollout.rewards[2].sum(), start)[0].abs().sum() > 0
 
 
-def objective(rollout, values, last_log_prob):
+def objective(rollout: Any, values: torch.Tensor, last_log_prob: torch.Tensor | None) -> torch.Tensor:
     weights = continuation_weights(rollout.continuations)
     returns = imagined_returns(rollout.rewards, weights, values, GAMMA)
     log_probs = rollout.log_probs if last_log_prob is None else torch.cat([rollout.log_probs, last_log_prob[None]])
@@ -69,7 +72,17 @@ def objective(rollout, values, last_log_prob):
     return loss
 
 
-def plain_objective(world_model, actor, critics, start, *, seen, noise, entropy_weights, q_critic):
+def plain_objective(
+    world_model: WorldModel,
+    actor: Actor,
+    critics: CriticEnsemble,
+    start: torch.Tensor,
+    *,
+    seen: torch.Tensor,
+    noise: torch.Tensor,
+    entropy_weights: torch.Tensor,
+    q_critic: bool,
+) -> torch.Tensor:
     """Compute the same in plain steps, with what the actor sees and the entropy's weights as given constants.
 
     Where they are what the rollout recorded, this function has its value; its derivative is the gradient that the
@@ -78,7 +91,7 @@ def plain_objective(world_model, actor, critics, start, *, seen, noise, entropy_
     :param seen: (H + 1, B, Z), :param noise: (H + 1, B, A), :param entropy_weights: (H + 1, B).
     """
 
-    def act(t):
+    def act(t: int) -> tuple[torch.Tensor, torch.Tensor]:
         mean, log_std = actor.distribution(seen[t])
         u = mean + log_std.exp() * noise[t]
         log_prob = Normal(mean, log_std.exp()).log_prob(u) - torch.log(1 - torch.tanh(u) ** 2)
@@ -86,7 +99,9 @@ def plain_objective(world_model, actor, critics, start, *, seen, noise, entropy_
 
     horizon = len(seen) - 1
     drawn = horizon + 1 if q_critic else horizon  # actions
-    latents, running, returns, bonus = start, 1.0, torch.zeros(BATCH, dtype=start.dtype), 0.0
+    latents, returns = start, torch.zeros(BATCH, dtype=start.dtype)
+    running: Any = 1.0
+    bonus: Any = 0.0
     for t in range(horizon):
         action, log_prob = act(t)
         returns = returns + GAMMA**t * running * world_model.rewards(latents, action)
@@ -105,8 +120,13 @@ def plain_objective(world_model, actor, critics, start, *, seen, noise, entropy_
 @pytest.mark.parametrize(("q_critic", "horizon"), [(True, 3), (False, 3), (True, 0)])
 @pytest.mark.parametrize("state_dependent_std", [True, False])
 def test_the_gradient_of_the_imagined_objective_against_finite_differences(
-    world_model, q_critics, v_critics, q_critic, horizon, state_dependent_std
-):
+    world_model: WorldModel,
+    q_critics: CriticEnsemble,
+    v_critics: CriticEnsemble,
+    q_critic: bool,
+    horizon: int,
+    state_dependent_std: bool,
+) -> None:
     step = 1e-5
     critics = (q_critics if q_critic else v_critics).double()
     world_model = world_model.double()
@@ -119,14 +139,14 @@ def test_the_gradient_of_the_imagined_objective_against_finite_differences(
     gradient = parameters_to_vector(torch.autograd.grad(loss, list(actor.parameters()))).detach()
 
     torch.manual_seed(1)
-    constants = {
+    constants: dict[str, Any] = {
         "seen": rollout.latents.detach(),
         "noise": torch.stack([torch.randn(BATCH, ACTION_DIM, dtype=torch.float64) for _ in range(horizon + 1)]),
         "entropy_weights": continuation_weights(rollout.continuations).detach(),
     }
     parameters = parameters_to_vector(actor.parameters()).detach().clone()
 
-    def loss_at(point):
+    def loss_at(point: torch.Tensor) -> torch.Tensor:
         vector_to_parameters(point, actor.parameters())
         return plain_objective(world_model, actor, critics, start, **constants, q_critic=q_critic).detach()
 

@@ -1,6 +1,8 @@
 import ast
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,7 +70,7 @@ TREES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for p
 every_file = pytest.mark.parametrize("file", sorted(TREES))
 
 
-def unit_of(file):
+def unit_of(file: str) -> str:
     """The unit that a file belongs to: a module of a room whose modules have levels, else the room or module."""
     path = file.removesuffix(".py")
     return path if path in LEVEL_OF else path.split("/")[0]
@@ -78,7 +80,7 @@ PURE = PURE_FILES | {unit for unit in map(unit_of, TREES) if unit.startswith(("n
 PURE -= {"nn/observation_features", "compute/progress"}  # they read spaces, and callbacks
 
 
-def imports_of(tree):
+def imports_of(tree: ast.Module) -> Iterator[Any]:
     """Dotted names, also of imports inside functions, but for what only type checkers import."""
     typed = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     for node in set(ast.walk(tree)) - {inner for block in typed for inner in ast.walk(block)}:
@@ -89,7 +91,7 @@ def imports_of(tree):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def own_imports_of(tree):
+def own_imports_of(tree: ast.Module) -> Iterator[str]:
     """Units of this package; a name of the package itself comes from its ``__init__``."""
     for name in imports_of(tree):
         root, *rest = name.split(".")
@@ -99,7 +101,7 @@ def own_imports_of(tree):
 
 
 @every_file
-def test_imports_point_downwards(file):
+def test_imports_point_downwards(file: str) -> None:
     unit = unit_of(file)
     if file.endswith("/__init__.py") and unit not in LEVEL_OF:
         assert not set(own_imports_of(TREES[file]))  # of a room
@@ -110,20 +112,20 @@ def test_imports_point_downwards(file):
         assert within_subpackage or LEVEL_OF[imported] < LEVEL_OF[unit], f"{file} imports {imported}"
 
 
-def test_every_level_names_existing_modules():
+def test_every_level_names_existing_modules() -> None:
     assert set(LEVEL_OF) <= {unit_of(file) for file in TREES}
 
 
 @pytest.mark.parametrize("unit", sorted(PURE))
-def test_pure_modules_know_neither_sb3_nor_gymnasium(unit):
+def test_pure_modules_know_neither_sb3_nor_gymnasium(unit: str) -> None:
     tree = TREES[f"{unit}.py"]
     assert not {name.split(".")[0] for name in imports_of(tree)} & {"stable_baselines3", "gymnasium", "gym"}
     assert set(own_imports_of(tree)) <= PURE
 
 
-def test_all_is_what_the_package_imports():
+def test_all_is_what_the_package_imports() -> None:
     tree = TREES["__init__.py"]
-    typed = next(node for node in tree.body if isinstance(node, ast.If))  # if TYPE_CHECKING
+    typed: Any = next(node for node in tree.body if isinstance(node, ast.If))  # if TYPE_CHECKING
     imported = {alias.name: node.module for node in typed.body for alias in node.names}
     assert set(sb3_pwm.__all__) == imported.keys() | {"__version__"}
     assert imported == sb3_pwm._MODULES
@@ -131,12 +133,12 @@ def test_all_is_what_the_package_imports():
     with pytest.raises(AttributeError, match="no attribute 'SAC'"):
         _ = sb3_pwm.SAC
     assert len(set(sb3_pwm.__all__)) == len(sb3_pwm.__all__)
-    namespace = {}
+    namespace: dict[str, Any] = {}
     exec("from sb3_pwm import *", namespace)
     assert set(sb3_pwm.__all__) <= set(namespace)
 
 
-def definitions_of(tree):
+def definitions_of(tree: ast.Module | ast.ClassDef) -> Iterator[ast.FunctionDef | ast.ClassDef]:
     """Public functions and classes, and the public methods of public classes."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
@@ -146,14 +148,14 @@ def definitions_of(tree):
 
 
 @every_file
-def test_public_names_are_documented(file):
+def test_public_names_are_documented(file: str) -> None:
     assert ast.get_docstring(TREES[file])
     undocumented = [node.name for node in definitions_of(TREES[file]) if not ast.get_docstring(node)]
     assert not undocumented
 
 
 @every_file
-def test_functions_are_annotated(file):
+def test_functions_are_annotated(file: str) -> None:
     missing = []
     for node in ast.walk(TREES[file]):
         if isinstance(node, ast.FunctionDef):
@@ -165,11 +167,11 @@ def test_functions_are_annotated(file):
     assert not missing
 
 
-def test_the_type_annotations_are_shipped():
+def test_the_type_annotations_are_shipped() -> None:
     assert (PACKAGE / "py.typed").exists()
 
 
-def test_saved_files_find_their_classes():
+def test_saved_files_find_their_classes() -> None:
     """Files hold classes by their path: these paths stay."""
     for module, names in {
         "policies": ("PWMPolicy", "CnnPolicy", "MultiInputPolicy"),

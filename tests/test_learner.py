@@ -1,4 +1,6 @@
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -21,19 +23,20 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("read", [torch.Tensor.item, float, bool, torch.nonzero, lambda x: x[x > 0]])
-def test_no_host_reads_notices_them(read):
+def test_no_host_reads_notices_them(read: Callable[..., Any]) -> None:
     with NoHostReads(), pytest.raises(AssertionError, match="reads a value"):
         read(torch.ones(1))
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_the_host_reads_nothing_within_an_update(settings):
+def test_the_host_reads_nothing_within_an_update(settings: dict[str, Any]) -> None:
     """So that a GPU is never waited for, and a CUDA graph can hold the whole update."""
     model = make(truth_envs(), **settings).learn(60)
     learner, samples, transitions = model._learner, model._sample(model.batch_size), model._critic_samples()
+    own: Any = Learner
+    update_model, update_policy = own.update_model.__wrapped__, own.update_policy.__wrapped__
     with NoHostReads():
-        latents = Learner.update_model.__wrapped__(learner, samples)  # without what the host does after it
-        update_policy = Learner.update_policy.__wrapped__
+        latents = update_model(learner, samples)  # without what the host does after it
         update_policy(learner, samples, transitions, latents, bc_coef=0.5)
         update_policy(learner, samples, transitions, bc_coef=0.0)
         update_policy(learner, samples, transitions, latents * torch.nan, bc_coef=0.0)  # nor where updates are skipped
@@ -41,7 +44,7 @@ def test_the_host_reads_nothing_within_an_update(settings):
     assert model.n_skipped_updates > 0
 
 
-def test_a_policy_update_encodes_its_windows_if_nobody_has():
+def test_a_policy_update_encodes_its_windows_if_nobody_has() -> None:
     model = make().learn(40)
     samples, transitions = model._sample(model.batch_size), model._critic_samples()
     other = copy.deepcopy(model)
@@ -53,9 +56,10 @@ def test_a_policy_update_encodes_its_windows_if_nobody_has():
     assert same(model.policy.state_dict(), other.policy.state_dict())
 
 
-def test_skips_are_counted_when_the_host_looks(monkeypatch):
+def test_skips_are_counted_when_the_host_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make().learn(40)
-    learner, samples = model._learner, model._sample(model.batch_size)
+    learner = model._learner
+    samples: Any = model._sample(model.batch_size)
     model.device = torch.device("meta")  # not the CPU, where the host looks after every update
     bad = samples._replace(observations=samples.observations * torch.nan)
     for count in range(1, 100):
@@ -71,28 +75,29 @@ def test_skips_are_counted_when_the_host_looks(monkeypatch):
     assert model.n_skipped_updates == 101
 
 
-def test_observations_are_read_from_latents():
+def test_observations_are_read_from_latents() -> None:
     model = make(truth_envs()).learn(40)
     assert "observation_loss" in model._learner.pop_metrics()
-    (head,) = model.policy.world_model.observation
+    observation: Any = model.policy.world_model.observation
+    (head,) = observation
     counts = model.policy.world_model.observation_weights > 0
     assert counts.sum() >= 3  # what changes in so few steps
     assert head.weight[counts].ne(0).all()
     assert head.weight[~counts].eq(0).all()
 
 
-class NoisyEnv(gym.ObservationWrapper):
+class NoisyEnv(gym.ObservationWrapper[Any, Any, Any]):
     """Add a number to observations that nobody can foretell."""
 
-    observation_space = spaces.Box(-np.inf, np.inf, (6,), np.float32)
+    observation_space: Any = spaces.Box(-np.inf, np.inf, (6,), np.float32)
 
-    def observation(self, observation):
+    def observation(self, observation: np.ndarray) -> np.ndarray:
         return np.append(observation, self.unwrapped.np_random.normal()).astype(np.float32)
 
 
 @pytest.mark.filterwarnings("ignore:nothing was learnt")
 @pytest.mark.parametrize("learning_starts", [400, 1_000])
-def test_what_nobody_can_foretell_and_what_never_changes_count_little(learning_starts):
+def test_what_nobody_can_foretell_and_what_never_changes_count_little(learning_starts: int) -> None:
     model = make(NoisyEnv(TruthEnv()), learning_starts=learning_starts).learn(400)
     weights = model.policy.world_model.observation_weights
     if learning_starts > 400:
@@ -105,7 +110,7 @@ def test_what_nobody_can_foretell_and_what_never_changes_count_little(learning_s
 
 
 @pytest.mark.parametrize(("numbers", "weight"), [(1_000, 2), (1_001, 0)])
-def test_by_default_observations_are_read_where_they_are_not_too_many(numbers, weight):
+def test_by_default_observations_are_read_where_they_are_not_too_many(numbers: int, weight: int) -> None:
     world_model = make(space_envs(1, spaces.Box(-1, 1, (numbers,)))).policy.world_model
     assert world_model.observation_weight("auto") == weight
     assert world_model.observation_weight(0.25) == 0.25
@@ -115,18 +120,19 @@ def test_by_default_observations_are_read_where_they_are_not_too_many(numbers, w
 @pytest.mark.parametrize(
     "settings", [{"observation_coef": 0.0}, {"env": space_envs(1, PICTURE), "policy": "CnnPolicy"}]
 )
-def test_observations_are_not_read_without_a_weight_or_from_pictures(settings):
+def test_observations_are_not_read_without_a_weight_or_from_pictures(settings: dict[str, Any]) -> None:
     model = make(**settings).learn(40)
     metrics = model._learner.pop_metrics()
     assert "reward_loss" in metrics
     assert "observation_loss" not in metrics
-    head = model.policy.world_model.observation
+    head: Any = model.policy.world_model.observation
     assert head is None or head[-1].weight.eq(0).all()
 
 
-def test_without_imagined_steps_the_actor_follows_the_critics_at_replayed_states():
+def test_without_imagined_steps_the_actor_follows_the_critics_at_replayed_states() -> None:
     model = make(horizon=0).learn(40)
-    latents = model.policy.world_model.encode(torch.zeros(5, *model.observation_space.shape)).detach()
+    shape = model.observation_space.shape or ()
+    latents = model.policy.world_model.encode(torch.zeros(5, *shape)).detach()
     torch.manual_seed(1)
     rollout, weights, returns = model._learner._imagined(latents)
     torch.manual_seed(1)

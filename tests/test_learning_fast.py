@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any, Literal
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -8,28 +11,28 @@ from sb3_pwm import PWM
 EDGE, REACH, TIME_LIMIT = 1.5, 0.2, 20
 
 
-def point_step(positions, actions):
+def point_step(positions: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Move (N, 2) points; each step gives 1 - |x|^2 / 2, and leaving the circle of radius ``EDGE`` ends the episode."""
     positions = positions + REACH * actions
     squares = (positions**2).sum(-1)
     return positions, 1 - squares / 2, squares > EDGE**2
 
 
-class PointEnv(gym.Env):
+class PointEnv(gym.Env[Any, Any]):
     """Only the spaces: the tests step all points at once."""
 
     observation_space = gym.spaces.Box(-2, 2, (2,))
     action_space = gym.spaces.Box(-1, 1, (2,))
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         return np.zeros(2, dtype=np.float32), {}
 
 
-def start_positions(n):
+def start_positions(n: int) -> np.ndarray:
     return np.random.uniform(-1.2, 1.2, (n, 2)).astype(np.float32)
 
 
-def fill(buffer, n_steps):
+def fill(buffer: Any, n_steps: int) -> None:
     """Random actions in one environment, with time-outs."""
     position, age = start_positions(1), 0
     for _ in range(n_steps):
@@ -42,7 +45,7 @@ def fill(buffer, n_steps):
         position, age = (start_positions(1), 0) if done[0] else (following, age)
 
 
-def mean_return(act, n_episodes=500):
+def mean_return(act: Callable[[np.ndarray], np.ndarray], n_episodes: int = 500) -> float:
     """Undiscounted return of a policy in the true environment."""
     positions = start_positions(n_episodes)
     returns, running = np.zeros(n_episodes), np.ones(n_episodes, dtype=bool)
@@ -53,15 +56,15 @@ def mean_return(act, n_episodes=500):
     return returns.mean()
 
 
-def act_at_random(positions):
+def act_at_random(positions: np.ndarray) -> np.ndarray:
     return np.random.uniform(-1, 1, positions.shape).astype(np.float32)
 
 
-def walk_to_the_centre(positions):
+def walk_to_the_centre(positions: np.ndarray) -> np.ndarray:
     return np.clip(-positions / REACH, -1, 1)
 
 
-def make_model(critic="q"):
+def make_model(critic: Literal["q", "v"] = "q") -> PWM:
     model = PWM(
         "MlpPolicy",
         PointEnv(),
@@ -79,13 +82,13 @@ def make_model(critic="q"):
     return model
 
 
-def mean_losses(model, updates):
+def mean_losses(model: PWM, updates: Callable[[], Any]) -> dict[str, float]:
     model._learner.pop_metrics()
     updates()
     return model._learner.pop_metrics()
 
 
-def test_the_world_model_learns_the_environment():
+def test_the_world_model_learns_the_environment() -> None:
     model = make_model()
     before = mean_losses(model, lambda: model.pretrain(5))
     model.pretrain(400)
@@ -108,7 +111,7 @@ def test_the_world_model_learns_the_environment():
 
 
 @pytest.mark.parametrize("critic", ["q", "v"])
-def test_the_policy_learns_in_imagination(critic):
+def test_the_policy_learns_in_imagination(critic: Literal["q", "v"]) -> None:
     model = make_model(critic)
     model.pretrain(300)
     before = mean_losses(model, lambda: model.train(5, batch_size=64))

@@ -1,6 +1,8 @@
 import copy
 import functools
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,21 +27,27 @@ from sb3_pwm.losses import (
     state_values,
     world_model_loss,
 )
-from sb3_pwm.networks import Actor
+from sb3_pwm.networks import Actor, CriticEnsemble
 from sb3_pwm.returns import continuation_weights, imagined_returns
 from sb3_pwm.type_aliases import ImaginedRollout, SequenceSamples
+from sb3_pwm.world_model import WorldModel
 
 LENGTH, BATCH, HORIZON = 4, 6, 3
-COEFFICIENTS = {"consistency_coef": 20.0, "reward_coef": 2.0, "termination_coef": 3.0, "observation_coef": 0.5}
+COEFFICIENTS: dict[str, Any] = {
+    "consistency_coef": 20.0,
+    "reward_coef": 2.0,
+    "termination_coef": 3.0,
+    "observation_coef": 0.5,
+}
 ONE = torch.tensor(1.0)
 
 
-def tensor(*rows):
+def tensor(*rows: Any) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.float32)
 
 
 @pytest.fixture
-def samples():
+def samples() -> SequenceSamples:
     # windows of 4, 4, 3, 2, 1 and 1 valid steps; those of 3 and 1 end with a termination
     lengths = torch.tensor([4, 4, 3, 2, 1, 1])
     mask = (torch.arange(LENGTH)[:, None] < lengths).float()
@@ -54,29 +62,37 @@ def samples():
     )
 
 
-def simplices(*leading):
+def simplices(*leading: Any) -> torch.Tensor:
     return torch.randn(*leading, LATENT_DIM).softmax(-1)
 
 
-def some_features():
+def some_features() -> torch.Tensor:
     return torch.randn(LENGTH + 1, BATCH, OBS_DIM)
 
 
-def test_masked_mean_by_hand():
+def test_masked_mean_by_hand() -> None:
     # (1 + 2 + 3) / 3, the 100 is masked
     assert_close(masked_mean(tensor([1, 2], [3, 100]), tensor([1, 1], [1, 0])), torch.tensor(2.0))
 
 
 @pytest.mark.parametrize("reward_bins", [0, 11])
-def test_world_model_loss_is_that_of_a_plain_loop(make_world_model, samples, reward_bins):
+def test_world_model_loss_is_that_of_a_plain_loop(
+    make_world_model: Callable[..., WorldModel], samples: SequenceSamples, reward_bins: int
+) -> None:
     model = make_world_model(reward_bins=reward_bins)
     latents, targets, features = simplices(BATCH), simplices(LENGTH, BATCH), some_features()
     loss, metrics = world_model_loss(model, samples, samples.rewards, latents, targets, features, **COEFFICIENTS)
 
-    def observation_error(state, features):
+    def observation_error(state: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        assert model.observation is not None
         return model.observation_weights @ (model.observation(state) - features) ** 2
 
-    errors = {"consistency_loss": 0.0, "reward_loss": 0.0, "termination_loss": 0.0, "observation_loss": 0.0}
+    errors: dict[str, Any] = {
+        "consistency_loss": 0.0,
+        "reward_loss": 0.0,
+        "termination_loss": 0.0,
+        "observation_loss": 0.0,
+    }
     count = 0
     for b in range(BATCH):
         state = latents[b]
@@ -100,7 +116,9 @@ def test_world_model_loss_is_that_of_a_plain_loop(make_world_model, samples, rew
 
 
 @pytest.mark.parametrize("reward_bins", [0, 11])
-def test_world_model_loss_of_several_dynamics_networks(make_world_model, samples, reward_bins):
+def test_world_model_loss_of_several_dynamics_networks(
+    make_world_model: Callable[..., WorldModel], samples: SequenceSamples, reward_bins: int
+) -> None:
     model = make_world_model(n_dynamics=3, reward_bins=reward_bins)
     latents, targets, features = simplices(BATCH), simplices(LENGTH, BATCH), some_features()
     total, means = world_model_loss(model, samples, samples.rewards, latents, targets, features, **COEFFICIENTS)
@@ -118,10 +136,12 @@ def test_world_model_loss_of_several_dynamics_networks(make_world_model, samples
 
 
 @pytest.mark.parametrize("name", COEFFICIENTS)
-def test_a_coefficient_of_zero_switches_its_part_off(world_model, samples, name):
+def test_a_coefficient_of_zero_switches_its_part_off(
+    world_model: WorldModel, samples: SequenceSamples, name: str
+) -> None:
     latents, targets, features = simplices(BATCH), simplices(LENGTH, BATCH), some_features()
 
-    def loss(**coefficients):
+    def loss(**coefficients: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return world_model_loss(world_model, samples, samples.rewards, latents, targets, features, **coefficients)
 
     (full, metrics), (without, _) = loss(**COEFFICIENTS), loss(**COEFFICIENTS | {name: 0.0})
@@ -131,7 +151,9 @@ def test_a_coefficient_of_zero_switches_its_part_off(world_model, samples, name)
 
 
 @pytest.mark.parametrize("reward_bins", [0, 11])
-def test_masked_steps_have_no_influence(make_world_model, samples, reward_bins):
+def test_masked_steps_have_no_influence(
+    make_world_model: Callable[..., WorldModel], samples: SequenceSamples, reward_bins: int
+) -> None:
     model = make_world_model(reward_bins=reward_bins)
     latents, targets = simplices(BATCH).requires_grad_(), simplices(LENGTH, BATCH)
     masked = samples.mask == 0
@@ -145,7 +167,9 @@ def test_masked_steps_have_no_influence(make_world_model, samples, reward_bins):
     changed_features = features.clone()
     changed_features[1:][masked] = 1e4
 
-    def loss_and_gradients(batch, batch_targets, batch_features):
+    def loss_and_gradients(
+        batch: SequenceSamples, batch_targets: torch.Tensor, batch_features: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         loss, _ = world_model_loss(model, batch, batch.rewards, latents, batch_targets, batch_features, **COEFFICIENTS)
         networks = (model.dynamics, model.reward, model.termination, model.observation)
         inputs = [*(parameter for network in networks for parameter in network.parameters()), latents]
@@ -156,7 +180,7 @@ def test_masked_steps_have_no_influence(make_world_model, samples, reward_bins):
     )
 
 
-def test_every_valid_step_has_influence(world_model, samples):
+def test_every_valid_step_has_influence(world_model: WorldModel, samples: SequenceSamples) -> None:
     latents, targets = simplices(BATCH), simplices(LENGTH, BATCH).requires_grad_()
     rewards = samples.rewards.clone().requires_grad_()
     features = some_features().requires_grad_()
@@ -168,7 +192,7 @@ def test_every_valid_step_has_influence(world_model, samples):
     assert (to_rewards.ne(0) == samples.mask.bool()).all()
 
 
-def test_state_values_are_the_critics_mean(q_critics, v_critics, actor):
+def test_state_values_are_the_critics_mean(q_critics: CriticEnsemble, v_critics: CriticEnsemble, actor: Actor) -> None:
     latents = simplices(4, 5)
     values, log_probs = state_values(v_critics, actor, latents, q_critic=False)
     assert_close(values, v_critics(latents).mean(0))
@@ -181,7 +205,7 @@ def test_state_values_are_the_critics_mean(q_critics, v_critics, actor):
     assert_close(values, q_critics(latents, actions).mean(0))
 
 
-def test_state_values_send_no_gradient_through_what_the_actor_sees(q_critics, actor):
+def test_state_values_send_no_gradient_through_what_the_actor_sees(q_critics: CriticEnsemble, actor: Actor) -> None:
     latents = simplices(5).requires_grad_()
     torch.manual_seed(1)
     values, _ = state_values(q_critics, actor, latents, q_critic=True)
@@ -191,7 +215,7 @@ def test_state_values_send_no_gradient_through_what_the_actor_sees(q_critics, ac
     assert_close(torch.autograd.grad(values.sum(), latents), expected)
 
 
-def test_actor_loss_by_hand():
+def test_actor_loss_by_hand() -> None:
     # return: (2 + 4) / 2; entropy: -(1 * 1 + 1 * 2 + 0.5 * 3 + 0 * 4) / 4; both over the scale 2
     loss, metrics = actor_loss(
         tensor(2, 4), tensor([1, 2], [3, 4]), tensor([1, 1], [0.5, 0]), torch.tensor(2.0), ent_coef=0.1
@@ -201,7 +225,7 @@ def test_actor_loss_by_hand():
     assert_close(metrics, expected)
 
 
-def test_the_entropy_bonus_does_not_reward_living_longer():
+def test_the_entropy_bonus_does_not_reward_living_longer() -> None:
     weights = torch.ones(2, 3, requires_grad=True)
     log_probs = torch.randn(2, 3, requires_grad=True)
     loss, _ = actor_loss(log_probs.sum(0), log_probs, weights, ONE, ent_coef=0.1)
@@ -210,10 +234,10 @@ def test_the_entropy_bonus_does_not_reward_living_longer():
     assert log_probs.grad is not None
 
 
-def test_behaviour_loss_by_hand():
-    samples = SimpleNamespace(actions=torch.tensor([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 0.0], [9.0, 9.0]]]))
+def test_behaviour_loss_by_hand() -> None:
+    samples: Any = SimpleNamespace(actions=torch.tensor([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 0.0], [9.0, 9.0]]]))
     samples.mask = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
-    actor = SimpleNamespace(mode=lambda latents: latents[..., :2], n_actions=lambda latents: 2)
+    actor: Any = SimpleNamespace(mode=lambda latents: latents[..., :2], n_actions=lambda latents: 2)
     actor.distance = functools.partial(Actor.distance, actor)
     latents = torch.zeros(2, 2, 4)
     # squared distances, averaged over action dimensions: 0.5, 0.25, 0, and one that does not count
@@ -224,10 +248,10 @@ def test_behaviour_loss_by_hand():
     assert_close(behaviour_loss(actor, latents, samples, None), tensor(0.25)[0])
 
 
-def test_behaviour_loss_counts_replayed_actions_with_an_advantage():
+def test_behaviour_loss_counts_replayed_actions_with_an_advantage() -> None:
     actions = torch.tensor([[[1.0], [0.5], [-2.0]], [[3.0], [-1.0], [9.0]]])
-    samples = SimpleNamespace(actions=actions, mask=torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]))
-    actor = SimpleNamespace(mode=lambda latents: latents, n_actions=lambda latents: 1)
+    samples: Any = SimpleNamespace(actions=actions, mask=torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]))
+    actor: Any = SimpleNamespace(mode=lambda latents: latents, n_actions=lambda latents: 1)
     actor.distance = functools.partial(Actor.distance, actor)
     latents = torch.zeros(2, 3, 1, requires_grad=True)
     # those of 1, 0.5 and 3 count, -2 and -1 do not, 9 is masked
@@ -238,7 +262,7 @@ def test_behaviour_loss_counts_replayed_actions_with_an_advantage():
     assert_close(latents.grad, -2 / 5 * torch.tensor([[[1.0], [0.5], [0.0]], [[3.0], [0.0], [0.0]]]))
 
 
-def test_relative_size_by_hand():
+def test_relative_size_by_hand() -> None:
     returns = torch.tensor([3.0, -4.0, 0.0, 5.0], requires_grad=True)
     size = relative_size(returns, torch.tensor(0.5))
     assert_close(size, torch.tensor(50 / 4).sqrt() / 0.5)
@@ -248,7 +272,7 @@ def test_relative_size_by_hand():
     assert_close(relative_size(returns, scales), torch.tensor((36 + 1 + 0 + 25) / 4).sqrt())
 
 
-def test_entropy_coefficient_loss_by_hand():
+def test_entropy_coefficient_loss_by_hand() -> None:
     # entropy: -(1 * 1 + 1 * 2 + 0.5 * 3 + 0 * 4) / 2.5 = -1.8, 0.8 below the target of -1: the coefficient must grow
     log_ent_coef = torch.tensor(0.5, requires_grad=True)
     weights = tensor([1, 1], [0.5, 0]).requires_grad_()
@@ -262,20 +286,20 @@ def test_entropy_coefficient_loss_by_hand():
     assert log_probs.grad is None
 
 
-def fixed_critics(*values):
+def fixed_critics(*values: Any) -> Any:
     return lambda *inputs: tensor(*values)
 
 
-fixed_actor = SimpleNamespace(
+fixed_actor: Any = SimpleNamespace(
     sample=lambda latents: torch.zeros(*latents.shape[:-1], ACTION_DIM), all_actions=lambda latents: None
 )
 
 
-def windows(rewards, terminations, mask):
+def windows(rewards: torch.Tensor, terminations: torch.Tensor, mask: torch.Tensor) -> SequenceSamples:
     return SequenceSamples(torch.empty(0), torch.empty(0), rewards, terminations, mask)
 
 
-def test_replay_targets_by_hand():
+def test_replay_targets_by_hand() -> None:
     # four windows of two steps: one goes on, two end in their first and second step, one times out in its first
     rewards = tensor([1, 1, 1, 2], [3, 100, 4, 100])
     targets, metrics = replay_targets(
@@ -293,19 +317,21 @@ def test_replay_targets_by_hand():
     assert_close(metrics, {"critic_gap": torch.tensor(3 / (0.5 * 8.25))})
 
 
-def test_the_critics_gap_without_a_discount_is_finite():
+def test_the_critics_gap_without_a_discount_is_finite() -> None:
     assert_close(critic_gap(tensor([1, 3], [2, 2]), 1.0), torch.tensor(1.0 / (1e-3 * 2)))
     assert torch.isfinite(critic_gap(torch.zeros(2, 3), 0.9))
 
 
-def test_pessimistic_values_by_hand():
+def test_pessimistic_values_by_hand() -> None:
     values = tensor([10, 2], [6, 4], [2, 12])
     assert_close(pessimistic_values(values, 0.0), tensor(6, 6))
     assert_close(pessimistic_values(values, 0.25), tensor(5, 5))
     assert_close(pessimistic_values(values, 1.0), tensor(2, 2))
 
 
-def test_replay_targets_are_those_of_a_plain_loop(actor, q_critics, samples):
+def test_replay_targets_are_those_of_a_plain_loop(
+    actor: Actor, q_critics: CriticEnsemble, samples: SequenceSamples
+) -> None:
     # what the mask hides must not matter
     samples = samples._replace(rewards=torch.where(samples.mask > 0, samples.rewards, torch.tensor(1e6)))
     last = simplices(BATCH)
@@ -315,7 +341,8 @@ def test_replay_targets_are_those_of_a_plain_loop(actor, q_critics, samples):
     values = q_critics(last, actor.sample(last))
     values = 0.7 * values.mean(0) + 0.3 * values.min(0).values
     for b in range(BATCH):
-        expected, discount = 0.0, 1.0
+        expected: Any = 0.0
+        discount: Any = 1.0
         for t in range(int(samples.mask[:, b].sum())):
             expected = expected + discount * samples.rewards[t, b]
             discount = discount * 0.9 * (1 - samples.terminations[t, b])
@@ -323,7 +350,7 @@ def test_replay_targets_are_those_of_a_plain_loop(actor, q_critics, samples):
     assert not targets.requires_grad
 
 
-def test_imagined_targets_by_hand():
+def test_imagined_targets_by_hand() -> None:
     rollout = ImaginedRollout(
         latents=simplices(3, 1),
         actions=torch.zeros(2, 1, ACTION_DIM),
@@ -339,7 +366,9 @@ def test_imagined_targets_by_hand():
     assert_close(weights, tensor([1], [0.5]))
 
 
-def test_imagined_targets_use_the_value_of_the_state_after_each_step(world_model, actor, v_critics):
+def test_imagined_targets_use_the_value_of_the_state_after_each_step(
+    world_model: WorldModel, actor: Actor, v_critics: CriticEnsemble
+) -> None:
     rollout = imagine(world_model, actor, simplices(BATCH), HORIZON)
     targets, _ = imagined_targets(v_critics, rollout, gamma=0.9, td_lambda=0.0, pessimism=1.0)
     following = v_critics(rollout.latents[1:]).min(0).values
@@ -347,14 +376,14 @@ def test_imagined_targets_use_the_value_of_the_state_after_each_step(world_model
     assert not targets.requires_grad
 
 
-def test_critic_loss_by_hand():
+def test_critic_loss_by_hand() -> None:
     # squared errors (1, 1) and (9, 9); weighted sums 1 + 0.5 and 9 + 4.5, over 1 + 0.5
     loss, metrics = critic_loss(tensor([1, 2], [3, 4]), tensor(0, 1), tensor(1, 0.5))
     assert_close(loss, torch.tensor(10.0))
     assert_close(metrics, {"critic_loss": loss, "value": torch.tensor(2.5)})
 
 
-def test_values_without_weight_have_no_influence():
+def test_values_without_weight_have_no_influence() -> None:
     values = torch.randn(N_CRITICS, 4, requires_grad=True)
     weights = tensor(1, 0, 0.5, 0)
     loss, _ = critic_loss(values, torch.randn(4), weights)
@@ -362,7 +391,7 @@ def test_values_without_weight_have_no_influence():
     assert (gradient.ne(0) == weights.ne(0)).all()
 
 
-def test_a_minibatch_without_any_weight_teaches_nothing():
+def test_a_minibatch_without_any_weight_teaches_nothing() -> None:
     values = torch.randn(N_CRITICS, 2, requires_grad=True)
     loss, _ = critic_loss(values, torch.randn(2), torch.zeros(2))
     loss.backward()
@@ -371,7 +400,9 @@ def test_a_minibatch_without_any_weight_teaches_nothing():
 
 
 @pytest.fixture
-def networks(world_model, actor, q_critics, v_critics):
+def networks(
+    world_model: WorldModel, actor: Actor, q_critics: CriticEnsemble, v_critics: CriticEnsemble
+) -> dict[str, Any]:
     return {
         "world_model": world_model,
         "actor": actor,
@@ -382,14 +413,16 @@ def networks(world_model, actor, q_critics, v_critics):
     }
 
 
-def model_objective(n, samples, observations):
+def model_objective(n: dict[str, Any], samples: SequenceSamples, observations: torch.Tensor) -> torch.Tensor:
     latents = n["world_model"].encode(observations.flatten(0, 1)).view(LENGTH + 1, BATCH, LATENT_DIM)
     return world_model_loss(
         n["world_model"], samples, samples.rewards, latents[0], latents[1:].detach(), observations, **COEFFICIENTS
     )[0]
 
 
-def actor_objective(n, samples, observations, *, q_critic):
+def actor_objective(
+    n: dict[str, Any], samples: SequenceSamples, observations: torch.Tensor, *, q_critic: bool
+) -> torch.Tensor:
     rollout = imagine(n["world_model"], n["actor"], n["world_model"].encode(observations[0]), HORIZON)
     critics = n["q_critics" if q_critic else "v_critics"]
     values, _ = state_values(critics, n["actor"], rollout.latents[-1], q_critic=q_critic)
@@ -398,7 +431,7 @@ def actor_objective(n, samples, observations, *, q_critic):
     return actor_loss(returns, rollout.log_probs, weights[:-1], ONE, ent_coef=0.1)[0]
 
 
-def q_objective(n, samples, observations):
+def q_objective(n: dict[str, Any], samples: SequenceSamples, observations: torch.Tensor) -> torch.Tensor:
     latents = n["world_model"].encode(observations.flatten(0, 1)).view(LENGTH + 1, BATCH, LATENT_DIM)
     targets, _ = replay_targets(
         n["q_target"], n["actor"], samples, samples.rewards, latents[-1], gamma=0.9, pessimism=0.5
@@ -406,7 +439,7 @@ def q_objective(n, samples, observations):
     return critic_loss(n["q_critics"](latents[0], samples.actions[0]), targets, samples.mask[0])[0]
 
 
-def v_objective(n, samples, observations):
+def v_objective(n: dict[str, Any], samples: SequenceSamples, observations: torch.Tensor) -> torch.Tensor:
     rollout = imagine(n["world_model"], n["actor"], n["world_model"].encode(observations[0]), HORIZON)
     targets, weights = imagined_targets(n["v_target"], rollout, gamma=0.9, td_lambda=0.5, pessimism=0.5)
     values = n["v_critics"](rollout.latents[:-1].flatten(0, 1))
@@ -424,7 +457,9 @@ def v_objective(n, samples, observations):
     ],
     ids=["world model", "actor with Q", "actor with V", "Q", "V"],
 )
-def test_each_loss_changes_its_own_network_and_no_other(networks, samples, trained, objective):
+def test_each_loss_changes_its_own_network_and_no_other(
+    networks: dict[str, Any], samples: SequenceSamples, trained: str, objective: Callable[..., Any]
+) -> None:
     # every network gets a gradient unless something prevents it: nothing here is frozen or detached by the test
     before = copy.deepcopy({name: network.state_dict() for name, network in networks.items()})
     observations = torch.randn(LENGTH + 1, BATCH, 3)
@@ -440,13 +475,17 @@ def test_each_loss_changes_its_own_network_and_no_other(networks, samples, train
 
 
 @pytest.mark.parametrize("objective", [q_objective, v_objective])
-def test_targets_carry_no_gradient(networks, samples, objective):
+def test_targets_carry_no_gradient(
+    networks: dict[str, Any], samples: SequenceSamples, objective: Callable[..., Any]
+) -> None:
     loss = objective(networks, samples, torch.randn(LENGTH + 1, BATCH, 3))
     parameters = [*networks["q_target"].parameters(), *networks["v_target"].parameters()]
     assert set(torch.autograd.grad(loss, parameters, allow_unused=True)) == {None}
 
 
-def test_metrics_are_detached(world_model, actor, v_critics, samples):
+def test_metrics_are_detached(
+    world_model: WorldModel, actor: Actor, v_critics: CriticEnsemble, samples: SequenceSamples
+) -> None:
     parts = [
         world_model_loss(
             world_model,
@@ -457,7 +496,7 @@ def test_metrics_are_detached(world_model, actor, v_critics, samples):
             some_features(),
             **COEFFICIENTS,
         ),
-        actor_loss(*(nn.Parameter(torch.ones(2)) for _ in range(2)), torch.ones(2), ONE, ent_coef=0.1),
+        actor_loss(nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2)), torch.ones(2), ONE, ent_coef=0.1),
         critic_loss(v_critics(simplices(BATCH)), torch.zeros(BATCH), torch.ones(BATCH)),
     ]
     for loss, metrics in parts:

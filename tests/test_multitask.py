@@ -1,5 +1,8 @@
 import copy
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 from torch.testing import assert_close
 
 from sb3_pwm import PWM
+from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.datasets import from_arrays, from_tasks
 from sb3_pwm.imagination import imagine
 from sb3_pwm.learner import MAX_GRAD_NORM
@@ -23,9 +27,10 @@ from sb3_pwm.nn.scales import LATENT_STD_FLOOR, ReturnScale, RewardScale
 from sb3_pwm.nn.task_context import TaskContext, TaskFeatures
 from sb3_pwm.observations import at_steps
 from sb3_pwm.replay import statistics as scales
+from sb3_pwm.type_aliases import SequenceSamples
 
 
-def space_env(n_observations, n_actions):
+def space_env(n_observations: int, n_actions: int) -> SpaceEnv:
     return SpaceEnv(spaces.Box(-1, 1, (n_observations,), np.float32), spaces.Box(-2, 2, (n_actions,), np.float32))
 
 
@@ -33,12 +38,12 @@ TASKS = TaskSet([Task("small", partial(space_env, 2, 1), 2, 1), Task("large", pa
 TINY = {"net_arch": [16], "latent_dim": 16, "task_embedding_dim": 5, "task_set": TASKS}
 
 
-def model_of(steps=0, **kwargs):
+def model_of(steps: int = 0, **kwargs: Any) -> PWM:
     model = PWM("MultiTaskPolicy", task_vec_env(TASKS, seed=0), policy_kwargs=TINY, **(SMALL | kwargs))
     return model.learn(steps) if steps else model
 
 
-def observations_of(tasks):
+def observations_of(tasks: list[int]) -> dict[str, torch.Tensor]:
     """Random padded observations."""
     values = torch.rand(len(tasks), 4) * TASKS_MASK[tasks]
     return {"observation": values, "task": torch.tensor(tasks)[:, None]}
@@ -47,7 +52,7 @@ def observations_of(tasks):
 TASKS_MASK = torch.as_tensor(TASKS.observation_masks)
 
 
-def test_context_by_hand():
+def test_context_by_hand() -> None:
     context = TaskContext(torch.tensor([[1, 0, 0], [1, 1, 1]]), 2)
     context.embedding.data = torch.tensor([[0.3, 0.4], [3.0, 4.0]])  # 0.5 and 5 long
     expected = torch.tensor([[0.6, 0.8, 1, 1, 1], [0.3, 0.4, 1, 0, 0]])
@@ -55,12 +60,12 @@ def test_context_by_hand():
     assert context.size == 5
 
 
-def test_context_of_a_task_alone():
+def test_context_of_a_task_alone() -> None:
     context = TaskContext(torch.tensor([[1, 0, 0], [1, 1, 1]]), 2, task=1)
     assert_close(context(torch.rand(3, 4)), context(observations_of([1, 1, 1])))
 
 
-def test_features_have_each_tasks_statistics():
+def test_features_have_each_tasks_statistics() -> None:
     features = TaskFeatures(2, 3)
     values = torch.tensor([[1.0, 7, 0], [3.0, 7, 0], [10.0, 20, 30]])
     observations = {"observation": values, "task": torch.tensor([[0], [0], [1]])}
@@ -72,7 +77,7 @@ def test_features_have_each_tasks_statistics():
     assert_close(features.mean[1], torch.tensor([10.0, 20, 30]).double())  # no data of this task
 
 
-def test_features_pad_a_task_of_its_own():
+def test_features_pad_a_task_of_its_own() -> None:
     features = TaskFeatures(2, 4, task=1)
     features.set_statistics(torch.tensor([[1.0, 2], [3, 2]]))
     assert_close(features.mean[1], torch.tensor([2.0, 2, 0, 0]).double())
@@ -80,20 +85,20 @@ def test_features_pad_a_task_of_its_own():
     assert_close(features.mean[0], torch.zeros(4).double())
 
 
-def test_features_of_a_task_in_any_unit_and_with_any_offset():
+def test_features_of_a_task_in_any_unit_and_with_any_offset() -> None:
     features = TaskFeatures(2, 4, task=1)
     own = torch.tensor([[5e7, 1e-5], [5e7 + 2, 3e-5]], dtype=torch.float64)
     features.set_statistics(own)
     assert_close(features(own), torch.tensor([[-1.0, -1, 0, 0], [1, 1, 0, 0]]))
 
 
-def test_features_without_standardisation_are_padded_only():
+def test_features_without_standardisation_are_padded_only() -> None:
     features = TaskFeatures(2, 4, task=1, standardize=False)
     assert_close(features(torch.tensor([[400.0, -2]])), torch.tensor([[400.0, -2, 0, 0]]))
     assert not features.state_dict()
 
 
-def test_reward_scales_by_hand():
+def test_reward_scales_by_hand() -> None:
     scale = RewardScale(3)
     scale.set_statistics(torch.tensor([1.0, 3, -20, 20, 0]), torch.tensor([0, 0, 2, 2, 2]))
     assert_close(scale.scale, torch.tensor([1.0, 1, (800 / 3) ** 0.5]))
@@ -107,7 +112,7 @@ def test_reward_scales_by_hand():
     assert_close(scale(rewards, torch.tensor([2, 0]))[:, 0], rewards[:, 0] / (800 / 3) ** 0.5)
 
 
-def test_return_scales_by_hand():
+def test_return_scales_by_hand() -> None:
     scale = ReturnScale(0.5, n_tasks=3)
     tasks = torch.tensor([0, 0, 2, 1, 1])
     scale.update(torch.tensor([1.0, 3, 9, 10, 10]), tasks)
@@ -120,7 +125,7 @@ def test_return_scales_by_hand():
     assert_close(scale.of(tasks), (scale.variance + 1e-5).sqrt()[tasks])
 
 
-def test_padded_actions_are_zero_and_have_no_density():
+def test_padded_actions_are_zero_and_have_no_density() -> None:
     actor = Actor(7, 3, [8], masked=True)
     for parameter in actor.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -142,7 +147,7 @@ def test_padded_actions_are_zero_and_have_no_density():
     assert_close(actions[1], torch.tanh(u[1]))
 
 
-def test_imagined_steps_keep_the_context():
+def test_imagined_steps_keep_the_context() -> None:
     policy = model_of().policy
     latents = policy.world_model.encode(observations_of([0, 1, 1]))
     rollout = imagine(policy.world_model, policy.actor, latents, 3)
@@ -152,11 +157,12 @@ def test_imagined_steps_keep_the_context():
     assert_close(rollout.latents[1:, :, :16].sum(-1), torch.full((3, 3), 2.0))  # two groups of eight
 
 
-def test_windows_have_no_padded_actions():
+def test_windows_have_no_padded_actions() -> None:
     model = model_of(steps=40, learning_starts=1000, gradient_steps=0, pretrain_steps=0)
     assert (model.replay_buffer.actions[:20, 0, 1:] != 0).all()  # random actions fill all dimensions
     samples = model._sample(8)
-    tasks = at_steps(samples.observations, 0)["task"].flatten()
+    first: Any = at_steps(samples.observations, 0)
+    tasks = first["task"].flatten()
     assert set(tasks.tolist()) == {0, 1}
     assert (samples.actions[:, tasks == 0, 1:] == 0).all()
     exists = samples.mask.bool()
@@ -164,15 +170,17 @@ def test_windows_have_no_padded_actions():
     assert (samples.actions[:, tasks == 1] != 0)[exists[:, tasks == 1]].all()
 
 
-def test_updates_reach_each_tasks_own_parameters_only():
+def test_updates_reach_each_tasks_own_parameters_only() -> None:
     """What only one task uses changes only when this task is in the batch."""
     model = model_of(steps=40, learning_starts=1000, gradient_steps=0, pretrain_steps=0)
     model._prepare_updates()
-    policy, samples = model.policy, model._sample(8)
-    of_small = at_steps(samples.observations, 0)["task"].flatten() == 0
+    policy: Any = model.policy
+    samples = model._sample(8)
+    first: Any = at_steps(samples.observations, 0)
+    of_small = first["task"].flatten() == 0
     keep = of_small.nonzero().flatten()[:2].repeat(4)
 
-    def only(samples, steps):
+    def only(samples: SequenceSamples, steps: int) -> SequenceSamples:
         observations = {key: values[: steps + 1, keep] for key, values in samples.observations.items()}
         return type(samples)(observations, *(tensor[:steps, keep] for tensor in samples[1:]))
 
@@ -193,16 +201,17 @@ def test_updates_reach_each_tasks_own_parameters_only():
         assert any(changed), part
 
 
-def test_entropy_coefficients():
+def test_entropy_coefficients() -> None:
     coefficient = EntropyCoefficient(3)
     coefficient.log_ent_coef.data[:] = torch.tensor([1.0, 2, 3])
     assert coefficient.of(torch.tensor([2, 0])).tolist() == [3, 1]
 
 
-def test_learning_saving_and_acting(tmp_path):
+def test_learning_saving_and_acting(tmp_path: Path) -> None:
     model = model_of(steps=120)
-    assert model.policy.world_model.features.std.ne(1).any()
-    observation = model.get_env().reset()
+    policy: Any = model.policy
+    assert policy.world_model.features.std.ne(1).any()
+    observation: Any = model.get_env().reset()
     actions, _ = model.predict(observation, deterministic=True)
     assert actions.shape == (2, 3)
     assert (actions[0, 1:] == 0).all()
@@ -213,7 +222,7 @@ def test_learning_saving_and_acting(tmp_path):
     loaded.learn(40)
 
 
-def test_extracting_a_policy(tmp_path):
+def test_extracting_a_policy(tmp_path: Path) -> None:
     model = model_of(steps=120)
     before = copy.deepcopy(model.policy.state_dict())
     env = space_env(2, 1)
@@ -250,7 +259,7 @@ def test_extracting_a_policy(tmp_path):
     own.learn(20)
 
 
-def test_an_extracted_policy_sees_the_tasks_own_latents_standardised():
+def test_an_extracted_policy_sees_the_tasks_own_latents_standardised() -> None:
     """Its context, the same in all of its latents, is nothing to it."""
     own = model_of(steps=120).extract("large", 3)
     policy = own.policy
@@ -263,14 +272,20 @@ def test_an_extracted_policy_sees_the_tasks_own_latents_standardised():
     assert_close(context, torch.zeros_like(context), rtol=0, atol=1e-4)
 
 
-def test_extraction_is_reproducible():
+def test_extraction_is_reproducible() -> None:
     model = model_of(steps=120)
     first, second = (model.extract("large", 3) for _ in range(2))
     assert_close(first.policy.state_dict(), second.policy.state_dict(), atol=0, rtol=0)
 
 
-def test_extracted_models_have_the_settings_of_theirs():
-    settings = {"learning_starts": 30, "train_freq": 2, "gradient_steps": 3, "policy_updates": 0.5, "bc_coef": 0.3}
+def test_extracted_models_have_the_settings_of_theirs() -> None:
+    settings: dict[str, Any] = {
+        "learning_starts": 30,
+        "train_freq": 2,
+        "gradient_steps": 3,
+        "policy_updates": 0.5,
+        "bc_coef": 0.3,
+    }
     model = model_of(steps=40, tensorboard_log=None, stats_window_size=7, **settings)
     own = model.extract("small", 0)
     assert {name: getattr(own, name) for name in settings} == {name: getattr(model, name) for name in settings}
@@ -278,7 +293,7 @@ def test_extracted_models_have_the_settings_of_theirs():
     assert model.extract("small", 0, gradient_steps=1).gradient_steps == 1
 
 
-def test_extracted_scales_stay(tmp_path):
+def test_extracted_scales_stay(tmp_path: Path) -> None:
     """The shared world model knows the parent's scales, also after a save without the buffer."""
     env = space_env(2, 1)
     own = model_of(steps=120, learning_starts=100).extract("small", 2, env=env, learning_starts=20)
@@ -290,7 +305,7 @@ def test_extracted_scales_stay(tmp_path):
     assert_close(loaded.policy.reward_scale.scale, scale)
 
 
-def test_extracted_scales_follow_the_tasks_own_data(monkeypatch):
+def test_extracted_scales_follow_the_tasks_own_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scales, "STATISTICS_INTERVAL", 20)
     model = model_of(steps=400, learning_starts=300)
     env = space_env(2, 1)
@@ -302,7 +317,7 @@ def test_extracted_scales_follow_the_tasks_own_data(monkeypatch):
     assert own.policy.features.mean[0, 0] > 20
 
 
-def test_arguments_that_are_the_models_own_can_be_given():
+def test_arguments_that_are_the_models_own_can_be_given() -> None:
     model = model_of(steps=40)
     own = {"simnorm_dim": 8, "residual_dynamics": True, "task_set": TASKS, "net_arch": {"reward": [16]}}
     assert model.extract("small", 0, policy_kwargs=own).policy.simnorm_dim == 8
@@ -311,7 +326,7 @@ def test_arguments_that_are_the_models_own_can_be_given():
 REVERSED = TaskSet(list(TASKS)[::-1])
 
 
-def test_a_world_model_of_other_tasks_is_refused(tmp_path):
+def test_a_world_model_of_other_tasks_is_refused(tmp_path: Path) -> None:
     model_of(steps=40).save_world_model(tmp_path / "new" / "world.pt")
     other = PWM("MultiTaskPolicy", task_vec_env(REVERSED), policy_kwargs=TINY | {"task_set": REVERSED}, **SMALL)
     before = copy.deepcopy(other.policy.state_dict())
@@ -322,7 +337,7 @@ def test_a_world_model_of_other_tasks_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, SubprocVecEnv])
-def test_environments_that_number_the_tasks_otherwise_are_refused(tmp_path, vec_env_cls):
+def test_environments_that_number_the_tasks_otherwise_are_refused(tmp_path: Path, vec_env_cls: Any) -> None:
     wrong = task_vec_env(REVERSED, vec_env_cls)
     message = "task 0 of the environment is 'large'; task 0 of the model is 'small'"
     with pytest.raises(ValueError, match=message):
@@ -345,13 +360,13 @@ def test_environments_that_number_the_tasks_otherwise_are_refused(tmp_path, vec_
     right.close()
 
 
-def test_an_environment_of_a_larger_set_is_refused():
+def test_an_environment_of_a_larger_set_is_refused() -> None:
     larger = TaskSet([*TASKS, Task("third", partial(space_env, 2, 1), 2, 1)])
     with pytest.raises(ValueError, match="task 2 of the environment is 'third'; task 2 of the model is None"):
         model_of().set_env(task_vec_env(larger))
 
 
-def test_what_cannot_be_extracted():
+def test_what_cannot_be_extracted() -> None:
     model = model_of()
     with pytest.raises(ValueError, match=r"unknown task 'smal'.*'small'"):
         model.extract("smal", 1)
@@ -368,7 +383,7 @@ def test_what_cannot_be_extracted():
     with pytest.raises(ValueError, match="total_updates=-1"):
         model.extract("small", -1)
     with pytest.raises(TypeError, match=r"env must be a Gymnasium environment, such as gym\.make\(id\), not 'Pendulum"):
-        model.extract("small", 1, env="Pendulum-v1")
+        model.extract("small", 1, env="Pendulum-v1")  # type: ignore[arg-type]
     for policy_kwargs, name in (
         ({"net_arch": [8]}, r"net_arch\['encoder'\]"),
         ({"net_arch": {"dynamics": [8]}}, r"net_arch\['dynamics'\]"),
@@ -387,7 +402,7 @@ def test_what_cannot_be_extracted():
         single.extract("small")
 
 
-def test_spaces_must_be_the_task_sets():
+def test_spaces_must_be_the_task_sets() -> None:
     three = TaskSet([*TASKS, Task("other", None, 2, 1)])
     with pytest.raises(ValueError, match="spaces are not those of the task set"):
         PWM("MultiTaskPolicy", task_vec_env(TASKS), policy_kwargs=TINY | {"task_set": three}, **SMALL)
@@ -395,7 +410,7 @@ def test_spaces_must_be_the_task_sets():
         PWM(ExtractedPolicy, SpaceEnv(), policy_kwargs=TINY | {"task": "small"}, **SMALL)
 
 
-def data_of(task, n_steps, seed):
+def data_of(task: Task, n_steps: int, seed: int) -> tuple[dict[str, Any], SequenceReplayBuffer]:
     rng = np.random.default_rng(seed)
     arrays = {
         "observations": rng.uniform(-1, 1, (n_steps, task.observation_size)).astype(np.float32),
@@ -408,11 +423,12 @@ def data_of(task, n_steps, seed):
     arrays["next_observations"][:-1] = np.where(
         arrays["terminals"][:-1, None], arrays["next_observations"][:-1], arrays["observations"][1:]
     )
+    assert callable(task.env)
     env = task.env()
     return arrays, from_arrays(arrays, env.observation_space, env.action_space)
 
 
-def test_merged_data_by_hand():
+def test_merged_data_by_hand() -> None:
     (small, small_data), (large, large_data) = data_of(TASKS[0], 5, 0), data_of(TASKS[1], 8, 1)
     merged = from_tasks(TASKS, {"large": large_data, "small": small_data})
     assert (merged.n_envs, merged.buffer_size, merged.size()) == (2, 8, 8)
@@ -430,7 +446,7 @@ def test_merged_data_by_hand():
     assert merged.dones[:, 1].tolist() == [0, 0, 1, 0, 0, 1, 0, 1]
 
 
-def test_a_shared_world_model_learns_as_long_for_each_task():
+def test_a_shared_world_model_learns_as_long_for_each_task() -> None:
     merged = from_tasks(TASKS, {task.name: data_of(task, 20, 0)[1] for task in TASKS})
     model = PWM.from_dataset(merged, "MultiTaskPolicy", policy_kwargs=TINY, batch_size=8)
     assert model.pretrain_steps == 20_000
@@ -439,14 +455,16 @@ def test_a_shared_world_model_learns_as_long_for_each_task():
     assert alone.pretrain_steps == 10_000
 
 
-def test_a_bad_size_of_merged_data():
+def test_a_bad_size_of_merged_data() -> None:
     with pytest.raises(TypeError, match=r"buffer_size must be an integer, not 1000\.0"):
-        from_tasks(TASKS, {task.name: data_of(task, 20, 0)[1] for task in TASKS}, buffer_size=1e3)
+        from_tasks(TASKS, {task.name: data_of(task, 20, 0)[1] for task in TASKS}, buffer_size=1e3)  # type: ignore[arg-type]
 
 
-def test_learning_from_merged_data():
+def test_learning_from_merged_data() -> None:
     datasets = {task.name: data_of(task, 40, seed)[1] for seed, task in enumerate(TASKS)}
-    options = {key: SMALL[key] for key in ("batch_size", "sequence_length", "horizon", "critic_batch_size", "seed")}
+    options: dict[str, Any] = {
+        key: SMALL[key] for key in ("batch_size", "sequence_length", "horizon", "critic_batch_size", "seed")
+    }
     model = PWM.from_dataset(
         from_tasks(TASKS, datasets, buffer_size=60), "MultiTaskPolicy", policy_kwargs=TINY, pretrain_steps=3, **options
     )
@@ -468,17 +486,17 @@ def test_learning_from_merged_data():
         (lambda data: data.update(small=data["large"]), r"task 'small' have observations and actions of the shapes"),
     ],
 )
-def test_bad_data(change, message):
+def test_bad_data(change: Callable[..., Any], message: str) -> None:
     datasets = {task.name: data_of(task, 9, seed)[1] for seed, task in enumerate(TASKS)}
     change(datasets)
     with pytest.raises(ValueError, match=message):
         from_tasks(TASKS, datasets)
 
 
-def test_more_bad_data():
+def test_more_bad_data() -> None:
     datasets = {task.name: data_of(task, 9, seed)[1] for seed, task in enumerate(TASKS)}
     with pytest.raises(ValueError, match="buffer_size=8 is less than the 9 steps"):
         from_tasks(TASKS, datasets, buffer_size=8)
     with pytest.raises(TypeError, match="ReplayBuffer"):
-        from_tasks(TASKS, datasets | {"small": 3})
+        from_tasks(TASKS, datasets | {"small": 3})  # type: ignore[dict-item]
     assert isinstance(datasets["small"], ReplayBuffer)

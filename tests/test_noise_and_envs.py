@@ -2,7 +2,10 @@
 
 import os
 import signal
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,25 +28,25 @@ class Fixed(NormalActionNoise):
 
     calls = 0
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(np.zeros(2), np.zeros(2))
 
-    def __call__(self):
+    def __call__(self) -> np.ndarray:
         self.calls += 1
         return np.full(2, 0.25, np.float32)
 
-    def reset(self):
+    def reset(self) -> None:
         self.calls = 0
 
 
-def noises_of(model):
+def noises_of(model: PWM) -> list[Any]:
     noise = model.action_noise
     return noise.noises if isinstance(noise, VectorizedActionNoise) else [noise]
 
 
 @pytest.mark.parametrize("after", [1, 2, 4, 5])
 @pytest.mark.parametrize("before", [1, 4])
-def test_noise_follows_the_number_of_environments(tmp_path, before, after):
+def test_noise_follows_the_number_of_environments(tmp_path: Path, before: int, after: int) -> None:
     """As it was given: every environment of the loaded model has a copy of its own."""
     make(space_envs(before), action_noise=ORNSTEIN).learn(40).save(tmp_path / "model")
     model = PWM.load(tmp_path / "model", env=space_envs(after))
@@ -53,25 +56,26 @@ def test_noise_follows_the_number_of_environments(tmp_path, before, after):
     assert all(isinstance(noise, OrnsteinUhlenbeckActionNoise) for noise in noises)
 
 
-def test_loaded_noise_is_added_in_every_environment(tmp_path):
+def test_loaded_noise_is_added_in_every_environment(tmp_path: Path) -> None:
     make(space_envs(4), action_noise=Fixed()).learn(40).save(tmp_path / "model")
     stored = {}
     for noisy in (True, False):
-        kwargs = {} if noisy else {"action_noise": None}
+        kwargs: dict[str, Any] = {} if noisy else {"action_noise": None}
         model = PWM.load(tmp_path / "model", env=space_envs(2), learning_starts=40, **kwargs)
         model.set_random_seed(0)
         stored[noisy] = model.learn(10).replay_buffer.actions[:5]
     np.testing.assert_allclose(stored[True], np.clip(stored[False] + 0.25, -1, 1), atol=1e-6)
 
 
-def test_noise_starts_anew_where_an_episode_ends():
+def test_noise_starts_anew_where_an_episode_ends() -> None:
     model = make(space_envs(2, length=7), action_noise=Fixed()).learn(12 * 2)
     assert [noise.calls for noise in noises_of(model)] == [5, 5]
 
 
-def test_data_of_one_column_and_noise(tmp_path):
-    data = from_replay_buffer(make().learn(40).replay_buffer)
-    kwargs = {**SMALL, "action_noise": NORMAL}
+def test_data_of_one_column_and_noise(tmp_path: Path) -> None:
+    buffer: Any = make().learn(40).replay_buffer
+    data = from_replay_buffer(buffer)
+    kwargs: dict[str, Any] = {**SMALL, "action_noise": NORMAL}
     model = PWM.from_dataset(data, **{name: kwargs[name] for name in kwargs if name != "buffer_size"})
     model.learn_offline(2, pretrain_steps=1)
     model.set_env(space_envs())
@@ -80,7 +84,7 @@ def test_data_of_one_column_and_noise(tmp_path):
 
 
 @pytest.mark.parametrize(("n_noises", "n_envs"), [(2, 1), (2, 3), (4, 2)])
-def test_vectorized_noise_for_other_environments_is_refused(tmp_path, n_noises, n_envs):
+def test_vectorized_noise_for_other_environments_is_refused(tmp_path: Path, n_noises: int, n_envs: int) -> None:
     noise = VectorizedActionNoise(NORMAL, n_noises)
     message = f"action_noise is for {n_noises} environments, the model has {n_envs}"
     with pytest.raises(ValueError, match=message):
@@ -93,25 +97,25 @@ def test_vectorized_noise_for_other_environments_is_refused(tmp_path, n_noises, 
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
-def test_vectorized_noise_that_fits_is_kept(n_envs):
+def test_vectorized_noise_that_fits_is_kept(n_envs: int) -> None:
     noise = VectorizedActionNoise(Fixed(), n_envs)
     model = make(space_envs(n_envs), action_noise=noise).learn(30)
     assert model.action_noise is noise
 
 
-def truth_processes(n_envs=2, kind=TruthEnv, start_method="fork"):
+def truth_processes(n_envs: int = 2, kind: Callable[..., Any] = TruthEnv, start_method: str = "fork") -> SubprocVecEnv:
     return SubprocVecEnv([partial(kind, i) for i in range(n_envs)], start_method=start_method)
 
 
-def end(process, number=signal.SIGTERM):  # SIGINT may be ignored where tests run in the background
+def end(process: Any, number: int = signal.SIGTERM) -> None:  # SIGINT may be ignored where tests run in the background
     os.kill(process.pid, number)
     process.join(10)
 
 
-def interrupt_at(step, before=lambda: None):
+def interrupt_at(step: int, before: Callable[..., Any] = lambda: None) -> Callable[..., Any]:
     """A callback that stands for Ctrl-C."""
 
-    def callback(local, _):
+    def callback(local: dict[str, Any], _: dict[str, Any]) -> bool:
         if local["self"].num_timesteps >= step:
             before()
             raise KeyboardInterrupt
@@ -122,7 +126,7 @@ def interrupt_at(step, before=lambda: None):
 
 @pytest.mark.parametrize("reset", [True, False])
 @pytest.mark.parametrize("wrapper", [lambda env: env, partial(VecNormalize, norm_obs=False, norm_reward=False)])
-def test_ctrl_c_that_also_ends_the_processes(tmp_path, wrapper, reset):
+def test_ctrl_c_that_also_ends_the_processes(tmp_path: Path, wrapper: Callable[..., Any], reset: bool) -> None:
     """As a terminal does it."""
     env = truth_processes()
     model = make(wrapper(env))
@@ -142,13 +146,13 @@ def test_ctrl_c_that_also_ends_the_processes(tmp_path, wrapper, reset):
 class Mortal(TruthEnv):
     """Environment 1 ends its process in its 20th step."""
 
-    def step(self, action):
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if self.index == 1 and self.steps == 120:
             os._exit(3)
         return super().step(action)
 
 
-def test_a_process_that_ends_by_itself():
+def test_a_process_that_ends_by_itself() -> None:
     model = make(truth_processes(kind=Mortal, start_method="forkserver"))
     with pytest.raises(RuntimeError, match=r"environment 1.* has ended \(exit code 3\).*set_env"):
         model.learn(100)
@@ -157,8 +161,8 @@ def test_a_process_that_ends_by_itself():
     assert false_steps(model.replay_buffer) == 0
 
 
-def test_an_end_of_file_that_is_not_the_environments():
-    def callback(*_):
+def test_an_end_of_file_that_is_not_the_environments() -> None:
+    def callback(*_: object) -> None:
         raise EOFError("of a file")
 
     with pytest.raises(EOFError, match="of a file"):
@@ -168,13 +172,13 @@ def test_an_end_of_file_that_is_not_the_environments():
 class InterruptedPipe:
     """A pipe in which Ctrl-C comes while the answer number ``n`` is waited for."""
 
-    def __init__(self, pipe, n):
+    def __init__(self, pipe: Any, n: int) -> None:
         self.pipe, self.n = pipe, n
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.pipe, name)
 
-    def recv(self):
+    def recv(self) -> Any:
         self.n -= 1
         if self.n == 0:
             raise KeyboardInterrupt
@@ -183,7 +187,7 @@ class InterruptedPipe:
 
 @pytest.mark.parametrize("answer", [1, 2, 3, 11])  # to what is asked before the reset, to the reset, to steps
 @pytest.mark.parametrize("late", [0, 1, 2])
-def test_answers_that_an_interrupt_left_in_the_pipes(late, answer):
+def test_answers_that_an_interrupt_left_in_the_pipes(late: int, answer: int) -> None:
     """Only this process is interrupted, as by a notebook; the environments' live on."""
     env = truth_processes(3)
     model = make(env)

@@ -1,4 +1,6 @@
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -7,19 +9,19 @@ from torch.testing import assert_close
 from sb3_pwm.nn.scales import LATENT_STD_FLOOR, LatentScale, ReturnScale, RewardScale, Standardizer, mean_and_std
 
 
-def test_standardizer_by_hand():
+def test_standardizer_by_hand() -> None:
     standardizer = Standardizer((2,))
     standardizer.set_statistics(torch.tensor([[-1.0, 0.1], [3.0, -0.1]]))
     # (5 - 1) / 2 and (0.5 - 0) / 0.1
     assert_close(standardizer(torch.tensor([[5.0, 0.5]])), torch.tensor([[2.0, 5.0]]))
 
 
-def test_standardizer_starts_as_the_identity_and_clips():
+def test_standardizer_starts_as_the_identity_and_clips() -> None:
     x = torch.tensor([-1e9, -3.0, 0.0, 3.0, 1e9])
     assert_close(Standardizer(())(x), torch.tensor([-10.0, -3, 0, 3, 10]))
 
 
-def test_a_constant_observation_is_harmless():
+def test_a_constant_observation_is_harmless() -> None:
     standardizer = Standardizer((3,))
     # constant; constant but for rounding; computed anew from what else is there
     standardizer.set_statistics(torch.tensor([[4.0, 0.1 + 0.2, 1e-14], [4.0, 0.3, -1e-14], [4.0, 0.3, 0.0]]).double())
@@ -29,7 +31,7 @@ def test_a_constant_observation_is_harmless():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_rounding_of_a_large_constant_is_not_blown_up(dtype):
+def test_rounding_of_a_large_constant_is_not_blown_up(dtype: Any) -> None:
     value = torch.tensor(1e4, dtype=dtype)
     step = torch.finfo(dtype).eps * 2**13  # between numbers of this size
     observations = torch.stack([value - step, value, value + step, value]).to(dtype)[:, None]
@@ -41,21 +43,21 @@ def test_rounding_of_a_large_constant_is_not_blown_up(dtype):
     assert_close(standardizer(several), torch.tensor([[-1.0], [1.0]]), rtol=0.05, atol=0)
 
 
-def test_booleans_are_standardized():
+def test_booleans_are_standardized() -> None:
     standardizer = Standardizer((1,))
     observations = torch.tensor([[True], [False]])
     standardizer.set_statistics(observations)
     assert_close(standardizer(observations), torch.tensor([[1.0], [-1.0]]))
 
 
-def test_rounding_noise_beside_other_entries_is_constant():
+def test_rounding_noise_beside_other_entries_is_constant() -> None:
     observations = torch.randn(500, 3).double() * torch.tensor([1.0, 1.0, 1e-14])
     assert (mean_and_std(observations)[1] > 0).tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("unit", [1e-30, 1e-5, 1e-3, 1.0, 1e6, 1e30])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
-def test_observations_of_any_unit_are_standardized(shape, unit):
+def test_observations_of_any_unit_are_standardized(shape: tuple[int, ...], unit: float) -> None:
     observations = unit * (5 + 3 * torch.randn(5_000, *shape).double())
     standardizer = Standardizer(shape)
     standardizer.set_statistics(observations)
@@ -66,7 +68,7 @@ def test_observations_of_any_unit_are_standardized(shape, unit):
 
 
 @pytest.mark.parametrize("offset", [5e7, -1.7e9])
-def test_an_offset_leaves_all_differences(offset):
+def test_an_offset_leaves_all_differences(offset: float) -> None:
     observations = torch.randn(100, 2).double()
     plain, shifted = Standardizer((2,)), Standardizer((2,))
     plain.set_statistics(observations)
@@ -74,13 +76,13 @@ def test_an_offset_leaves_all_differences(offset):
     assert_close(shifted(observations + offset), plain(observations), rtol=0, atol=1e-5)
 
 
-def test_entries_of_very_different_units_are_all_standardized():
+def test_entries_of_very_different_units_are_all_standardized() -> None:
     units = torch.tensor([1e5, 1.0, 1e-5]).double()
     observations = torch.randn(5_000, 3) * units
     assert_close(mean_and_std(observations)[1] / units, torch.ones(3).double(), rtol=0.05, atol=0)
 
 
-def test_statistics_of_earlier_files_mean_the_same():
+def test_statistics_of_earlier_files_mean_the_same() -> None:
     """They were float32, and 0.001 was added to each standard deviation."""
     standardizer = Standardizer((2,))
     standardizer.load_state_dict({"mean": torch.tensor([1.0, 4.0]), "std": torch.tensor([1.999, 0.0])})
@@ -103,27 +105,27 @@ def test_statistics_of_earlier_files_mean_the_same():
         ((5.0,), 1.25),
     ],
 )
-def test_reward_scale_by_hand(rewards, scale):
+def test_reward_scale_by_hand(rewards: tuple[float, ...], scale: float) -> None:
     reward_scale = RewardScale()
     reward_scale.set_statistics(torch.tensor(rewards))
     assert_close(reward_scale.scale, torch.tensor(scale))
     assert_close(reward_scale(torch.tensor(rewards)), torch.tensor(rewards) / scale)
 
 
-def test_rewards_of_zero_keep_the_scale_that_others_had():
+def test_rewards_of_zero_keep_the_scale_that_others_had() -> None:
     reward_scale = RewardScale()
     reward_scale.set_statistics(torch.tensor([0.0, 4.0]))
     reward_scale.set_statistics(torch.zeros(9))
     assert_close(reward_scale.scale, torch.tensor(2.0))
 
 
-def test_a_reward_of_zero_stays_zero():
+def test_a_reward_of_zero_stays_zero() -> None:
     reward_scale = RewardScale()
     reward_scale.set_statistics(torch.randn(100) + 3)
     assert reward_scale(torch.zeros(2, 3)).eq(0).all()
 
 
-def test_latent_scale_by_hand():
+def test_latent_scale_by_hand() -> None:
     scale = LatentScale(2, 1, decay=0.9)
     x = torch.tensor([[0.3, 0.5, -1.0]])
     assert_close(scale(x), x)  # the identity at first
@@ -140,7 +142,7 @@ def test_latent_scale_by_hand():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_latents_that_are_not_finite_change_nothing(bad):
+def test_latents_that_are_not_finite_change_nothing(bad: float) -> None:
     scale = LatentScale(2)
     poisoned = torch.tensor([[0.1, bad], [0.2, 0.5]])
     scale.update(poisoned)
@@ -152,7 +154,7 @@ def test_latents_that_are_not_finite_change_nothing(bad):
     assert_close((scale.mean, scale.std), known)
 
 
-def test_return_scale_by_hand():
+def test_return_scale_by_hand() -> None:
     scale = ReturnScale(decay=0.9)
     scale.update(torch.tensor([1.0, 5.0]))
     assert_close(scale.variance, torch.tensor(4.0))  # the first update replaces the initial value
@@ -162,7 +164,7 @@ def test_return_scale_by_hand():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_returns_that_are_not_finite_change_nothing(bad):
+def test_returns_that_are_not_finite_change_nothing(bad: float) -> None:
     scale = ReturnScale(decay=0.9)
     scale.update(torch.tensor([bad, 1.0]))
     assert scale.scale.isfinite()
@@ -171,20 +173,20 @@ def test_returns_that_are_not_finite_change_nothing(bad):
     assert_close(scale.variance, torch.tensor(4.0))
 
 
-def test_the_scale_of_equal_returns_is_positive():
+def test_the_scale_of_equal_returns_is_positive() -> None:
     scale = ReturnScale()
     scale.update(torch.full((4,), 3.0))
     assert 0 < scale.scale < 0.01
 
 
-def test_return_scale_needs_no_gradient():
+def test_return_scale_needs_no_gradient() -> None:
     scale = ReturnScale()
     scale.update(torch.tensor([1.0, 2.0], requires_grad=True))
     assert not scale.variance.requires_grad
 
 
 @pytest.mark.parametrize("make", [lambda: Standardizer((2,)), lambda: LatentScale(2), RewardScale, ReturnScale])
-def test_statistics_travel_with_the_state_dict(make):
+def test_statistics_travel_with_the_state_dict(make: Callable[[], Any]) -> None:
     module, other = make(), make()
     if isinstance(module, Standardizer):
         module.set_statistics(torch.tensor([[1.0, 2.0], [3.0, 5.0]]))

@@ -1,5 +1,7 @@
 import copy
 import functools
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,22 +21,24 @@ from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.datasets import from_arrays
 from sb3_pwm.policies import PWMPolicy
 
-OFFLINE = {name: value for name, value in SMALL.items() if name not in ("buffer_size", "learning_starts")}
+OFFLINE: dict[str, Any] = {
+    name: value for name, value in SMALL.items() if name not in ("buffer_size", "learning_starts")
+}
 
 
-def dataset(n_envs=1, space=BOX):
+def dataset(n_envs: int = 1, space: spaces.Space[Any] = BOX) -> Any:
     """Fifty-two random steps of each environment, in a buffer with room for a hundred."""
     policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
-    only_collect = {"learning_starts": 1_000, "gradient_steps": 0, "pretrain_steps": 0}
+    only_collect: dict[str, Any] = {"learning_starts": 1_000, "gradient_steps": 0, "pretrain_steps": 0}
     model = make(space_envs(n_envs, space), policy, buffer_size=100 * n_envs, **only_collect)
     return model.learn(52 * n_envs).replay_buffer
 
 
-def from_dataset(buffer, policy="MlpPolicy", **kwargs):
+def from_dataset(buffer: Any, policy: str = "MlpPolicy", **kwargs: Any) -> PWM:
     return PWM.from_dataset(buffer, policy, **({"policy_kwargs": SMALL_POLICY} | OFFLINE | kwargs))
 
 
-def networks(model):
+def networks(model: PWM) -> dict[str, Any]:
     policy = model.policy
     return {
         name: copy.deepcopy(getattr(policy, name).state_dict())
@@ -43,7 +47,7 @@ def networks(model):
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
-def test_learning_from_data_alone(n_envs):
+def test_learning_from_data_alone(n_envs: int) -> None:
     buffer = dataset(n_envs)
     before = copy.deepcopy(buffer.__dict__)
     model = from_dataset(buffer)
@@ -57,12 +61,12 @@ def test_learning_from_data_alone(n_envs):
     assert model.predict(BOX.sample())[0].shape == (2,)
 
 
-def test_a_model_made_from_data_learns_its_world_model_longer():
+def test_a_model_made_from_data_learns_its_world_model_longer() -> None:
     assert PWM.from_dataset(dataset(), batch_size=8).pretrain_steps == 10_000
     assert PWM.from_dataset(dataset(), batch_size=8, pretrain_steps=7).pretrain_steps == 7
 
 
-def test_a_model_made_from_data_has_other_defaults():
+def test_a_model_made_from_data_has_other_defaults() -> None:
     model = PWM.from_dataset(dataset(n_envs=3))
     assert (model.batch_size, model.observation_coef, model.gamma, model.pessimism) == (128, 0, 0.995, 1)
     given = PWM.from_dataset(dataset(), batch_size=8, observation_coef=0.5)
@@ -71,7 +75,7 @@ def test_a_model_made_from_data_has_other_defaults():
     assert (online.batch_size, online.observation_coef, online.gamma, online.pessimism) == (64, "auto", 0.99, 0.5)
 
 
-def test_default_numbers_of_networks():
+def test_default_numbers_of_networks() -> None:
     given = {"latent_dim": 16}
     model = PWM.from_dataset(dataset(), batch_size=8, policy_kwargs=given)
     assert len(model.policy.world_model.dynamics) == len(model.policy.critics.critics) == 3
@@ -82,7 +86,7 @@ def test_default_numbers_of_networks():
     assert len(from_dataset(dataset(), policy_kwargs={"n_dynamics": 1}).policy.world_model.dynamics) == 1
 
 
-def test_the_world_model_stays_while_the_policy_learns():
+def test_the_world_model_stays_while_the_policy_learns() -> None:
     model = from_dataset(dataset()).learn_offline(0)
     assert model.n_model_updates == SMALL["pretrain_steps"]
     before = networks(model)
@@ -99,7 +103,7 @@ def test_the_world_model_stays_while_the_policy_learns():
     assert model.n_model_updates == SMALL["pretrain_steps"] + 2
 
 
-def test_the_behaviour_term_pulls_the_policy_to_the_data():
+def test_the_behaviour_term_pulls_the_policy_to_the_data() -> None:
     buffer = dataset()
     distances = {}
     for bc_coef in (0, 1000):
@@ -115,20 +119,22 @@ def test_the_behaviour_term_pulls_the_policy_to_the_data():
     assert distances[1000] < 0.1 < distances[0]
 
 
-def bandit():
+def bandit() -> SequenceReplayBuffer:
     """Episodes of one step: the action's first entry, -0.5 or 0.75 at random, is the reward."""
     rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (300, 2)).astype(np.float32)
     actions[:, 0] = np.where(rng.random(300) < 0.5, 0.75, -0.5)
-    arrays = {"observations": rng.normal(size=(300, 4)), "actions": actions, "rewards": actions[:, 0]}
+    arrays: dict[str, np.ndarray] = {"observations": rng.normal(size=(300, 4)), "actions": actions}
+    arrays["rewards"] = actions[:, 0]
     arrays |= {"next_observations": np.zeros((300, 4)), "terminals": np.ones(300)}
     return from_arrays(arrays, spaces.Box(-np.inf, np.inf, (4,), np.float32), spaces.Box(-1, 1, (2,), np.float32))
 
 
-def test_the_policy_imitates_the_better_half_of_the_data():
-    rates = {"learning_rate": 3e-3, "critic_learning_rate": 3e-4}
+def test_the_policy_imitates_the_better_half_of_the_data() -> None:
+    rates: dict[str, Any] = {"learning_rate": 3e-3, "critic_learning_rate": 3e-4}
     model = from_dataset(bandit(), bc_coef=1000, seed=0, sequence_length=1, **rates).learn_offline(150)
-    policy, buffer = model.policy, model.replay_buffer
+    policy: Any = model.policy
+    buffer = model.replay_buffer
     latents = policy.world_model.encode(torch.as_tensor(buffer.observations[:300, 0]))
     # values of the data's behaviour lie between those of its two kinds of actions
     scale = policy.reward_scale.scale
@@ -141,7 +147,7 @@ def test_the_policy_imitates_the_better_half_of_the_data():
     assert (policy.actor.mode(latents)[:, 0] - 0.75).abs().mean() < 0.1
 
 
-def test_the_behaviour_term_is_for_learning_offline_only():
+def test_the_behaviour_term_is_for_learning_offline_only() -> None:
     model = from_dataset(dataset(), bc_coef=1000, learning_starts=20).learn_offline(2)
     model._learner.pop_metrics()
     before = networks(model)
@@ -156,8 +162,8 @@ def test_the_behaviour_term_is_for_learning_offline_only():
         assert same(*states) is not changes
 
 
-def test_the_behaviours_value_changes_no_other_random_numbers(monkeypatch):
-    def numbers():
+def test_the_behaviours_value_changes_no_other_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def numbers() -> tuple[dict[str, Any], list[float]]:
         return make(space_envs(), seed=0).policy.actor.state_dict(), torch.rand(3).tolist()
 
     actor, following = numbers()
@@ -167,16 +173,16 @@ def test_the_behaviours_value_changes_no_other_random_numbers(monkeypatch):
     assert following == others
 
 
-def test_v_critics_have_no_value_of_the_behaviour():
+def test_v_critics_have_no_value_of_the_behaviour() -> None:
     assert from_dataset(dataset(), critic="v").policy.behaviour_value is None
 
 
-def test_dict_observations():
+def test_dict_observations() -> None:
     model = from_dataset(dataset(space=MIXED), "MultiInputPolicy").learn_offline(2)
     assert model._n_updates == 2
 
 
-def test_no_environment_is_touched():
+def test_no_environment_is_touched() -> None:
     env = SpaceEnv()
     model = make(env)
     model.replay_buffer = dataset()
@@ -186,7 +192,7 @@ def test_no_environment_is_touched():
     assert env.episode >= 0
 
 
-def test_going_on_in_an_environment_adds_to_the_data():
+def test_going_on_in_an_environment_adds_to_the_data() -> None:
     model = from_dataset(dataset(), learning_starts=20).learn_offline(5)
     with pytest.raises(RuntimeError, match="no environment to act in; call set_env"):
         model.learn(10)
@@ -200,7 +206,7 @@ def test_going_on_in_an_environment_adds_to_the_data():
     assert model.n_model_updates == SMALL["pretrain_steps"] + 5
 
 
-def test_the_first_online_actions_are_the_policys():
+def test_the_first_online_actions_are_the_policys() -> None:
     model = from_dataset(dataset(), learning_starts=1_000).learn_offline(5)
     model.set_env(space_envs())
     model.predict = lambda *args, **kwargs: (np.full((1, 2), 0.125, np.float32), None)
@@ -208,7 +214,7 @@ def test_the_first_online_actions_are_the_policys():
     np.testing.assert_array_equal(model.replay_buffer.actions[52:60, 0], 0.125)
 
 
-def test_callbacks_logger_and_progress_bar(tmp_path):
+def test_callbacks_logger_and_progress_bar(tmp_path: Path) -> None:
     model = from_dataset(dataset())
     model.set_logger(configure(str(tmp_path), ["csv"]))
     evaluate = EvalCallback(space_envs(), n_eval_episodes=1, eval_freq=4, log_path=str(tmp_path), verbose=0)
@@ -226,7 +232,7 @@ def test_callbacks_logger_and_progress_bar(tmp_path):
     assert loaded._n_updates == 12
 
 
-def test_the_progress_bar_counts_updates(capfd):
+def test_the_progress_bar_counts_updates(capfd: pytest.CaptureFixture[str]) -> None:
     model = from_dataset(dataset(n_envs=3)).learn_offline(10, progress_bar=True)
     output = "".join(capfd.readouterr())
     assert "policy: 100%" in output
@@ -237,7 +243,7 @@ def test_the_progress_bar_counts_updates(capfd):
     assert model.num_timesteps == 4
 
 
-def test_no_logs(tmp_path):
+def test_no_logs(tmp_path: Path) -> None:
     model = from_dataset(dataset())
     model.set_logger(configure(str(tmp_path), ["csv"]))
     model.learn_offline(10, log_interval=None)  # SB3's way to say so
@@ -246,18 +252,18 @@ def test_no_logs(tmp_path):
     assert "train/actor_loss" in (tmp_path / "progress.csv").read_text()
 
 
-def test_a_callback_can_stop_it():
+def test_a_callback_can_stop_it() -> None:
     model = from_dataset(dataset()).learn_offline(10, callback=lambda local, _: local["self"].num_timesteps < 4)
     assert model.num_timesteps == model._n_updates == 4
 
 
-def test_tensorboard(tmp_path):
+def test_tensorboard(tmp_path: Path) -> None:
     model = from_dataset(dataset(), tensorboard_log=str(tmp_path))
     model.learn_offline(2, log_interval=1).learn_offline(2, log_interval=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["PWM_offline_1", "PWM_offline_2"]
 
 
-def test_vec_normalize_normalizes_the_data():
+def test_vec_normalize_normalizes_the_data() -> None:
     env = VecNormalize(make_vec_env(SpaceEnv, 2))
     model = make(env).learn(60)
     before = copy.deepcopy(env.obs_rms.__dict__)
@@ -269,7 +275,7 @@ def test_vec_normalize_normalizes_the_data():
     assert model.num_timesteps == 3
 
 
-def test_a_normalizer_that_does_not_know_the_data_is_refused(tmp_path):
+def test_a_normalizer_that_does_not_know_the_data_is_refused(tmp_path: Path) -> None:
     make(make_vec_env(SpaceEnv, 2)).learn(64).save_replay_buffer(tmp_path / "buffer")
     env = VecNormalize(make_vec_env(SpaceEnv, 2))
     model = make(env)
@@ -285,7 +291,7 @@ def test_a_normalizer_that_does_not_know_the_data_is_refused(tmp_path):
     fixed.learn_offline(1)
 
 
-def test_no_second_buffer_is_made_beside_the_data(monkeypatch):
+def test_no_second_buffer_is_made_beside_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     data = dataset()
     made = []
     monkeypatch.setattr(SequenceReplayBuffer, "__init__", lambda self, *_args, **_kwargs: made.append(self))
@@ -308,7 +314,9 @@ MULTI = spaces.MultiDiscrete([3, 4], start=[-1, 2])
     ],
     ids=["one", "several", "keys"],
 )
-def test_discrete_observations_that_do_not_start_at_zero(space, observation, expected):
+def test_discrete_observations_that_do_not_start_at_zero(
+    space: spaces.Space[Any], observation: Any, expected: list[int]
+) -> None:
     policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
     model = make(SpaceEnv(observation_space=space), policy).learn(60)
     assert model.n_skipped_updates == 0
@@ -318,13 +326,13 @@ def test_discrete_observations_that_do_not_start_at_zero(space, observation, exp
 @pytest.mark.parametrize(
     "space", [spaces.Box(-1, 1, ()), spaces.Dict(a=spaces.Box(-1, 1, ()), b=BOX)], ids=["one", "key"]
 )
-def test_observations_without_axes(space):
+def test_observations_without_axes(space: spaces.Space[Any]) -> None:
     model = make(SpaceEnv(space), "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy").learn(60)
     assert model.n_skipped_updates == 0
     assert model.predict(space.sample())[0].shape == (2,)
 
 
-def test_the_same_seed_gives_the_same_policy():
+def test_the_same_seed_gives_the_same_policy() -> None:
     first, second = (networks(from_dataset(dataset()).learn_offline(5)) for _ in range(2))
     assert same(first, second)
 
@@ -338,14 +346,14 @@ def test_the_same_seed_gives_the_same_policy():
         ({"total_updates": 1, "pretrain_steps": -1}, ValueError, "pretrain_steps=-1"),
     ],
 )
-def test_bad_numbers(arguments, error, message):
+def test_bad_numbers(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     model = from_dataset(dataset())
     with pytest.raises(error, match=message):
         model.learn_offline(**arguments)
     assert model.n_model_updates == 0
 
 
-def test_bad_data_sets():
+def test_bad_data_sets() -> None:
     with pytest.raises(ValueError, match="the replay buffer is empty"):
         from_dataset(ReplayBuffer(10, BOX, spaces.Box(-1, 1, (2,)), device="cpu")).learn_offline(1)
     with pytest.raises(TypeError, match="ReplayBuffer, not list"):
@@ -363,13 +371,13 @@ PICTURE_FIRST = spaces.Box(0, 255, (3, 36, 36), np.uint8)
     ("space", "policy"),
     [(PICTURE, "CnnPolicy"), (PICTURE, "MlpPolicy"), (spaces.Dict(a=BOX, b=PICTURE), "MultiInputPolicy")],
 )
-def test_images_with_channels_last_are_refused_with_a_way_out(space, policy):
-    kind = DictReplayBuffer if isinstance(space, spaces.Dict) else ReplayBuffer
+def test_images_with_channels_last_are_refused_with_a_way_out(space: spaces.Space[Any], policy: str) -> None:
+    kind: Any = DictReplayBuffer if isinstance(space, spaces.Dict) else ReplayBuffer
     with pytest.raises(ValueError, match=r"channels last.*np\.moveaxis.*\(3, 36, 36\)"):
         from_dataset(kind(10, space, spaces.Box(-1, 1, (2,)), device="cpu"), policy)
 
 
-def test_images_with_channels_first():
+def test_images_with_channels_first() -> None:
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (40, *PICTURE.shape), np.uint8)
     data = {
@@ -384,7 +392,7 @@ def test_images_with_channels_first():
     assert model.predict(PICTURE.sample())[0].shape == (2,)
 
 
-def test_a_world_model_serves_another_policy(tmp_path):
+def test_a_world_model_serves_another_policy(tmp_path: Path) -> None:
     buffer = dataset()
     first = from_dataset(buffer).learn_offline(4)
     first.save_world_model(tmp_path / "world.pt")
@@ -399,7 +407,7 @@ def test_a_world_model_serves_another_policy(tmp_path):
     assert same(before, networks(other)["world_model"])
 
 
-def arch():
+def arch() -> dict[str, list[int]]:
     return {name: [16] for name in ("encoder", "dynamics", "reward", "termination", "qf")}
 
 
@@ -412,7 +420,7 @@ def arch():
         ({"standardize": False}, r"its standardize is False, this model's is True"),
     ],
 )
-def test_world_models_with_other_settings(tmp_path, policy_kwargs, message):
+def test_world_models_with_other_settings(tmp_path: Path, policy_kwargs: dict[str, Any], message: str) -> None:
     """No shape shows the difference."""
     make(policy_kwargs=SMALL_POLICY | policy_kwargs).save_world_model(tmp_path / "world.pt")
     with pytest.raises(ValueError, match=message):
@@ -427,13 +435,13 @@ def test_world_models_with_other_settings(tmp_path, policy_kwargs, message):
         {"simnorm_dim": np.int64(8)},
     ],
 )
-def test_world_models_with_unusual_arguments(tmp_path, policy_kwargs):
+def test_world_models_with_unusual_arguments(tmp_path: Path, policy_kwargs: dict[str, Any]) -> None:
     model = make(policy_kwargs=SMALL_POLICY | policy_kwargs)
     model.save_world_model(tmp_path / "world.pt")
     make(seed=1, policy_kwargs=SMALL_POLICY | policy_kwargs).load_world_model(tmp_path / "world.pt")
 
 
-def test_world_models_know_an_extractor_of_another_module(tmp_path):
+def test_world_models_know_an_extractor_of_another_module(tmp_path: Path) -> None:
     """A script's class is of the module __main__, also where another script imports it."""
     kinds = [type("Own", (FlattenExtractor,), {"__module__": module}) for module in ("__main__", "script")]
     first, second = (make(policy_kwargs=SMALL_POLICY | {"features_extractor_class": kind}) for kind in kinds)
@@ -441,7 +449,7 @@ def test_world_models_know_an_extractor_of_another_module(tmp_path):
     second.load_world_model(tmp_path / "world.pt")
 
 
-def test_world_models_without_terminations(tmp_path):
+def test_world_models_without_terminations(tmp_path: Path) -> None:
     make(termination_coef=0.0).save_world_model(tmp_path / "world.pt")
     make(termination_coef=0.0).load_world_model(tmp_path / "world.pt")
     with pytest.raises(ValueError, match=r"needs termination_coef=0 too, not 1\.0"):
@@ -462,7 +470,7 @@ def test_world_models_without_terminations(tmp_path):
         ("statistics_size", -1),
     ],
 )
-def test_damaged_world_models(tmp_path, name, value):
+def test_damaged_world_models(tmp_path: Path, name: str, value: int | dict[str, Any] | str) -> None:
     model = make()
     before = copy.deepcopy(model.get_parameters())
     model.save_world_model(tmp_path / "world.pt")
@@ -472,7 +480,7 @@ def test_damaged_world_models(tmp_path, name, value):
     assert same(before, model.get_parameters())
 
 
-def test_world_models_that_do_not_fit_change_nothing(tmp_path):
+def test_world_models_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
     model = from_dataset(dataset())
     before = copy.deepcopy(model.get_parameters())
     make(policy_kwargs={"latent_dim": 8}).save_world_model(tmp_path / "small.pt")

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from importlib import metadata, resources
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,7 +129,8 @@ def shrink(block: str) -> str:
 def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    monkeypatch.setitem(PWM.__init__.__kwdefaults__, "pretrain_steps", 20)  # 1,000 take half a minute
+    defaults: Any = PWM.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, "pretrain_steps", 20)  # 1,000 take half a minute
     names: dict[str, object] = {}
     try:
         exec(compile(shrink(block), "block", "exec"), names)

@@ -1,9 +1,13 @@
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from helpers import SMALL, SpaceEnv
 from stable_baselines3.common.utils import set_random_seed
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
+from torch.multiprocessing.spawn import spawn
 from torch.testing import assert_close
 
 from sb3_pwm import PWM, SequenceReplayBuffer
@@ -12,7 +16,7 @@ from sb3_pwm.compute.distributed import Part, average_gradients, own_part, share
 UPDATES = 5
 
 
-def trained(batch_size, updates=UPDATES):
+def trained(batch_size: int, updates: int = UPDATES) -> tuple[PWM, list[float]]:
     """A model with data whose windows are masked unevenly, and its losses."""
     model = PWM(
         "MlpPolicy",
@@ -28,7 +32,7 @@ def trained(batch_size, updates=UPDATES):
     return model, losses
 
 
-def in_process(rank, port, folder):
+def in_process(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     try:
@@ -39,7 +43,7 @@ def in_process(rank, port, folder):
         distributed.destroy_process_group()
 
 
-def check_exchanges(rank):
+def check_exchanges(rank: int) -> None:
     assert own_part() == Part(rank, 2)
     # weights 1 + 1 here, 1 there: the weighted mean over three rows is (2 a + b) / 3
     share = share_of_weight(torch.ones(2 - rank))
@@ -54,13 +58,13 @@ def check_exchanges(rank):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_two_processes_do_what_one_does_with_the_double_batch(tmp_path):
+def test_two_processes_do_what_one_does_with_the_double_batch(tmp_path: Path) -> None:
     import socket
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(in_process, (port, tmp_path), nprocs=2)
+    spawn(in_process, (port, tmp_path), nprocs=2)
     (first, first_losses), (second, second_losses) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert_close(first, second, atol=0, rtol=0)
     model, losses = trained(batch_size=16)
@@ -72,12 +76,12 @@ def test_two_processes_do_what_one_does_with_the_double_batch(tmp_path):
     assert any((first[name] - weights[name]).abs().max() > 1e-3 for name in first)  # there was something to compare
 
 
-def test_without_a_group_a_process_is_alone():
+def test_without_a_group_a_process_is_alone() -> None:
     assert own_part() == Part(0, 1)
 
 
-def test_parts_of_a_batch():
-    settings = SMALL | {"gradient_steps": 0, "pretrain_steps": 0}
+def test_parts_of_a_batch() -> None:
+    settings: dict[str, Any] = SMALL | {"gradient_steps": 0, "pretrain_steps": 0}
     model = PWM("MlpPolicy", SpaceEnv(), policy_kwargs={"net_arch": [16], "latent_dim": 16}, **settings).learn(15)
     buffer = model.replay_buffer
     assert isinstance(buffer, SequenceReplayBuffer)

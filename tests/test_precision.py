@@ -1,4 +1,6 @@
 import warnings
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -11,17 +13,18 @@ from torch.testing import assert_close
 from sb3_pwm import PWM
 from sb3_pwm.compute.precision import FullPrecisionLinear, arithmetic, usable_precision
 from sb3_pwm.nn.layers import SimNorm, mlp
+from sb3_pwm.world_model import WorldModel
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def every_precision(monkeypatch):
+def every_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the machine had every precision; what it has not it emulates."""
     monkeypatch.setattr("sb3_pwm.compute.precision.supports", lambda device, precision: True)
 
 
-def test_bfloat16_rounds_products_and_float32_does_not():
+def test_bfloat16_rounds_products_and_float32_does_not() -> None:
     x, layer = torch.randn(64, 200), nn.Linear(200, 50)
     exact = layer(x)
     with arithmetic(CPU, "float32"):
@@ -32,7 +35,7 @@ def test_bfloat16_rounds_products_and_float32_does_not():
     assert 1e-4 < (rounded.float() - exact).abs().max() < 0.05
 
 
-def test_outputs_that_are_values_are_not_rounded():
+def test_outputs_that_are_values_are_not_rounded() -> None:
     x, layer = torch.randn(64, 200), FullPrecisionLinear(200, 1)
     exact = layer(x)
     with arithmetic(CPU, "bfloat16"):
@@ -44,7 +47,7 @@ def test_outputs_that_are_values_are_not_rounded():
     assert_close(latents.unflatten(-1, (8, -1)).sum(-2), torch.ones(64, 2))
 
 
-def test_changed_parameters_are_seen_the_next_time():
+def test_changed_parameters_are_seen_the_next_time() -> None:
     x, weight = torch.randn(4, 8), nn.Parameter(torch.randn(3, 8))
     with arithmetic(CPU, "bfloat16"):
         before = F.linear(x, weight)
@@ -53,14 +56,14 @@ def test_changed_parameters_are_seen_the_next_time():
         assert_close(F.linear(x, weight), 2 * before)
 
 
-def test_tf32_is_set_inside_only():
+def test_tf32_is_set_inside_only() -> None:
     before = torch.get_float32_matmul_precision()
     with arithmetic(CPU, "tf32"):
         assert torch.get_float32_matmul_precision() == "high"
     assert torch.get_float32_matmul_precision() == before
 
 
-def test_a_device_without_it_falls_back_with_a_warning():
+def test_a_device_without_it_falls_back_with_a_warning() -> None:
     with pytest.warns(UserWarning, match='cpu has no precision="tf32"') as caught:
         fallen_back = make(precision="tf32").learn(40)
     assert len([warning for warning in caught if "precision" in str(warning.message)]) == 1
@@ -72,14 +75,14 @@ def test_a_device_without_it_falls_back_with_a_warning():
         assert torch.equal(ours, theirs)
 
 
-def test_a_precision_that_does_not_exist():
+def test_a_precision_that_does_not_exist() -> None:
     with pytest.raises(ValueError, match="precision='float16'; allowed: 'float32', 'tf32', 'bfloat16'"):
         make(precision="float16")
 
 
 @pytest.mark.parametrize("critic", ["q", "v"])
 @pytest.mark.usefixtures("every_precision")
-def test_updates_in_bfloat16_are_those_in_float32_within_rounding(critic):
+def test_updates_in_bfloat16_are_those_in_float32_within_rounding(critic: Literal["q", "v"]) -> None:
     """One update of everything by plain gradient descent: the steps have the same direction and length."""
     steps = {}
     for precision in ("float32", "bfloat16"):
@@ -105,7 +108,7 @@ def test_updates_in_bfloat16_are_those_in_float32_within_rounding(critic):
 
 
 @pytest.mark.usefixtures("every_precision")
-def test_learning_saving_and_loading_in_bfloat16(tmp_path):
+def test_learning_saving_and_loading_in_bfloat16(tmp_path: Path) -> None:
     model = make(precision="bfloat16").learn(60)
     assert model.n_skipped_updates == 0
     assert {parameter.dtype for parameter in model.policy.parameters()} == {torch.float32}
@@ -115,7 +118,7 @@ def test_learning_saving_and_loading_in_bfloat16(tmp_path):
     loaded.learn(40)
 
 
-def test_imagined_latents_stay_float32(world_model):
+def test_imagined_latents_stay_float32(world_model: WorldModel) -> None:
     with arithmetic(CPU, "bfloat16"):
         latents = world_model.next_latents(torch.rand(5, LATENT_DIM), torch.zeros(5, ACTION_DIM))
     assert latents.dtype == torch.float32

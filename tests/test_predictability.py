@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from sb3_pwm.nn.predictability import linear_predictability
 
 
-def test_shares_of_known_data():
+def test_shares_of_known_data() -> None:
     features, actions, noise = torch.randn(4_000, 3), torch.rand(4_000, 2) * 2 - 1, torch.randn(4_000, 2)
     following = torch.stack(
         [
@@ -23,7 +23,7 @@ def test_shares_of_known_data():
     assert_close(shares, torch.tensor([1.0, 0.5, 0.0]), atol=0.05, rtol=0)
 
 
-def test_shares_do_not_depend_on_unit_or_offset():
+def test_shares_do_not_depend_on_unit_or_offset() -> None:
     features, actions = torch.randn(500, 2).double(), torch.rand(500, 1)
     following = features @ torch.tensor([[1.0, 0.5], [0.0, 1.0]]).double() + torch.randn(500, 2)
     expected = linear_predictability(features, actions, following)
@@ -32,13 +32,13 @@ def test_shares_do_not_depend_on_unit_or_offset():
         assert_close(shares, expected, rtol=0, atol=1e-4)
 
 
-def test_what_is_learnt_by_heart_does_not_count():
+def test_what_is_learnt_by_heart_does_not_count() -> None:
     # as many coefficients as rows to fit them to
     shares = linear_predictability(torch.randn(80, 38), torch.rand(80, 2), torch.randn(80, 38))
     assert shares.mean() < 0.05
 
 
-def test_constants_count_nothing():
+def test_constants_count_nothing() -> None:
     features = torch.randn(50, 3)
     following = torch.stack([torch.zeros(50), torch.full((50,), 9.0), features[:, 2]], 1)
     shares = linear_predictability(features, torch.rand(50, 1), following)
@@ -47,14 +47,14 @@ def test_constants_count_nothing():
 
 
 @pytest.mark.parametrize("n_rows", range(4))
-def test_too_few_rows_say_nothing(n_rows):
+def test_too_few_rows_say_nothing(n_rows: int) -> None:
     assert_close(
         linear_predictability(torch.ones(n_rows, 2), torch.ones(n_rows, 1), torch.ones(n_rows, 2)), torch.zeros(2)
     )
 
 
 @given(n_rows=st.integers(4, 30), n_features=st.integers(1, 12), seed=st.integers(0, 1_000))
-def test_shares_are_shares(n_rows, n_features, seed):
+def test_shares_are_shares(n_rows: int, n_features: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     features, following = torch.randn(2, n_rows, n_features, generator=generator)
     shares = linear_predictability(features, torch.zeros(n_rows, 1), following)

@@ -46,12 +46,15 @@ def test_paper_preset_builds_the_papers_networks() -> None:
     assert widths(policy.world_model.reward) == [512, 512, 1]
     assert widths(policy.actor) == [400, 200, 100, 1]
     assert [widths(critic) for critic in policy.critics.critics] == [[400, 200, 1]] * 3
-    assert policy.critics.critics[0][0].in_features == 512  # V of latents, not Q
+    critic: Any = policy.critics.critics[0]
+    assert critic[0].in_features == 512  # V of latents, not Q
+    dynamics: Any = policy.world_model.dynamics[0]
     assert [type(layer) for layer in list(policy.actor.net)[:3]] == [nn.Linear, Mish, nn.LayerNorm]
-    assert [type(layer) for layer in list(policy.world_model.dynamics[0])[:3]] == [nn.Linear, nn.LayerNorm, Mish]
+    assert [type(layer) for layer in list(dynamics)[:3]] == [nn.Linear, nn.LayerNorm, Mish]
     assert not policy.world_model.residual_dynamics
     assert policy.actor.log_std is not None
-    torch.testing.assert_close(policy.actor.log_std.detach(), torch.full((1,), -1.0))
+    actor: Any = policy.actor
+    torch.testing.assert_close(actor.log_std.detach(), torch.full((1,), -1.0))
     assert all(optimizer.defaults["betas"] == (0.7, 0.95) for optimizer in policy.optimizers.values())
     assert presets.paper_single_task["policy_kwargs"] == before
 
@@ -91,9 +94,10 @@ def test_shrunken_paper_preset_learns_saves_and_loads(tmp_path: Path) -> None:
 
 def test_large_networks_learn_on_any_device() -> None:
     before = copy.deepcopy(presets.large)
-    small = {"learning_starts": 20, "pretrain_steps": 2, "buffer_size": 1_000}
+    small: dict[str, Any] = {"learning_starts": 20, "pretrain_steps": 2, "buffer_size": 1_000}
     model = PWM("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", **presets.large | small).learn(24)
     assert (model._n_updates, model.n_skipped_updates) == (3, 0)
-    assert model.policy.critics.critics[0][0].out_features == 512
+    critic: Any = model.policy.critics.critics[0]
+    assert critic[0].out_features == 512
     assert model.policy.world_model.latent_dim == 512
     assert presets.large == before

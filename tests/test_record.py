@@ -4,6 +4,7 @@ import pickle
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -27,8 +28,10 @@ def unimportable(**kwargs: object) -> None:
     raise ImportError("no name 'x'")
 
 
-gym.register("Picture-v0", PictureEnv, max_episode_steps=4)
-gym.register("Unimportable-v0", unimportable)
+PICTURE: Any = PictureEnv
+UNIMPORTABLE: Any = unimportable
+gym.register("Picture-v0", PICTURE, max_episode_steps=4)
+gym.register("Unimportable-v0", UNIMPORTABLE)
 
 
 def record(*arguments: object) -> int:
@@ -53,12 +56,12 @@ def test_records_other_algorithms(tmp_path: Path, name: str) -> None:
 
 
 def test_statistics_of_vec_normalize(tmp_path: Path) -> None:
-    normalizer = VecNormalize(DummyVecEnv([PictureEnv]))
+    normalizer: Any = VecNormalize(DummyVecEnv([PictureEnv]))
     model = PPO("MlpPolicy", normalizer, n_steps=16, batch_size=16, device="cpu", seed=0).learn(16)
     model.save(tmp_path / "ppo.zip")
     normalizer.save(str(tmp_path / "stats.pkl"))
     loaded = load_model(tmp_path / "ppo.zip", "ppo", "Picture-v0", tmp_path / "stats.pkl")
-    statistics = loaded.get_vec_normalize_env()
+    statistics: Any = loaded.get_vec_normalize_env()
     np.testing.assert_array_equal(statistics.obs_rms.mean, normalizer.obs_rms.mean)
     assert not statistics.training
     options = ("--algo", "ppo", "--env", "Picture-v0", "--out", tmp_path / "v.mp4")
@@ -133,11 +136,11 @@ class GoalEnv(PictureEnv):
         goal = np.array([1, 0, 0], np.float32)
         return {"observation": observation, "achieved_goal": observation, "desired_goal": goal}
 
-    def reset(self, **kwargs):
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = super().reset(**kwargs)
         return self.goals(observation), info
 
-    def step(self, action):
+    def step(self, action: np.ndarray) -> Any:
         observation, *rest = super().step(action)
         return self.goals(observation), *rest
 
@@ -145,11 +148,12 @@ class GoalEnv(PictureEnv):
         return -np.linalg.norm(achieved - desired, axis=-1)
 
 
-gym.register("Goal-v0", GoalEnv, max_episode_steps=4)
+GOAL: Any = GoalEnv
+gym.register("Goal-v0", GOAL, max_episode_steps=4)
 
 
 def test_a_model_that_must_have_an_environment(tmp_path: Path) -> None:
-    buffer = {"replay_buffer_class": HerReplayBuffer, "buffer_size": 10, "device": "cpu"}
+    buffer: dict[str, Any] = {"replay_buffer_class": HerReplayBuffer, "buffer_size": 10, "device": "cpu"}
     SAC("MultiInputPolicy", gym.make("Goal-v0"), **buffer).save(tmp_path / "her.zip")
     arguments = (tmp_path / "her.zip", "--algo", "sac", "--env", "Goal-v0", "--out", tmp_path / "v.mp4")
     assert record(*arguments) == 0

@@ -1,6 +1,8 @@
 """Learning that goes on after it was saved, interrupted, or given other environments, as if nothing had happened."""
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,19 +23,24 @@ from sb3_pwm.replay.columns import with_columns
 pytestmark = pytest.mark.filterwarnings("ignore:nothing was learnt")
 
 
-def from_data(n_envs=1, **kwargs):
-    data = make(truth_envs(n_envs), learning_starts=10_000, buffer_size=80 * n_envs).learn(80 * n_envs).replay_buffer
-    settings = {name: value for name, value in SMALL.items() if name not in ("buffer_size", "learning_starts")}
+def from_data(n_envs: int = 1, **kwargs: Any) -> PWM:
+    collector = make(truth_envs(n_envs), learning_starts=10_000, buffer_size=80 * n_envs).learn(80 * n_envs)
+    data: Any = collector.replay_buffer
+    settings: dict[str, Any] = {
+        name: value for name, value in SMALL.items() if name not in ("buffer_size", "learning_starts")
+    }
     return PWM.from_dataset(data, policy_kwargs=SMALL_POLICY | {"n_dynamics": 1}, **(settings | kwargs))
 
 
 class Watch(BaseCallback):
-    def __init__(self, optimizer, stop_at=None):
+    def __init__(self, optimizer: Any, stop_at: int | None = None) -> None:
         super().__init__()
-        self.optimizer, self.stop_at, self.seen = optimizer, stop_at, []
+        self.optimizer, self.stop_at = optimizer, stop_at
+        self.seen: list[tuple[int, float]] = []
 
-    def _on_step(self):
-        rate = self.model.policy.optimizers[self.optimizer].param_groups[0]["lr"]
+    def _on_step(self) -> bool:
+        policy: Any = self.model.policy
+        rate = policy.optimizers[self.optimizer].param_groups[0]["lr"]
         self.seen.append((self.num_timesteps, round(rate, 9)))
         return self.num_timesteps != self.stop_at
 
@@ -41,10 +48,12 @@ class Watch(BaseCallback):
 @pytest.mark.parametrize("interval", [7, 1_000])
 @pytest.mark.parametrize("env_goes_on", [False, True])
 @pytest.mark.parametrize("kind", ["one", "three", "dict", "normalized"])
-def test_a_saved_run_goes_on_as_if_it_had_not_been_interrupted(kind, env_goes_on, interval, tmp_path, monkeypatch):
+def test_a_saved_run_goes_on_as_if_it_had_not_been_interrupted(
+    kind: str, env_goes_on: bool, interval: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(statistics, "STATISTICS_INTERVAL", interval)
     n_envs = {"three": 3}.get(kind, 1)
-    env = truth_envs(n_envs, as_dict=kind == "dict")
+    env: Any = truth_envs(n_envs, as_dict=kind == "dict")
     env = VecNormalize(env) if kind == "normalized" else env
     model = make(env, "MultiInputPolicy" if kind == "dict" else "MlpPolicy", learning_rate=1e-3).learn(90)
     model.save(tmp_path / "model")
@@ -67,7 +76,7 @@ def test_a_saved_run_goes_on_as_if_it_had_not_been_interrupted(kind, env_goes_on
     check_every_window(loaded.replay_buffer) if kind != "normalized" else None
 
 
-def test_another_buffer_brings_its_scales(tmp_path):
+def test_another_buffer_brings_its_scales(tmp_path: Path) -> None:
     model = make(truth_envs()).learn(60)
     other = make(truth_envs(), seed=5).learn(80)
     other.save_replay_buffer(tmp_path / "buffer")
@@ -76,7 +85,7 @@ def test_another_buffer_brings_its_scales(tmp_path):
     assert int(model.policy.statistics_size) == 84
 
 
-def test_a_buffer_loaded_after_a_reset_is_not_gone_on_from(tmp_path):
+def test_a_buffer_loaded_after_a_reset_is_not_gone_on_from(tmp_path: Path) -> None:
     model = make(truth_envs(), buffer_size=100).learn(48)
     assert model.replay_buffer.dones[47] == 0  # in the middle of an episode
     model.save_replay_buffer(tmp_path / "buffer")
@@ -87,16 +96,16 @@ def test_a_buffer_loaded_after_a_reset_is_not_gone_on_from(tmp_path):
     check_every_window(model.replay_buffer)
 
 
-def test_learning_offline_goes_on(tmp_path):
+def test_learning_offline_goes_on(tmp_path: Path) -> None:
     whole, first, second = Watch("actor"), Watch("actor"), Watch("actor")
     uninterrupted = from_data(learning_rate=lambda left: left).learn_offline(20, callback=whole)
     model = from_data(learning_rate=lambda left: left)
-    model.learn_offline(20, callback=[first, Stop(12), CheckpointCallback(4, tmp_path)])
+    model.learn_offline(20, callback=[first, Stop(12), CheckpointCallback(4, str(tmp_path))])
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "data")
     loaded = PWM.load(tmp_path / "model", device="cpu")
     loaded.load_replay_buffer(tmp_path / "data")
-    loaded.learn_offline(8, callback=[second, CheckpointCallback(4, tmp_path)], reset_num_timesteps=False)
+    loaded.learn_offline(8, callback=[second, CheckpointCallback(4, str(tmp_path))], reset_num_timesteps=False)
     assert first.seen + second.seen == whole.seen
     assert whole.seen[-1] == (20, 0.05)
     steps = {path.name for path in tmp_path.glob("rl_model*")}
@@ -106,26 +115,27 @@ def test_learning_offline_goes_on(tmp_path):
 
 
 class Stop(BaseCallback):
-    def __init__(self, at):
+    def __init__(self, at: int) -> None:
         super().__init__()
         self.at = at
 
-    def _on_step(self):
+    def _on_step(self) -> bool:
         return self.num_timesteps != self.at
 
 
-def test_pretraining_takes_callbacks_and_goes_on(tmp_path):
+def test_pretraining_takes_callbacks_and_goes_on(tmp_path: Path) -> None:
     whole, first, second = Watch("model"), Watch("model", stop_at=6), Watch("model")
     from_data(learning_rate=lambda left: left).pretrain(10, callback=whole)
-    model = from_data(learning_rate=lambda left: left).pretrain(10, callback=[first, CheckpointCallback(3, tmp_path)])
+    callbacks = [first, CheckpointCallback(3, str(tmp_path))]
+    model = from_data(learning_rate=lambda left: left).pretrain(10, callback=callbacks)
     assert model.n_model_updates == 6
-    model.pretrain(4, callback=[second, CheckpointCallback(3, tmp_path)], reset_num_timesteps=False)
+    model.pretrain(4, callback=[second, CheckpointCallback(3, str(tmp_path))], reset_num_timesteps=False)
     assert model.n_model_updates == 10
     assert first.seen + second.seen == whole.seen == [(n, round(1 - (n - 1) / 10, 9)) for n in range(1, 11)]
     assert {path.name for path in tmp_path.iterdir()} == {f"rl_model_{n}_steps.zip" for n in (3, 6, 9)}
 
 
-def test_pretraining_leaves_the_count_of_steps():
+def test_pretraining_leaves_the_count_of_steps() -> None:
     model = make(truth_envs()).learn(40)
     model.pretrain(5)
     assert (model.num_timesteps, model._current_progress_remaining) == (40, 0)
@@ -134,12 +144,12 @@ def test_pretraining_leaves_the_count_of_steps():
     assert stored(model.replay_buffer)[0][:60, 0].tolist() == list(range(60))
 
 
-def test_interrupted_pretraining_of_offline_learning_keeps_its_rate(monkeypatch):
+def test_interrupted_pretraining_of_offline_learning_keeps_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = []
     model = from_data(learning_rate=lambda left: left, pretrain_steps=10)
     update = model._learner.update_model
 
-    def interrupted(*args, **kwargs):
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
         rates.append(round(model.policy.optimizers["model"].param_groups[0]["lr"], 9))
         if len(rates) == 4:
             raise KeyboardInterrupt
@@ -161,7 +171,9 @@ def test_interrupted_pretraining_of_offline_learning_keeps_its_rate(monkeypatch)
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_columns_hold_the_same_steps_and_no_window_that_never_was(n_columns, n_envs, n_steps, capacity, seed):
+def test_columns_hold_the_same_steps_and_no_window_that_never_was(
+    n_columns: int, n_envs: int, n_steps: int, capacity: int, seed: int
+) -> None:
     space = truth_envs().observation_space
     buffer = SequenceReplayBuffer(capacity * n_columns, space, truth_envs().action_space, "cpu", n_envs=n_columns)
     generator = np.random.default_rng(seed)
@@ -180,7 +192,7 @@ def test_columns_hold_the_same_steps_and_no_window_that_never_was(n_columns, n_e
     assert result.n_transitions == buffer.n_transitions // n_envs * n_envs
     assert result.buffer_size * n_envs > buffer.buffer_size * n_columns - n_envs or result.buffer_size == 1
 
-    def rows(one):
+    def rows(one: Any) -> dict[Any, Any]:
         size = one.size()
         return {
             (*one.observations[row, column, :2], one.rewards[row, column]): one.dones[row, column]
@@ -192,7 +204,7 @@ def test_columns_hold_the_same_steps_and_no_window_that_never_was(n_columns, n_e
     assert rows(result).items() <= rows(buffer).items()  # terminations stay what they were
     assert len(rows(result)) == result.n_transitions
     if result.size():
-        windows = result.spread_sequences(10_000, min(3, result.size()))
+        windows: Any = result.spread_sequences(10_000, min(3, result.size()))
         valid = windows.mask[1:] > 0
         steps = windows.observations[:-1]
         led = steps[1:, :, :2][valid] - steps[:-1, :, :2][valid]
@@ -201,7 +213,7 @@ def test_columns_hold_the_same_steps_and_no_window_that_never_was(n_columns, n_e
 
 @pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (2, 3)])
 @pytest.mark.parametrize("how", ["set_env", "load"])
-def test_learning_goes_on_in_another_number_of_environments(before, after, how, tmp_path):
+def test_learning_goes_on_in_another_number_of_environments(before: int, after: int, how: str, tmp_path: Path) -> None:
     model = from_data(before).learn_offline(3)
     if how == "set_env":
         model.set_env(truth_envs(after))
@@ -220,7 +232,7 @@ def test_learning_goes_on_in_another_number_of_environments(before, after, how, 
     check_every_window(model.replay_buffer)
 
 
-def test_a_buffer_of_sac_for_another_number_of_environments(tmp_path):
+def test_a_buffer_of_sac_for_another_number_of_environments(tmp_path: Path) -> None:
     data = ReplayBuffer(40, truth_envs().observation_space, truth_envs().action_space, "cpu", n_envs=1)
     source = make(truth_envs(), learning_starts=1_000).learn(40).replay_buffer
     vars(data).update({name: value for name, value in vars(source).items() if name in vars(data)})
@@ -231,7 +243,7 @@ def test_a_buffer_of_sac_for_another_number_of_environments(tmp_path):
     check_every_window(model.replay_buffer)
 
 
-def test_a_number_of_environments_that_does_not_go_is_refused_and_nothing_changes():
+def test_a_number_of_environments_that_does_not_go_is_refused_and_nothing_changes() -> None:
     model = make(truth_envs(), train_freq=(1, "episode"))
     env = model.get_env()
     with pytest.raises(ValueError, match="episode"):

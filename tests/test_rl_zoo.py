@@ -3,7 +3,9 @@
 import importlib
 import runpy
 import sys
+from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,9 +13,10 @@ from sb3_pwm import PWM
 
 
 @pytest.fixture
-def zoo(monkeypatch):
+def zoo(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The Zoo as far as it matters here."""
-    rl_zoo3, hyperparams_opt = ModuleType("rl_zoo3"), ModuleType("rl_zoo3.hyperparams_opt")
+    rl_zoo3: Any = ModuleType("rl_zoo3")
+    hyperparams_opt: Any = ModuleType("rl_zoo3.hyperparams_opt")
     rl_zoo3.ALGOS = {}
     rl_zoo3.hyperparams_opt = hyperparams_opt
     hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HYPERPARAMS_CONVERTER = {}, {}
@@ -26,11 +29,11 @@ def zoo(monkeypatch):
 
 
 @pytest.fixture
-def module(zoo):
+def module(zoo: ModuleType) -> ModuleType:
     return importlib.import_module("sb3_pwm.rl_zoo")
 
 
-def lowest():
+def lowest() -> SimpleNamespace:
     """A trial that takes the lowest of everything."""
     return SimpleNamespace(
         suggest_float=lambda name, low, high, log=False: low,
@@ -39,24 +42,25 @@ def lowest():
     )
 
 
-def test_the_zoo_knows_pwm(zoo, module):
+def test_the_zoo_knows_pwm(zoo: ModuleType, module: ModuleType) -> None:
     assert zoo.ALGOS["pwm"] is PWM
     assert zoo.hyperparams_opt.HYPERPARAMS_SAMPLER["pwm"] is module.sample_pwm_params
     assert zoo.hyperparams_opt.HYPERPARAMS_CONVERTER["pwm"] is module.convert_pwm_params
 
 
-def test_drawn_settings_make_a_model(module):
+def test_drawn_settings_make_a_model(module: ModuleType) -> None:
     drawn = module.sample_pwm_params(lowest(), 1, 1, {"using_her_replay_buffer": False, "her_kwargs": {}})
     model = PWM("MlpPolicy", "Pendulum-v1", device="cpu", **drawn)
     assert model.gamma == 0.998
     assert (model.lr_schedule(1), model.lr_schedule(0)) == pytest.approx((3e-4, 3e-5))
     assert (model.horizon, model.pessimism, model.critic_updates) == (1, 0.0, 1)
-    assert model.policy.net_arch["dynamics"] == [96, 96]
+    arch: Any = model.policy.net_arch
+    assert arch["dynamics"] == [96, 96]
     hindsight = {"using_her_replay_buffer": True, "her_kwargs": {"n_sampled_goal": 3}}
     assert module.sample_pwm_params(lowest(), 1, 1, hindsight)["replay_buffer_kwargs"] == {"n_sampled_goal": 3}
 
 
-def test_the_zoos_settings_are_the_constructors_defaults(module):
+def test_the_zoos_settings_are_the_constructors_defaults(module: ModuleType) -> None:
     assert {"default", "Pendulum-v1"} <= set(module.hyperparams)
     assert all(entry.keys() == {"n_timesteps", "policy"} for entry in module.hyperparams.values())
 
@@ -70,7 +74,7 @@ def test_the_zoos_settings_are_the_constructors_defaults(module):
         ("enjoy --algo pwm --env A-v0", "--algo pwm --env A-v0"),
     ],
 )
-def test_commands(module, monkeypatch, arguments, expected):
+def test_commands(module: ModuleType, monkeypatch: pytest.MonkeyPatch, arguments: str, expected: str) -> None:
     ran = []
     monkeypatch.setattr(runpy, "run_module", lambda name, **kwargs: ran.append((name, sys.argv[1:])))
     monkeypatch.setattr(sys, "argv", ["test"])
@@ -78,12 +82,12 @@ def test_commands(module, monkeypatch, arguments, expected):
     assert ran == [(f"rl_zoo3.{arguments.split()[0]}", expected.split())]
 
 
-def test_unknown_commands_are_refused(module):
+def test_unknown_commands_are_refused(module: ModuleType) -> None:
     with pytest.raises(SystemExit, match="usage: python -m sb3_pwm"):
         module.main(["fly"])
 
 
-def test_without_the_zoo_the_extra_is_named(monkeypatch):
+def test_without_the_zoo_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "sb3_pwm.rl_zoo", raising=False)
     monkeypatch.setitem(sys.modules, "rl_zoo3", None)
     with pytest.raises(ImportError, match=r"pip install 'sb3-pwm\[rl-zoo\]'"):

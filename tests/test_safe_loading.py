@@ -5,6 +5,9 @@ import json
 import pickle
 import zipfile
 import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,14 +30,14 @@ from sb3_pwm.multitask.tasks import Task, TaskSet
 class Effect:
     """Writes a file when it is unpickled."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         self.path = str(path)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return open, (self.path, "w")
 
 
-def rewritten(source, target, change):
+def rewritten(source: Path, target: Path, change: Callable[..., Any]) -> Path:
     """Copy a zip file; ``change`` maps the parts, by name, to what is written instead."""
     with zipfile.ZipFile(source) as old:
         parts = {name: old.read(name) for name in old.namelist()}
@@ -44,16 +47,16 @@ def rewritten(source, target, change):
     return target
 
 
-def without_record(parts):
+def without_record(parts: dict[str, bytes]) -> dict[str, bytes]:
     return {name: content for name, content in parts.items() if name != RECORD}
 
 
-def saved(tmp_path, model):
+def saved(tmp_path: Path, model: PWM) -> Path:
     model.save(tmp_path / "model")
     return tmp_path / "model.zip"
 
 
-MODELS = {
+MODELS: dict[str, Callable[[], dict[str, Any]]] = {
     "plain": dict,
     "images": lambda: {
         "env": space_envs(2, spaces.Box(0, 255, (36, 36, 3), np.uint8)),
@@ -81,14 +84,14 @@ MODELS = {
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_model_without_pickles_is_the_same_model(tmp_path, kind):
+def test_a_model_without_pickles_is_the_same_model(tmp_path: Path, kind: Any) -> None:
     arguments = MODELS[kind]()
     model = make(**arguments).learn(40)
     path = saved(tmp_path, model)
-    usual = PWM.load(path, device="cpu")
+    usual: Any = PWM.load(path, device="cpu")
     # Every pickle in the file is one with an effect
     infect(path, tmp_path / "infected.zip", tmp_path / "effect")
-    safe = PWM.load(tmp_path / "infected.zip", device="cpu", weights_only=True)
+    safe: Any = PWM.load(tmp_path / "infected.zip", device="cpu", weights_only=True)
     assert not (tmp_path / "effect").exists()
     assert same(safe.get_parameters(), usual.get_parameters())
     assert safe.policy_class is usual.policy_class
@@ -112,11 +115,11 @@ def test_a_model_without_pickles_is_the_same_model(tmp_path, kind):
     assert same(safe.get_parameters(), usual.get_parameters())
 
 
-def infect(source, target, effect):
+def infect(source: Path, target: Path, effect: Any) -> Path:
     """Put a pickle with an effect into the place of every pickle in a model's file; the record is made to agree."""
     code = base64.b64encode(pickle.dumps(Effect(effect))).decode()
 
-    def change(parts):
+    def change(parts: dict[str, bytes]) -> dict[str, bytes]:
         data = json.loads(parts["data"])
         pickled = [value for value in data.values() if isinstance(value, dict) and ":serialized:" in value]
         assert pickled
@@ -132,17 +135,18 @@ def infect(source, target, effect):
     return rewritten(source, target, change)
 
 
-def test_the_usual_way_runs_code_and_says_so(tmp_path):
+def test_the_usual_way_runs_code_and_says_so(tmp_path: Path) -> None:
     path = infect(saved(tmp_path, make()), tmp_path / "infected.zip", tmp_path / "effect")
     with pytest.raises((ValueError, TypeError)):
         PWM.load(path)
     assert (tmp_path / "effect").exists()
+    door: Any
     for door in (PWM.load, PWM.load_replay_buffer, PWM("MlpPolicy", space_envs()).policy.save):
         assert "runs code" in door.__doc__ or "run code" in door.__doc__
 
 
 @pytest.mark.parametrize("part", ["policy", "policy.actor_optimizer", "policy.model_optimizer", "pytorch_variables"])
-def test_tensor_parts_run_nothing(tmp_path, part):
+def test_tensor_parts_run_nothing(tmp_path: Path, part: str) -> None:
     """A pickle in the place of tensors, with and without a record, through both ways of loading."""
     path = saved(tmp_path, make())
     torch.save(Effect(tmp_path / "effect"), tmp_path / "evil.pth")
@@ -157,14 +161,14 @@ def test_tensor_parts_run_nothing(tmp_path, part):
     assert not (tmp_path / "effect").exists()
 
 
-def test_world_models_run_nothing(tmp_path):
+def test_world_models_run_nothing(tmp_path: Path) -> None:
     torch.save({"world_model": Effect(tmp_path / "effect")}, tmp_path / "world.pt")
     with pytest.raises(ValueError, match="could run code"):
         make().load_world_model(tmp_path / "world.pt")
     assert not (tmp_path / "effect").exists()
 
 
-def test_files_of_earlier_revisions_say_what_is_missing(tmp_path):
+def test_files_of_earlier_revisions_say_what_is_missing(tmp_path: Path) -> None:
     path = rewritten(saved(tmp_path, make()), tmp_path / "old.zip", without_record)
     with pytest.raises(ValueError, match=r"old\.zip is of an earlier revision.* no action_space, learning_rate, obs.*"):
         PWM.load(path, weights_only=True)
@@ -188,7 +192,7 @@ class Own(FlattenExtractor):
         ({"action_noise": NormalActionNoise(np.zeros(2), np.ones(2))}, "action_noise"),
     ],
 )
-def test_what_has_no_description_must_be_given(tmp_path, arguments, name):
+def test_what_has_no_description_must_be_given(tmp_path: Path, arguments: dict[str, Any], name: str) -> None:
     model = make(**arguments)
     path = saved(tmp_path, model)
     with pytest.raises(ValueError, match=rf"model\.zip holds what has no description.* there is no {name}\. Give"):
@@ -199,7 +203,7 @@ def test_what_has_no_description_must_be_given(tmp_path, arguments, name):
         assert getattr(loaded, name) is getattr(model, name) or getattr(loaded, name) == getattr(model, name)
 
 
-def test_a_replay_buffer_in_a_model_is_not_dropped_silently(tmp_path):
+def test_a_replay_buffer_in_a_model_is_not_dropped_silently(tmp_path: Path) -> None:
     model = make().learn(24)
     model.save(tmp_path / "model", include=["replay_buffer"])
     with pytest.raises(ValueError, match="there is no replay_buffer"):
@@ -207,7 +211,7 @@ def test_a_replay_buffer_in_a_model_is_not_dropped_silently(tmp_path):
     assert PWM.load(tmp_path / "model").replay_buffer.n_transitions == 24
 
 
-def test_models_of_many_tasks(tmp_path):
+def test_models_of_many_tasks(tmp_path: Path) -> None:
     tasks = TaskSet([Task("a", "Pendulum-v1", 3, 1, 10), Task("b", "Pendulum-v1", 3, 1, 10)])
     policy_kwargs = SMALL_POLICY | {"task_embedding_dim": 4, "task_set": tasks}
     model = make(task_vec_env(tasks, seed=0), "MultiTaskPolicy", policy_kwargs=policy_kwargs).learn(40)
@@ -219,7 +223,7 @@ def test_models_of_many_tasks(tmp_path):
     assert type(loaded.policy) is ExtractedPolicy
 
 
-def test_descriptions_keep_everything():
+def test_descriptions_keep_everything() -> None:
     space = spaces.Dict([("z", spaces.Box(-1, np.inf, (2, 3))), ("a", spaces.MultiDiscrete([2, 3], start=[1, -1]))])
     values = [space, spaces.MultiBinary((2, 2)), spaces.Discrete(3, start=-1), (1, 2.5, None), {1: "a", "b": [np.inf]}]
     for value in [*values, np.float32(0.1), np.arange(3, dtype=np.int8), np.dtype("uint8"), torch.nn.SiLU, 10**30]:
@@ -244,8 +248,8 @@ def test_descriptions_keep_everything():
         {"kind": []},
     ],
 )
-def test_damaged_descriptions(tmp_path, description):
-    def change(parts):
+def test_damaged_descriptions(tmp_path: Path, description: dict[str, Any]) -> None:
+    def change(parts: dict[str, bytes]) -> dict[str, bytes | str]:
         record = json.loads(parts[RECORD])
         record["descriptions"]["action_space"] = description
         return parts | {RECORD: json.dumps(record)}

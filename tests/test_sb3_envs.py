@@ -1,3 +1,7 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -6,7 +10,12 @@ from gymnasium import spaces
 from helpers import BOX, MIXED, SpaceEnv, count_updates, make, space_envs, truth_envs
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
+from stable_baselines3.common.noise import (
+    ActionNoise,
+    NormalActionNoise,
+    OrnsteinUhlenbeckActionNoise,
+    VectorizedActionNoise,
+)
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize, VecTransposeImage
 
 from sb3_pwm import PWM, CnnPolicy
@@ -17,7 +26,7 @@ TINY_EXTRACTOR = {
 }
 
 
-def finite(model):
+def finite(model: PWM) -> bool:
     return all(torch.isfinite(value).all() for value in model.policy.state_dict().values())
 
 
@@ -31,18 +40,18 @@ def finite(model):
     ],
     ids=["id", "object", "monitor", "vector"],
 )
-def test_kinds_of_environments(env):
+def test_kinds_of_environments(env: Any) -> None:
     model = make(env).learn(48)
     assert model.num_timesteps == 48
     assert model._n_updates == 8
-    mean, _ = evaluate_policy(model, Monitor(gym.make("Pendulum-v1")), n_eval_episodes=1)
+    mean: Any = evaluate_policy(model, Monitor(gym.make("Pendulum-v1")), n_eval_episodes=1)[0]
     assert mean < 0
 
 
 @pytest.mark.parametrize(("kind", "kwargs"), [(DummyVecEnv, {}), (SubprocVecEnv, {"start_method": "fork"})])
-def test_several_environments(kind, kwargs):
+def test_several_environments(kind: Callable[..., Any], kwargs: dict[str, Any]) -> None:
     env = kind([lambda: Monitor(SpaceEnv()) for _ in range(3)], **kwargs)
-    model = make(env, gradient_steps=-1).learn(60)
+    model: Any = make(env, gradient_steps=-1).learn(60)
     assert model.num_timesteps == 60
     assert model.replay_buffer.dones.shape == (500 // 3, 3)
     assert model._n_updates == 60 - 12  # 12 steps per collection; as many updates from the second on
@@ -70,12 +79,12 @@ def test_several_environments(kind, kwargs):
     ids=str,
 )
 @pytest.mark.parametrize("n_envs", [1, 2])
-def test_observation_spaces(space, policy, n_envs):
+def test_observation_spaces(space: spaces.Space[Any], policy: str, n_envs: int) -> None:
     model = make(space_envs(n_envs, space), policy, policy_kwargs=TINY_EXTRACTOR.get(policy)).learn(40)
     assert model._n_updates > 0
     assert finite(model)
     vec_env = model.get_env()
-    batch = vec_env.reset()
+    batch: Any = vec_env.reset()
     one = {key: value[0] for key, value in batch.items()} if isinstance(batch, dict) else batch[0]
     for deterministic in (True, False):
         actions, state = model.predict(batch, deterministic=deterministic)
@@ -88,7 +97,7 @@ def test_observation_spaces(space, policy, n_envs):
     assert not np.array_equal(model.predict(batch)[0], model.predict(batch)[0])
 
 
-def test_images_are_neither_standardized_nor_copied_as_floats():
+def test_images_are_neither_standardized_nor_copied_as_floats() -> None:
     space = spaces.Box(0, 255, (36, 40, 3), np.uint8)
     model = make(space_envs(1, space), "CnnPolicy", policy_kwargs=TINY_EXTRACTOR["CnnPolicy"]).learn(24)
     assert isinstance(model.policy, CnnPolicy)
@@ -105,8 +114,10 @@ def test_images_are_neither_standardized_nor_copied_as_floats():
 @pytest.mark.parametrize(
     ("policy", "space"), [("CnnPolicy", spaces.Box(0, 255, (36, 40, 3), np.uint8)), ("MultiInputPolicy", MIXED)]
 )
-def test_encoders_that_see_images_have_a_lower_learning_rate(policy, space, tmp_path):
-    settings = {"policy_kwargs": TINY_EXTRACTOR[policy], "model_learning_rate": 1e-2}
+def test_encoders_that_see_images_have_a_lower_learning_rate(
+    policy: str, space: spaces.Space[Any], tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"policy_kwargs": TINY_EXTRACTOR[policy], "model_learning_rate": 1e-2}
     model = make(space_envs(1, space), policy, **settings).learn(24)
     model.save(tmp_path / "model")
     for each in (model, PWM.load(tmp_path / "model", device="cpu")):
@@ -118,14 +129,14 @@ def test_encoders_that_see_images_have_a_lower_learning_rate(policy, space, tmp_
         assert set(rest["params"]) == set(world_model.parameters()) - of_encoder
 
 
-def test_encoders_of_vectors_have_the_models_learning_rate():
+def test_encoders_of_vectors_have_the_models_learning_rate() -> None:
     space = spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Discrete(3)})
     model = make(space_envs(1, space), "MultiInputPolicy")
     [group] = model.policy.model_optimizer.param_groups
     assert [*group["params"]] == [*model.policy.world_model.parameters()]
 
 
-def test_only_vectors_of_dict_observations_are_standardized():
+def test_only_vectors_of_dict_observations_are_standardized() -> None:
     model = make(space_envs(1, MIXED), "MultiInputPolicy", policy_kwargs=TINY_EXTRACTOR["MultiInputPolicy"]).learn(40)
     features = model.policy.features
     assert features.keys == ["vector"]
@@ -137,14 +148,14 @@ def test_only_vectors_of_dict_observations_are_standardized():
 @pytest.mark.parametrize(
     "space",
     [
-        spaces.Box(np.float32([-3, 0]), np.float32([1, 10])),
+        spaces.Box(np.array([-3, 0], np.float32), np.array([1, 10], np.float32)),
         spaces.Box(-2, 5, (2, 3), np.float32),
         spaces.Box(-2, 5, (1,), np.float64),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("n_envs", [1, 2])
-def test_action_spaces(space, n_envs):
+def test_action_spaces(space: Any, n_envs: int) -> None:
     size = int(np.prod(space.shape))
     noise = NormalActionNoise(np.zeros(space.shape), np.full(space.shape, 0.5))
     model = make(space_envs(n_envs, action_space=space), action_noise=noise).learn(40)
@@ -152,7 +163,7 @@ def test_action_spaces(space, n_envs):
     assert stored.shape == (40 // n_envs, n_envs, size)
     assert -1 <= stored.min() < -0.5 < 0.5 < stored.max() <= 1
     mode = torch.linspace(-0.9, 0.9, size)
-    last = model.policy.actor.net[-1]
+    last: Any = model.policy.actor.net[-1]
     with torch.no_grad():
         last.weight.zero_()
         last.bias[:size] = torch.atanh(mode)
@@ -161,8 +172,9 @@ def test_action_spaces(space, n_envs):
     np.testing.assert_allclose(actions, np.broadcast_to(expected, (4, *space.shape)), rtol=1e-4, atol=1e-5)
 
 
-def test_observations_are_not_mixed_up_with_the_gym_api():
-    model, env = make(), SpaceEnv()
+def test_observations_are_not_mixed_up_with_the_gym_api() -> None:
+    model = make()
+    env: Any = SpaceEnv()
     with pytest.raises(ValueError, match="mixing Gym API with SB3 VecEnv API"):
         model.predict(env.reset())
     with pytest.raises(ValueError, match="Unexpected observation shape"):
@@ -172,7 +184,7 @@ def test_observations_are_not_mixed_up_with_the_gym_api():
 # --- wrappers and noise ---
 
 
-def test_statistics_of_observations_and_rewards():
+def test_statistics_of_observations_and_rewards() -> None:
     model = make(truth_envs(2)).learn(40)
     buffer = model.replay_buffer
     rows = slice(0, 12)  # 24 steps had been collected when updates began, and too few since to look again
@@ -185,8 +197,8 @@ def test_statistics_of_observations_and_rewards():
     assert abs(model.policy.features.standardizers[0].mean[1] - values[:, 1].mean()) < 20
 
 
-def test_vec_normalize_normalizes_what_is_learnt_and_not_what_is_stored():
-    env = VecNormalize(truth_envs(2), norm_obs=True, norm_reward=True, clip_obs=1e9, clip_reward=1e9)
+def test_vec_normalize_normalizes_what_is_learnt_and_not_what_is_stored() -> None:
+    env: Any = VecNormalize(truth_envs(2), norm_obs=True, norm_reward=True, clip_obs=1e9, clip_reward=1e9)
     model = make(env).learn(40)
     buffer = model.replay_buffer
     assert buffer.observations[:20, 0, 1].tolist() == list(range(20))  # as the environment gives them
@@ -194,9 +206,9 @@ def test_vec_normalize_normalizes_what_is_learnt_and_not_what_is_stored():
     ends = buffer.next_observations[:20][buffer.dones[:20] == 1]
     np.testing.assert_allclose(ends[:, 3], 1 + ends[:, 2] % 2, rtol=1e-3)  # the observation before the reset
     np.random.seed(0)
-    samples = model._sample(8)
+    samples: Any = model._sample(8)
     np.random.seed(0)
-    raw = buffer.sample_sequences(8, 3)
+    raw: Any = buffer.sample_sequences(8, 3)
     np.testing.assert_allclose(samples.observations, env.normalize_obs(raw.observations.numpy()), rtol=1e-5)
     np.testing.assert_allclose(samples.rewards, env.normalize_reward(raw.rewards.numpy()), rtol=1e-5)
     assert not torch.equal(samples.rewards, raw.rewards)
@@ -205,7 +217,7 @@ def test_vec_normalize_normalizes_what_is_learnt_and_not_what_is_stored():
     np.testing.assert_allclose(rewards, env.normalize_reward(buffer.rewards[:20].flatten()), rtol=1e-5)
 
 
-def test_vec_normalize_keeps_policy_statistics_near_one():
+def test_vec_normalize_keeps_policy_statistics_near_one() -> None:
     model = make(VecNormalize(truth_envs()), learning_starts=100).learn(104)
     standardizer, scale = model.policy.features.standardizers[0], model.policy.reward_scale.scale
     assert standardizer.mean[1].abs() < 0.3
@@ -222,7 +234,7 @@ def test_vec_normalize_keeps_policy_statistics_near_one():
     ],
 )
 @pytest.mark.filterwarnings("ignore:nothing was learnt")
-def test_action_noise(n_envs, noise):
+def test_action_noise(n_envs: int, noise: ActionNoise) -> None:
     actions = {}
     for given in (None, noise):
         model = make(space_envs(n_envs), action_noise=given).learn(16)
@@ -232,8 +244,8 @@ def test_action_noise(n_envs, noise):
     assert np.abs(actions[None] - actions[noise]).mean() < 0.5
 
 
-def test_new_environment():
-    model = make(space_envs(2)).learn(40)
+def test_new_environment() -> None:
+    model: Any = make(space_envs(2)).learn(40)
     other = space_envs(2, length=3)
     model.set_env(other)
     assert model.get_env() is other
@@ -244,7 +256,7 @@ def test_new_environment():
     model.learn(20, reset_num_timesteps=False)
 
 
-def test_evaluation_does_not_disturb_training():
+def test_evaluation_does_not_disturb_training() -> None:
     model = make(space_envs(1, BOX, length=5)).learn(40)
     counts = count_updates(model)
     returns, lengths = evaluate_policy(model, space_envs(2), n_eval_episodes=4, return_episode_rewards=True)

@@ -1,6 +1,8 @@
 import copy
 import csv
 import pickle
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,13 +28,13 @@ KEYS = {f"train/{name}_loss" for name in LOSSES} | {
 }
 
 
-def read_log(folder):
+def read_log(folder: Path) -> dict[str, list[float]]:
     with open(folder / "progress.csv") as file:
         rows = list(csv.DictReader(file))
     return {key: [float(row[key] or "nan") for row in rows] for key in rows[0]}
 
 
-def test_tensorboard(tmp_path):
+def test_tensorboard(tmp_path: Path) -> None:
     model = make(tensorboard_log=str(tmp_path), critic_learning_rate=1e-2).learn(100)
     model.learn(20, tb_log_name="other")
     assert {path.name for path in tmp_path.iterdir()} == {"PWM_1", "other_1"}
@@ -45,13 +47,13 @@ def test_tensorboard(tmp_path):
     assert [event.step for event in events.Scalars("train/actor_loss")] == [28, 56, 84]  # every fourth episode
 
 
-def test_logged_losses_are_means_since_the_last_log(tmp_path, monkeypatch):
+def test_logged_losses_are_means_since_the_last_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(train_freq=1, learning_starts=8).learn(8)
     model.set_logger(configure(str(tmp_path), ["csv"]))
     model._learner.pop_metrics()
-    losses, loss_of = [], learner_module.world_model_loss
+    losses, loss_of = [], vars(learner_module)["world_model_loss"]
 
-    def recording(*args, **kwargs):
+    def recording(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         loss, metrics = loss_of(*args, **kwargs)
         losses.append(loss.item())
         return loss, metrics
@@ -64,7 +66,7 @@ def test_logged_losses_are_means_since_the_last_log(tmp_path, monkeypatch):
     np.testing.assert_allclose(log["train/world_model_loss"], [np.mean(losses[:6]), np.mean(losses[6:13])], rtol=1e-4)
 
 
-def test_custom_logger(tmp_path):
+def test_custom_logger(tmp_path: Path) -> None:
     model = make()
     logger = configure(str(tmp_path), ["csv"])
     model.set_logger(logger)
@@ -72,7 +74,7 @@ def test_custom_logger(tmp_path):
     assert set(read_log(tmp_path)) >= KEYS
 
 
-def test_pretraining_without_a_logger_and_with_one(tmp_path):
+def test_pretraining_without_a_logger_and_with_one(tmp_path: Path) -> None:
     model = make(gradient_steps=0, pretrain_steps=0).learn(24)
     del model._logger
     model.pretrain(2)
@@ -83,12 +85,12 @@ def test_pretraining_without_a_logger_and_with_one(tmp_path):
 
 
 @pytest.mark.parametrize("size", [2, 5])
-def test_stats_window_size(size):
-    model = make(stats_window_size=size).learn(70)
+def test_stats_window_size(size: int) -> None:
+    model: Any = make(stats_window_size=size).learn(70)
     assert len(model.ep_info_buffer) == size
 
 
-def test_verbosity(capfd):
+def test_verbosity(capfd: pytest.CaptureFixture[str]) -> None:
     make(verbose=0).learn(60)
     assert capfd.readouterr().out == ""
     make(verbose=1).learn(60)
@@ -100,12 +102,12 @@ def test_verbosity(capfd):
 # --- seeds ---
 
 
-def run(seed, n_envs=2):
+def run(seed: int, n_envs: int = 2) -> tuple[Any, Any, Any]:
     model = make(space_envs(n_envs), seed=seed).learn(60)
     return model.get_parameters(), model.replay_buffer.actions.copy(), model.predict(np.zeros(3))[0]
 
 
-def test_seeds():
+def test_seeds() -> None:
     first, again, other = run(3), run(3), run(4)
     assert same(first[0], again[0])
     assert not same(first[0], other[0])
@@ -114,7 +116,7 @@ def test_seeds():
         assert not np.array_equal(first[i], other[i])
 
 
-def test_seed_can_be_set_later():
+def test_seed_can_be_set_later() -> None:
     actions = []
     for seed in (5, 5, 6):
         model = make(seed=None)
@@ -124,9 +126,9 @@ def test_seed_can_be_set_later():
     assert not np.array_equal(actions[0], actions[2])
 
 
-def test_constructor_is_that_of_sb3():
+def test_constructor_is_that_of_sb3() -> None:
     """A script for SAC runs with PWM: the arguments of both classes that have the same name mean the same."""
-    shared = {
+    shared: dict[str, Any] = {
         "learning_rate": 1e-3,
         "buffer_size": 200,
         "learning_starts": 20,
@@ -141,14 +143,14 @@ def test_constructor_is_that_of_sb3():
         "verbose": 0,
     }
     for algorithm in (SAC, PWM):
-        model = algorithm("MlpPolicy", SpaceEnv(), **copy.deepcopy(shared))  # SAC changes policy_kwargs
+        model: Any = algorithm("MlpPolicy", SpaceEnv(), **copy.deepcopy(shared))  # SAC changes policy_kwargs
         model.learn(40, log_interval=2)
         assert model.num_timesteps == 40
         assert vars(model).keys() >= shared.keys()
         assert (model.gamma, model.tau, model.train_freq.frequency, model.gradient_steps) == (0.9, 0.01, 2, 2)
 
 
-def test_small_settings_are_arguments():
+def test_small_settings_are_arguments() -> None:
     model = make()
     assert all(getattr(model, name) == value for name, value in SMALL.items() if name not in ("train_freq", "device"))
     assert model.train_freq.frequency == SMALL["train_freq"]
@@ -158,7 +160,7 @@ def test_small_settings_are_arguments():
 
 
 @pytest.mark.parametrize("learnt", [False, True])
-def test_a_model_can_be_pickled(learnt):
+def test_a_model_can_be_pickled(learnt: bool) -> None:
     model = make()
     if learnt:
         model.learn(40)
@@ -169,10 +171,10 @@ def test_a_model_can_be_pickled(learnt):
     assert same(model.policy.state_dict(), copied.policy.state_dict())
 
 
-def test_a_callback_can_replace_the_learning_rate():
+def test_a_callback_can_replace_the_learning_rate() -> None:
     """As with SB3's algorithms; rates that were given on their own stay."""
 
-    def lower(local, _):
+    def lower(local: dict[str, Any], _: dict[str, Any]) -> bool:
         if local["self"].num_timesteps == 30:
             local["self"].lr_schedule = ConstantSchedule(1e-6)
         return True

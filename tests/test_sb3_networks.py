@@ -1,4 +1,6 @@
 import copy
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -7,21 +9,22 @@ from gymnasium import spaces
 from helpers import ACTIONS, SpaceEnv, make
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import LinearSchedule
+from torch import nn
 from torch.testing import assert_close
 
 from sb3_pwm import PWM, learner
 from sb3_pwm.pwm import ENTROPY_RATE
 
 
-def rates_of(model):
+def rates_of(model: PWM) -> dict[str, float]:
     return {name: optimizer.param_groups[0]["lr"] for name, optimizer in model.policy.optimizers.items()}
 
 
-def all_rates(rate):
+def all_rates(rate: float) -> dict[str, float]:
     return {"actor": rate, "critic": rate, "model": rate, "entropy": ENTROPY_RATE * rate}
 
 
-def test_three_schedules():
+def test_three_schedules() -> None:
     model = make(
         learning_rate=lambda progress: 1e-3 * progress,
         critic_learning_rate=LinearSchedule(2e-3, 1e-3, 1.0),
@@ -36,7 +39,7 @@ def test_three_schedules():
     assert rates_of(model)["model"] == 5e-3
 
 
-def test_rates_follow_the_actors_unless_given():
+def test_rates_follow_the_actors_unless_given() -> None:
     model = make(learning_rate=LinearSchedule(1e-2, 0, 1.0)).learn(
         40, callback=lambda local, _: local["self"].num_timesteps < 30
     )
@@ -45,20 +48,21 @@ def test_rates_follow_the_actors_unless_given():
 
 
 @pytest.mark.filterwarnings("ignore:nothing was learnt")
-def test_pretraining_at_the_start_of_a_run_has_the_rate_of_its_start(tmp_path):
+def test_pretraining_at_the_start_of_a_run_has_the_rate_of_its_start(tmp_path: Path) -> None:
     make(learning_starts=100).learn(100).save_replay_buffer(tmp_path / "buffer")
     model = make(learning_rate=LinearSchedule(1e-2, 0, 1.0), learning_starts=100).learn(40)  # ends at rate 0
     model.load_replay_buffer(tmp_path / "buffer")
     rates = []
-    model._learner.update_model = lambda *_, **__: rates.append(rates_of(model)["model"])
+    own: Any = model._learner
+    own.update_model = lambda *_, **__: rates.append(rates_of(model)["model"])
     model.learn(0)
     assert rates == [1e-2] * 3
 
 
 @pytest.mark.parametrize("name", ["actor", "critic", "model"])
-def test_rate_zero_freezes_one_network(name):
+def test_rate_zero_freezes_one_network(name: str) -> None:
     rates = {"actor": "learning_rate", "critic": "critic_learning_rate", "model": "model_learning_rate"}
-    zero = {rates[n]: 0.0 if n == name else 1e-2 for n in rates}
+    zero: dict[str, Any] = {rates[n]: 0.0 if n == name else 1e-2 for n in rates}
     model = make(**zero)
     networks = {"actor": model.policy.actor, "critic": model.policy.critics, "model": model.policy.world_model}
     entropy_coefficient = model.policy.entropy_coefficient.log_ent_coef
@@ -72,7 +76,7 @@ def test_rate_zero_freezes_one_network(name):
 
 
 @pytest.mark.parametrize(("target", "sign"), [(-50.0, -1), (2.0, 1)])
-def test_the_entropy_coefficient_moves_towards_the_target(target, sign):
+def test_the_entropy_coefficient_moves_towards_the_target(target: float, sign: int) -> None:
     model = make(target_entropy=target)
     before = model.policy.entropy_coefficient.log_ent_coef.item()
     model.learn(40)
@@ -80,16 +84,17 @@ def test_the_entropy_coefficient_moves_towards_the_target(target, sign):
     assert np.sign(after - before) == sign
 
 
-def test_the_entropy_target_is_minus_half_the_action_dimensions(monkeypatch):
+def test_the_entropy_target_is_minus_half_the_action_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
     targets = []
-    loss = learner.entropy_coefficient_loss
+    loss = vars(learner)["entropy_coefficient_loss"]
     monkeypatch.setattr(learner, "entropy_coefficient_loss", lambda *args: targets.append(args[-1]) or loss(*args))
     model = make().learn(40)
-    assert set(targets) == {-model.action_space.shape[0] / 2}
+    space: Any = model.action_space
+    assert set(targets) == {-space.shape[0] / 2}
 
 
 @pytest.mark.parametrize("ent_coef", [0, 0.1])
-def test_a_given_entropy_coefficient_stays(ent_coef):
+def test_a_given_entropy_coefficient_stays(ent_coef: float) -> None:
     model = make(ent_coef=ent_coef)
     before = model.policy.entropy_coefficient.log_ent_coef.item()
     model.learn(40)
@@ -107,7 +112,7 @@ def test_a_given_entropy_coefficient_stays(ent_coef):
         (torch.optim.Adam, {"foreach": True}),
     ],
 )
-def test_optimizers(optimizer, kwargs):
+def test_optimizers(optimizer: type[torch.optim.Optimizer], kwargs: dict[str, Any]) -> None:
     model = make(policy_kwargs={"optimizer_class": optimizer, "optimizer_kwargs": kwargs})
     before = [p.clone() for p in model.policy.parameters()]
     model.learn(24)
@@ -121,11 +126,11 @@ def test_optimizers(optimizer, kwargs):
 # --- networks ---
 
 
-def hidden_sizes(network):
+def hidden_sizes(network: nn.Module) -> list[int]:
     return [layer.out_features for layer in network.modules() if isinstance(layer, torch.nn.Linear)][:-1]
 
 
-def test_net_arch():
+def test_net_arch() -> None:
     policy = make(policy_kwargs={"net_arch": [7, 5]}).policy
     networks = {
         "encoder": policy.world_model.encoder,
@@ -145,12 +150,12 @@ def test_net_arch():
 class Halves(FlattenExtractor):
     """An extractor with parameters of its own."""
 
-    def __init__(self, observation_space, features_dim=5):
+    def __init__(self, observation_space: spaces.Space[Any], features_dim: int = 5) -> None:
         super().__init__(observation_space)
         self._features_dim = features_dim
         self.linear = torch.nn.Linear(3, features_dim)
 
-    def forward(self, observations):
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
         return self.linear(super().forward(observations))
 
 
@@ -165,7 +170,7 @@ class Halves(FlattenExtractor):
     ],
     ids=lambda kwargs: next(iter(kwargs)),
 )
-def test_policy_arguments(policy_kwargs, critic):
+def test_policy_arguments(policy_kwargs: dict[str, Any], critic: Literal["q", "v"]) -> None:
     # Not random observations: of these there would be nothing to be read.
     model = make("Pendulum-v1", policy_kwargs=policy_kwargs, critic=critic)
     policy = model.policy
@@ -176,7 +181,9 @@ def test_policy_arguments(policy_kwargs, critic):
     unchanged = [name for name, p in policy.named_parameters() if name in before and torch.equal(p, before[name])]
     assert unchanged == []
     assert len(policy.critics.critics) == policy_kwargs.get("n_critics", 2)
-    assert policy.critics.critics[0][0].in_features == policy.latent_dim + (1 if critic == "q" else 0)
+    first: Any = policy.critics.critics[0]
+    assert policy.latent_dim is not None
+    assert first[0].in_features == policy.latent_dim + (1 if critic == "q" else 0)
     assert policy.world_model.reward[-1].out_features == max(1, policy_kwargs.get("reward_bins", 0))
     activation = policy_kwargs.get("activation_fn", torch.nn.SiLU)
     assert any(isinstance(module, activation) for module in policy.modules())
@@ -192,7 +199,9 @@ def test_policy_arguments(policy_kwargs, critic):
     ],
     ids=["64", "65", "40+25"],
 )
-def test_the_default_number_of_latents_follows_the_observations(policy, space, latents, tmp_path):
+def test_the_default_number_of_latents_follows_the_observations(
+    policy: str, space: spaces.Space[Any], latents: int, tmp_path: Path
+) -> None:
     model = make(SpaceEnv(space), policy=policy, policy_kwargs={"latent_dim": None})
     assert model.policy.latent_dim == latents
     assert model.predict(space.sample())[0].shape == ACTIONS.shape
@@ -202,7 +211,7 @@ def test_the_default_number_of_latents_follows_the_observations(policy, space, l
     assert make(SpaceEnv(space), policy=policy, policy_kwargs={"latent_dim": 8}).policy.latent_dim == 8
 
 
-def test_training_mode_reaches_every_module():
+def test_training_mode_reaches_every_module() -> None:
     policy = make().policy
     for mode in (False, False, True, True, False):
         policy.set_training_mode(mode)
@@ -210,12 +219,12 @@ def test_training_mode_reaches_every_module():
 
 
 @pytest.mark.parametrize("critic", ["q", "v"])
-def test_actor_and_all_critics_share_one_scale_of_latents(critic, tmp_path):
+def test_actor_and_all_critics_share_one_scale_of_latents(critic: Literal["q", "v"], tmp_path: Path) -> None:
     """Also in copies and loaded models; the world model sees its latents as they are."""
     model = make("Pendulum-v1", critic=critic).learn(60)
     model.save(tmp_path / "model")
     for policy in (model.policy, copy.deepcopy(model.policy), PWM.load(tmp_path / "model").policy):
-        networks = [policy.actor, policy.critics, policy.critics_target]
+        networks: list[Any] = [policy.actor, policy.critics, policy.critics_target]
         networks += [policy.behaviour_value] if critic == "q" else []
         assert all(network.latent_scale is policy.latent_scale for network in networks)
         assert policy.latent_scale.initialized

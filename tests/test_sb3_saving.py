@@ -2,6 +2,8 @@ import copy
 import inspect
 import io
 import pathlib
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from gymnasium import spaces
 from helpers import MIXED, SMALL, SMALL_POLICY, count_updates, flat_state, make, same, space_envs
 from stable_baselines3 import SAC
 from stable_baselines3.common.torch_layers import FlattenExtractor
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pwm import PWM, CnnPolicy, MlpPolicy, MultiInputPolicy
 
@@ -22,11 +24,11 @@ POLICIES = {
 }
 
 
-def envs(observation_space=None, n_envs=1):
+def envs(observation_space: spaces.Space[Any] | None = None, n_envs: int = 1) -> DummyVecEnv:
     return space_envs(n_envs) if observation_space is None else space_envs(n_envs, observation_space)
 
 
-def observations_of(model, count=5):
+def observations_of(model: PWM, count: int = 5) -> Any:
     """Return observations as a VecEnv gives them: with the channels of images first."""
     space = model.observation_space
     space.seed(1)
@@ -36,24 +38,23 @@ def observations_of(model, count=5):
     return np.stack(samples)
 
 
-def trained(policy="MlpPolicy", **kwargs):
+def trained(policy: str = "MlpPolicy", **kwargs: Any) -> PWM:
     features = {"features_extractor_kwargs": {"features_dim": 8}} if policy == "CnnPolicy" else {}
     features = {"features_extractor_kwargs": {"cnn_output_dim": 8}} if policy == "MultiInputPolicy" else features
-    kwargs = {"policy_kwargs": features} | kwargs
-    return make(envs(POLICIES[policy][1]), policy, **kwargs).learn(40)
+    return make(envs(POLICIES[policy][1]), policy, **({"policy_kwargs": features} | kwargs)).learn(40)
 
 
 @pytest.fixture(scope="module", params=POLICIES)
-def any_model(request):
+def any_model(request: pytest.FixtureRequest) -> PWM:
     return trained(request.param)
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> PWM:
     return trained()
 
 
-def check_equal(first, second):
+def check_equal(first: Any, second: Any) -> None:
     assert same(first.get_parameters(), second.get_parameters())
     for observation in (observations_of(first), observations_of(first, 1)):
         best = [model.predict(observation, deterministic=True)[0] for model in (first, second)]
@@ -66,8 +67,9 @@ def check_equal(first, second):
 
 
 @pytest.mark.parametrize("kind", ["str", "pathlib", "BytesIO"])
-def test_loaded_model_is_equal_and_continues(any_model, tmp_path, kind):
-    file = {"str": str(tmp_path / "model"), "pathlib": tmp_path / "model", "BytesIO": io.BytesIO()}[kind]
+def test_loaded_model_is_equal_and_continues(any_model: PWM, tmp_path: Path, kind: str) -> None:
+    files: dict[str, Any] = {"str": str(tmp_path / "model"), "pathlib": tmp_path / "model", "BytesIO": io.BytesIO()}
+    file = files[kind]
     any_model.save(file)
     if kind == "BytesIO":
         file.seek(0)
@@ -83,7 +85,7 @@ def test_loaded_model_is_equal_and_continues(any_model, tmp_path, kind):
     assert not same(any_model.get_parameters(), loaded.get_parameters())
 
 
-def test_parameters_include_every_optimizer(model):
+def test_parameters_include_every_optimizer(model: PWM) -> None:
     parameters = model.get_parameters()
     optimizers = ("actor", "critic", "model", "entropy")
     assert set(parameters) == {"policy", *(f"policy.{name}_optimizer" for name in optimizers)}
@@ -99,7 +101,7 @@ def test_parameters_include_every_optimizer(model):
     assert not same(other.get_parameters(), parameters)
 
 
-def test_parameters_from_a_file(model, tmp_path):
+def test_parameters_from_a_file(model: PWM, tmp_path: Path) -> None:
     model.save(tmp_path / "model")
     other = make(seed=9)
     other.set_parameters(str(tmp_path / "model"))
@@ -109,7 +111,7 @@ def test_parameters_from_a_file(model, tmp_path):
     assert same(dict(third.policy.state_dict()), dict(model.policy.state_dict()))
 
 
-def test_targets_and_scales_are_saved(model, tmp_path):
+def test_targets_and_scales_are_saved(model: PWM, tmp_path: Path) -> None:
     policy = model.policy
     assert not same(dict(policy.critics.state_dict()), dict(policy.critics_target.state_dict()))
     assert policy.features.standardizers[0].std.ne(1).all()
@@ -120,9 +122,9 @@ def test_targets_and_scales_are_saved(model, tmp_path):
     assert not any(p.requires_grad for p in loaded.critics_target.parameters())
 
 
-def test_loading_changes_arguments(model, tmp_path):
+def test_loading_changes_arguments(model: PWM, tmp_path: Path) -> None:
     model.save(tmp_path / "model")
-    changes = {
+    changes: dict[str, Any] = {
         "learning_rate": 0.25,
         "model_learning_rate": lambda progress: 0.5 * progress,
         "train_freq": (1, "episode"),
@@ -147,22 +149,23 @@ def test_loading_changes_arguments(model, tmp_path):
 class Handing(PWM):
     """Hands on whatever it gets."""
 
-    def __init__(self, *args, mine=1, **kwargs):
+    def __init__(self, *args: Any, mine: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.mine = mine
 
 
-def test_loading_a_subclass_changes_inherited_arguments(tmp_path):
+def test_loading_a_subclass_changes_inherited_arguments(tmp_path: Path) -> None:
     Handing("MlpPolicy", envs(), mine=3, policy_kwargs=SMALL_POLICY, **SMALL).save(tmp_path / "model")
     loaded = Handing.load(tmp_path / "model", gamma=0.5)
     assert (loaded.gamma, loaded.mine) == (0.5, 3)
     assert Handing.load(tmp_path / "model", mine=4).mine == 4
     for name in ("gama", "args", "kwargs", "self", "env_"):
+        keywords: dict[str, Any] = {name: 1}
         with pytest.raises(TypeError, match=rf"unknown keywords \['{name}'\]"):
-            Handing.load(tmp_path / "model", **{name: 1})
+            Handing.load(tmp_path / "model", **keywords)
 
 
-def test_custom_objects_and_schedules(tmp_path):
+def test_custom_objects_and_schedules(tmp_path: Path) -> None:
     model = trained(learning_rate=lambda progress: 1e-3 * progress, critic_learning_rate=lambda progress: 1e-2)
     model.save(tmp_path / "model")
     assert PWM.load(tmp_path / "model")._rate("critic", 0.5) == 1e-2
@@ -170,7 +173,7 @@ def test_custom_objects_and_schedules(tmp_path):
     assert loaded._rate("actor", 0.5) == loaded._rate("model", 0.5) == 0.125
 
 
-def test_exclude_and_include(model, tmp_path):
+def test_exclude_and_include(model: PWM, tmp_path: Path) -> None:
     model.save(tmp_path / "model", exclude=["learning_starts", "gamma"], include=["replay_buffer"])
     loaded = PWM.load(tmp_path / "model", env=envs())
     for name in ("learning_starts", "gamma"):
@@ -181,7 +184,7 @@ def test_exclude_and_include(model, tmp_path):
     assert loaded.replay_buffer.dones[39] == loaded.replay_buffer.timeouts[39] == 1  # the reset behind the old steps
 
 
-def test_model_without_environment_predicts(model, tmp_path):
+def test_model_without_environment_predicts(model: PWM, tmp_path: Path) -> None:
     model.save(tmp_path / "model")
     loaded = PWM.load(tmp_path / "model")
     assert loaded.get_env() is None
@@ -192,7 +195,7 @@ def test_model_without_environment_predicts(model, tmp_path):
         PWM.load(tmp_path / "model", env=space_envs(observation_space=spaces.Box(-1, 1, (7,))))
 
 
-def test_loading_for_another_number_of_environments(model, tmp_path):
+def test_loading_for_another_number_of_environments(model: PWM, tmp_path: Path) -> None:
     model.save(tmp_path / "model")
     loaded = PWM.load(tmp_path / "model", env=envs(n_envs=3)).learn(48)
     assert loaded.replay_buffer.dones.shape == (500 // 3, 3)
@@ -200,7 +203,7 @@ def test_loading_for_another_number_of_environments(model, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["model", "algorithm"])
-def test_loaded_copies_train_alike(model, tmp_path, method):
+def test_loaded_copies_train_alike(model: PWM, tmp_path: Path, method: str) -> None:
     """Optimizer states and counters are complete: two loaded copies stay equal to each other."""
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
@@ -214,10 +217,11 @@ def test_loaded_copies_train_alike(model, tmp_path, method):
     assert not same(copies[0].get_parameters(), model.get_parameters())
 
 
-def test_replay_buffer_round_trip(any_model, tmp_path):
+def test_replay_buffer_round_trip(any_model: PWM, tmp_path: Path) -> None:
     any_model.save_replay_buffer(tmp_path / "buffer")
     before = any_model.replay_buffer
-    other = make(envs(any_model.observation_space), any_model.policy_class, policy_kwargs=any_model.policy_kwargs)
+    policy_class: Any = any_model.policy_class
+    other = make(envs(any_model.observation_space), policy_class, policy_kwargs=any_model.policy_kwargs)
     other.load_replay_buffer(tmp_path / "buffer")
     after = other.replay_buffer
     assert type(after) is type(before)
@@ -228,9 +232,9 @@ def test_replay_buffer_round_trip(any_model, tmp_path):
         np.testing.assert_array_equal(after.next_observations[key], values)
 
 
-def test_policy_round_trip(any_model, tmp_path):
+def test_policy_round_trip(any_model: PWM, tmp_path: Path) -> None:
     any_model.policy.save(tmp_path / "policy")
-    loaded = type(any_model.policy).load(tmp_path / "policy", device="cpu")
+    loaded = type(any_model.policy).load(str(tmp_path / "policy"), device="cpu")
     assert same(dict(loaded.state_dict()), dict(any_model.policy.state_dict()))
     observations = observations_of(any_model)
     np.testing.assert_array_equal(
@@ -239,11 +243,11 @@ def test_policy_round_trip(any_model, tmp_path):
 
 
 class Doubled(FlattenExtractor):
-    def __init__(self, observation_space, factor=2):
+    def __init__(self, observation_space: spaces.Space[Any], factor: int = 2) -> None:
         super().__init__(observation_space)
         self.factor = torch.nn.Parameter(torch.tensor(float(factor)))
 
-    def forward(self, observations):
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
         return self.factor * super().forward(observations)
 
 
@@ -258,7 +262,7 @@ class Doubled(FlattenExtractor):
     ],
 )
 @pytest.mark.parametrize("critic", ["q", "v"])
-def test_policy_arguments_are_saved(tmp_path, policy_kwargs, critic):
+def test_policy_arguments_are_saved(tmp_path: Path, policy_kwargs: dict[str, Any], critic: Literal["q", "v"]) -> None:
     model = make(policy_kwargs=policy_kwargs, critic=critic).learn(24)
     model.save(tmp_path / "model")
     loaded = PWM.load(tmp_path / "model", env=envs())
@@ -266,19 +270,19 @@ def test_policy_arguments_are_saved(tmp_path, policy_kwargs, critic):
     check_equal(model, loaded)
     loaded.learn(24)
     model.policy.save(tmp_path / "policy")
-    assert same(dict(MlpPolicy.load(tmp_path / "policy").state_dict()), dict(model.policy.state_dict()))
+    assert same(dict(MlpPolicy.load(str(tmp_path / "policy")).state_dict()), dict(model.policy.state_dict()))
     PWM.load(tmp_path / "model", policy_kwargs=model.policy_kwargs)
     with pytest.raises(ValueError, match="policy kwargs do not equal"):
         PWM.load(tmp_path / "model", policy_kwargs={})
 
 
-def test_vec_normalize_is_saved_beside_the_model(tmp_path):
+def test_vec_normalize_is_saved_beside_the_model(tmp_path: Path) -> None:
     env = VecNormalize(space_envs(2))
     model = make(env).learn(60)
     model.save(tmp_path / "model")
-    env.save(tmp_path / "statistics")
+    env.save(str(tmp_path / "statistics"))
     model.save_replay_buffer(tmp_path / "buffer")
-    other_env = VecNormalize.load(tmp_path / "statistics", space_envs(2))
+    other_env = VecNormalize.load(str(tmp_path / "statistics"), space_envs(2))
     loaded = PWM.load(tmp_path / "model", env=other_env)
     assert loaded.get_vec_normalize_env() is other_env
     loaded.load_replay_buffer(tmp_path / "buffer")
@@ -287,7 +291,7 @@ def test_vec_normalize_is_saved_beside_the_model(tmp_path):
         loaded.predict(other_env.normalize_obs(raw), deterministic=True)[0],
         model.predict(env.normalize_obs(raw), deterministic=True)[0],
     )
-    draws = []
+    draws: list[Any] = []
     for each in (model, loaded):
         np.random.seed(0)
         draws.append(each._sample(8))
@@ -296,10 +300,11 @@ def test_vec_normalize_is_saved_beside_the_model(tmp_path):
     loaded.learn(20, reset_num_timesteps=False)
 
 
-def test_compiled_policy_is_saved(tmp_path):
+def test_compiled_policy_is_saved(tmp_path: Path) -> None:
     model = trained()
     parameters = copy.deepcopy(model.get_parameters())
-    model.policy = torch.compile(model.policy, backend="eager")
+    compiled: Any = torch.compile(model.policy, backend="eager")
+    model.policy = compiled
     assert same(model.get_parameters(), parameters)
     model.learn(8, reset_num_timesteps=False)
     model.save(tmp_path / "model")
@@ -307,7 +312,7 @@ def test_compiled_policy_is_saved(tmp_path):
     check_equal(model, PWM.load(tmp_path / "model"))
 
 
-def test_deep_copy_is_independent():
+def test_deep_copy_is_independent() -> None:
     copy.deepcopy(SAC("MlpPolicy", envs(), policy_kwargs={"net_arch": [4]}, device="cpu"))  # SB3 supports it
     model = trained()
     twin = copy.deepcopy(model)
@@ -320,9 +325,9 @@ def test_deep_copy_is_independent():
     twin.learn(8, reset_num_timesteps=False)
 
 
-def test_a_file_of_earlier_defaults_goes_on_with_its_own(tmp_path):
+def test_a_file_of_earlier_defaults_goes_on_with_its_own(tmp_path: Path) -> None:
     """Files hold the values of all arguments, so defaults may change; those from before n_steps lack only that."""
-    earlier = {"gamma": 0.995, "pessimism": 1.0, "critic_batch_size": 128, "learning_starts": 15}
+    earlier: dict[str, Any] = {"gamma": 0.995, "pessimism": 1.0, "critic_batch_size": 128, "learning_starts": 15}
     make(**earlier).learn(20).save(tmp_path / "model", exclude=["n_steps"])
     loaded = PWM.load(tmp_path / "model", env=space_envs())
     assert {name: getattr(loaded, name) for name in earlier} == earlier

@@ -32,7 +32,7 @@ NOT_PASSED = {
 
 @pytest.mark.slow
 @pytest.mark.skipif("SB3_TESTS" not in os.environ, reason="SB3_TESTS is not set to the folder of SB3's tests")
-def test_what_does_not_pass_is_known(tmp_path):
+def test_what_does_not_pass_is_known(tmp_path: Path) -> None:
     folder = Path(os.environ["SB3_TESTS"]).resolve()
     here = Path(__file__).parent
     command = [

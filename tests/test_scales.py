@@ -1,5 +1,9 @@
 """When the scales of observations and rewards follow the replay buffer, and when they must not."""
 
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -14,15 +18,15 @@ from sb3_pwm.replay import statistics as scales
 pytestmark = pytest.mark.filterwarnings("ignore:nothing was learnt")
 
 
-def truth_envs(n_envs=1):
-    return DummyVecEnv([lambda i=i: TruthEnv(i) for i in range(n_envs)])
+def truth_envs(n_envs: int = 1) -> DummyVecEnv:
+    return DummyVecEnv([partial(TruthEnv, i) for i in range(n_envs)])
 
 
-def make(env=None, policy="MlpPolicy", **kwargs):
+def make(env: Any = None, policy: str = "MlpPolicy", **kwargs: Any) -> PWM:
     return PWM(policy, env or truth_envs(), policy_kwargs=SMALL_POLICY, **(SMALL | kwargs))
 
 
-def scales_of(model):
+def scales_of(model: PWM) -> tuple[float, float, float, int]:
     """Mean and standard deviation of the number of steps ever taken, scale of rewards, what they stand for."""
     standardizer = model.policy.features.standardizers[0]
     return (
@@ -34,22 +38,22 @@ def scales_of(model):
 
 
 @pytest.fixture
-def interval(monkeypatch):
+def interval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scales, "STATISTICS_INTERVAL", 20)
 
 
 @pytest.fixture
-def model(interval):
+def model(interval: None) -> PWM:
     return make().learn(80)
 
 
-def test_scales_follow_the_buffer(model):
+def test_scales_follow_the_buffer(model: PWM) -> None:
     assert model._n_updates == 16  # after steps 20, 24, ..., 80
     np.testing.assert_allclose(scales_of(model)[:2], (np.mean(range(80)), np.std(range(80))), rtol=1e-5)
     assert scales_of(model)[3] == 80
 
 
-def test_a_loaded_model_keeps_its_scales_until_the_new_buffer_holds_as_much(model, tmp_path):
+def test_a_loaded_model_keeps_its_scales_until_the_new_buffer_holds_as_much(model: PWM, tmp_path: Path) -> None:
     model.save(tmp_path / "model")
     loaded = PWM.load(tmp_path / "model", env=truth_envs(), device="cpu")
     loaded.learn(76, reset_num_timesteps=False)
@@ -59,7 +63,7 @@ def test_a_loaded_model_keeps_its_scales_until_the_new_buffer_holds_as_much(mode
     np.testing.assert_allclose(scales_of(loaded)[0], loaded.replay_buffer.observations[:80, 0, 1].mean(), rtol=1e-5)
 
 
-def test_a_loaded_model_with_its_buffer_goes_on_at_once(model, tmp_path):
+def test_a_loaded_model_with_its_buffer_goes_on_at_once(model: PWM, tmp_path: Path) -> None:
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
     loaded = PWM.load(tmp_path / "model", env=truth_envs(), device="cpu")
@@ -69,7 +73,9 @@ def test_a_loaded_model_with_its_buffer_goes_on_at_once(model, tmp_path):
 
 
 @pytest.mark.parametrize(("n_envs", "buffer_size", "steps"), [(1, 40, 44), (3, 80, 78 + 6)])
-def test_a_buffer_that_cannot_hold_as_much_counts_once_it_is_full(model, tmp_path, n_envs, buffer_size, steps):
+def test_a_buffer_that_cannot_hold_as_much_counts_once_it_is_full(
+    model: PWM, tmp_path: Path, n_envs: int, buffer_size: int, steps: int
+) -> None:
     """The scales would stay for ever otherwise."""
     model.save(tmp_path / "model")
     loaded = PWM.load(tmp_path / "model", env=truth_envs(n_envs), device="cpu", buffer_size=buffer_size, train_freq=2)
@@ -80,9 +86,9 @@ def test_a_buffer_that_cannot_hold_as_much_counts_once_it_is_full(model, tmp_pat
     assert scales_of(loaded)[3] == full
 
 
-def test_other_data_bring_their_own_scales_if_the_world_model_learns_them(model, tmp_path):
+def test_other_data_bring_their_own_scales_if_the_world_model_learns_them(model: PWM, tmp_path: Path) -> None:
     model.save_world_model(tmp_path / "world.pt")
-    data = make(buffer_size=60, learning_starts=200).learn(60).replay_buffer
+    data: Any = make(buffer_size=60, learning_starts=200).learn(60).replay_buffer
     data.observations += 100
     data.next_observations += 100
     other = PWM.from_dataset(
@@ -92,20 +98,20 @@ def test_other_data_bring_their_own_scales_if_the_world_model_learns_them(model,
     np.testing.assert_allclose(scales_of(other)[0], data.observations[:, 0, 1].mean(), rtol=1e-5)
 
 
-def test_a_world_model_without_scales_leaves_them_to_the_data(tmp_path, interval):
+def test_a_world_model_without_scales_leaves_them_to_the_data(tmp_path: Path, interval: None) -> None:
     make().save_world_model(tmp_path / "world.pt")
     model = make().load_world_model(tmp_path / "world.pt").learn(24)
     assert scales_of(model)[3] == 20
 
 
-def test_parameters_bring_their_scales(model):
+def test_parameters_bring_their_scales(model: PWM) -> None:
     other = make(seed=9)
     other.set_parameters(model.get_parameters())
     other.learn(76)
     assert scales_of(other) == scales_of(model)
 
 
-def test_a_world_model_brings_its_scales(model, tmp_path):
+def test_a_world_model_brings_its_scales(model: PWM, tmp_path: Path) -> None:
     model.save_world_model(tmp_path / "world.pt")
     other = make(seed=9).load_world_model(tmp_path / "world.pt")
     assert scales_of(other) == scales_of(model)
@@ -113,7 +119,7 @@ def test_a_world_model_brings_its_scales(model, tmp_path):
     assert scales_of(other) == scales_of(model)
 
 
-def test_learning_the_policy_alone_does_not_change_scales(model, tmp_path):
+def test_learning_the_policy_alone_does_not_change_scales(model: PWM, tmp_path: Path) -> None:
     model.save_world_model(tmp_path / "world.pt")
     more = make(learning_starts=200).learn(100)
     more.save_replay_buffer(tmp_path / "buffer")
@@ -125,7 +131,7 @@ def test_learning_the_policy_alone_does_not_change_scales(model, tmp_path):
     assert scales_of(other)[3] == 100
 
 
-def test_a_model_without_scales_takes_them_offline_without_pretraining(tmp_path):
+def test_a_model_without_scales_takes_them_offline_without_pretraining(tmp_path: Path) -> None:
     make(learning_starts=200).learn(100).save_replay_buffer(tmp_path / "buffer")
     model = make(seed=9)
     model.load_replay_buffer(tmp_path / "buffer")
@@ -133,7 +139,7 @@ def test_a_model_without_scales_takes_them_offline_without_pretraining(tmp_path)
     assert scales_of(model)[3] == 100
 
 
-def test_a_new_vec_normalize_first_sees_observations(model):
+def test_a_new_vec_normalize_first_sees_observations(model: PWM) -> None:
     """An empty wrapper would scale what is stored by its first observation alone."""
     env = VecNormalize(truth_envs())
     before = model._n_updates
@@ -148,8 +154,8 @@ def test_a_new_vec_normalize_first_sees_observations(model):
     assert std > 0.5
 
 
-def test_a_vec_normalize_with_statistics_is_made_up_for_at_once(model):
-    env = VecNormalize(truth_envs(), clip_obs=1e9, clip_reward=1e9)
+def test_a_vec_normalize_with_statistics_is_made_up_for_at_once(model: PWM) -> None:
+    env: Any = VecNormalize(truth_envs(), clip_obs=1e9, clip_reward=1e9)
     env.obs_rms.mean[:], env.obs_rms.var[:] = 5, 100
     env.training = False
     raw = torch.as_tensor(model.replay_buffer.observations[:80, 0])
@@ -160,20 +166,20 @@ def test_a_vec_normalize_with_statistics_is_made_up_for_at_once(model):
     np.testing.assert_allclose(before[:, 1], after[:, 1], atol=0.2)  # 4 more steps have come
 
 
-class InOtherUnits(gym.ObservationWrapper):
+class InOtherUnits(gym.ObservationWrapper[Any, Any, Any]):
     """The same environment with ``unit * observation + offset``."""
 
-    def __init__(self, env, unit, offset):
+    def __init__(self, env: Any, unit: float, offset: float) -> None:
         super().__init__(env)
         self.unit, self.offset = unit, offset
         self.observation_space = self._as_space(env.observation_space)
 
-    def _as_space(self, space):
+    def _as_space(self, space: spaces.Space[Any]) -> Any:
         if isinstance(space, spaces.Dict):
             return spaces.Dict({key: self._as_space(part) for key, part in space.items()})
         return spaces.Box(-np.inf, np.inf, space.shape, np.float64)
 
-    def observation(self, observation):
+    def observation(self, observation: Any) -> Any:
         if isinstance(observation, dict):
             return {key: self.observation(part) for key, part in observation.items()}
         return observation.astype(np.float64) * self.unit + self.offset
@@ -181,7 +187,9 @@ class InOtherUnits(gym.ObservationWrapper):
 
 @pytest.mark.parametrize(("unit", "offset"), [(1e-5, 0), (1e-3, 0), (1e6, 0), (1, 5e7), (1, 1.7e9)])
 @pytest.mark.parametrize("as_dict", [False, True])
-def test_units_and_offsets_of_observations_do_not_matter(unit, offset, as_dict, interval):
+def test_units_and_offsets_of_observations_do_not_matter(
+    unit: float, offset: float, as_dict: bool, interval: None
+) -> None:
     """They are standardised before they are cast, in learning and in acting."""
     env = InOtherUnits(TruthEnv(as_dict=as_dict), unit, offset)
     model = make(env, policy="MultiInputPolicy" if as_dict else "MlpPolicy").learn(60)
@@ -194,7 +202,7 @@ def test_units_and_offsets_of_observations_do_not_matter(unit, offset, as_dict, 
     expected = (truth - truth.mean(0))[:, varies] / truth.std(0)[varies]
     np.testing.assert_allclose(features[:, varies], expected, atol=1e-4)
     assert np.abs(features[:, ~varies]).max() < 1e-6
-    window = model.sequences.spread_sequences(60, 1)
+    window: Any = model.sequences.spread_sequences(60, 1)
     first = {key: part[0] for key, part in window.observations.items()} if as_dict else window.observations[0]
     np.testing.assert_array_equal(model.policy.features(first).detach(), features)
     with torch.no_grad():
@@ -205,7 +213,7 @@ def test_units_and_offsets_of_observations_do_not_matter(unit, offset, as_dict, 
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
-def test_rare_rewards_keep_a_steady_scale(n_envs, monkeypatch):
+def test_rare_rewards_keep_a_steady_scale(n_envs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample of the stored rewards would miss them now and then."""
     monkeypatch.setattr("sb3_pwm.buffers.STATISTICS_ROWS", 10)
     model = make(truth_envs(n_envs), buffer_size=400 * n_envs)

@@ -1,4 +1,4 @@
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ class Ring(NamedTuple):
     size: int
 
 
-def fill(history, capacity):
+def fill(history: np.ndarray, capacity: int) -> Ring:
     dones = np.zeros((capacity, history.shape[1]), dtype=np.float32)
     times = np.full(capacity, -1)
     for time, ends in enumerate(history):
@@ -28,20 +28,20 @@ def fill(history, capacity):
 
 
 @st.composite
-def rings(draw):
+def rings(draw: st.DrawFn) -> Ring:
     n_columns = draw(st.integers(1, 3))
     ends = st.lists(st.booleans(), min_size=n_columns, max_size=n_columns)
     return fill(np.array(draw(st.lists(ends, min_size=1, max_size=25))), draw(st.integers(1, 12)))
 
 
-def every_start(ring, length):
+def every_start(ring: Ring, length: int) -> tuple[Any, Any, Any]:
     ages, columns = (grid.flatten() for grid in np.mgrid[: ring.size, : ring.dones.shape[1]])
     return ages, columns, windows_at(ages, columns, ring.dones, ring.oldest, ring.size, length)
 
 
-def walk(history, time, column, length):
+def walk(history: np.ndarray, time: int, column: int, length: int) -> list[int]:
     """Times of a window's valid steps, found by walking through the history one step at a time."""
-    times = []
+    times: list[int] = []
     while time < len(history) and len(times) < length:
         times.append(time)
         if history[time, column]:
@@ -50,12 +50,12 @@ def walk(history, time, column, length):
     return times
 
 
-def shown_terminations(dones, windows):
+def shown_terminations(dones: np.ndarray, windows: Any) -> float:
     mask = windows.mask
     return dones[windows.rows, windows.columns][mask].mean()
 
 
-def test_windows_by_hand():
+def test_windows_by_hand() -> None:
     # rows 0..4 hold the steps 5, 6, 2, 3, 4; step 3 ended an episode
     dones = np.array([[0], [0], [0], [1], [0]], dtype=np.float32)
     windows = windows_at(np.array([0, 2, 4]), np.zeros(3, dtype=np.int64), dones, oldest=2, size=5, length=3)
@@ -66,7 +66,7 @@ def test_windows_by_hand():
 
 @settings(max_examples=400)
 @given(rings(), st.integers(1, 8))
-def test_every_window_is_what_a_walk_through_the_history_finds(ring, length):
+def test_every_window_is_what_a_walk_through_the_history_finds(ring: Ring, length: int) -> None:
     ages, columns, windows = every_start(ring, length)
     assert windows.rows.shape == windows.mask.shape == (length, len(ages))
     assert (windows.columns == columns).all()
@@ -80,7 +80,7 @@ def test_every_window_is_what_a_walk_through_the_history_finds(ring, length):
 
 
 @given(rings(), st.integers(1, 8), st.integers(1, 64))
-def test_drawn_windows_hold_consecutive_stored_steps_of_one_episode(ring, length, batch_size):
+def test_drawn_windows_hold_consecutive_stored_steps_of_one_episode(ring: Ring, length: int, batch_size: int) -> None:
     windows = draw_windows(ring.dones, ring.oldest, ring.size, batch_size, length)
     assert windows.rows.shape == (length, batch_size)
     assert windows.mask[0].all()
@@ -93,7 +93,7 @@ def test_drawn_windows_hold_consecutive_stored_steps_of_one_episode(ring, length
 
 
 @pytest.mark.parametrize(("n_steps", "capacity"), [(5, 5), (13, 5), (5, 50)], ids=["full", "wrapped", "part filled"])
-def test_starts_are_uniform_over_all_stored_steps(n_steps, capacity):
+def test_starts_are_uniform_over_all_stored_steps(n_steps: int, capacity: int) -> None:
     ring = fill(np.zeros((n_steps, 3)), capacity)
     n_draws, n_places = 30_000, ring.size * 3
     windows = draw_windows(ring.dones, ring.oldest, ring.size, n_draws, length=2)
@@ -105,10 +105,10 @@ def test_starts_are_uniform_over_all_stored_steps(n_steps, capacity):
     np.testing.assert_allclose(counts[ring.times >= 0], n_draws / n_places, atol=tolerance)
 
 
-def test_draws_follow_numpys_global_seed():
+def test_draws_follow_numpys_global_seed() -> None:
     dones = np.zeros((50, 2), dtype=np.float32)
 
-    def rows(seed):
+    def rows(seed: int) -> np.ndarray:
         np.random.seed(seed)
         return draw_windows(dones, 0, 50, 20, 3).rows
 
@@ -116,7 +116,7 @@ def test_draws_follow_numpys_global_seed():
     assert (rows(1) != rows(2)).any()
 
 
-def test_terminations_are_shown_as_often_as_they_happen():
+def test_terminations_are_shown_as_often_as_they_happen() -> None:
     length = 16
     ring = fill(np.random.random((6_000, 3)) < 0.05, capacity=5_000)
     frequency = ring.dones.mean()
@@ -131,7 +131,7 @@ def test_terminations_are_shown_as_often_as_they_happen():
 
 
 @given(data=st.data(), capacity=st.integers(1, 12), at_once=st.integers(1, 5))
-def test_newest_rows_are_those_in_front_of_the_end(data, capacity, at_once):
+def test_newest_rows_are_those_in_front_of_the_end(data: st.DataObject, capacity: int, at_once: int) -> None:
     count, end = data.draw(st.integers(0, capacity)), data.draw(st.integers(0, capacity - 1))
     pieces = [list(range(capacity))[rows] for rows in newest_rows(count, end, capacity, at_once)]
     assert [row for piece in pieces for row in piece] == [(end - age) % capacity for age in range(count, 0, -1)]

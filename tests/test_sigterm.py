@@ -73,7 +73,7 @@ globals()[sys.argv[1]]()
 @pytest.mark.parametrize(
     ("name", "code"), [("training_env", -15), ("callback", -15), ("command", -15), ("own_handler", 7)]
 )
-def test_sigterm_ends_what_renders(tmp_path, name, code):
+def test_sigterm_ends_what_renders(tmp_path: Path, name: str, code: int) -> None:
     pytest.importorskip("pygame")
     make("Pendulum-v1").save(tmp_path / "model.zip")
     ended = subprocess.run(

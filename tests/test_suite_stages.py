@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,18 +27,18 @@ OPTIONS = {
 }
 
 
-def run(stage, out, *options, suite="suite_toys:toys"):
+def run(stage: Any, out: Any, *options: Any, suite: Any = "suite_toys:toys") -> Any:
     own = [*OPTIONS[stage], *options]
     return run_command_line(COMMANDS, ["suite", stage, "--suite", suite, "--out", str(out), *own])
 
 
 @pytest.fixture
-def here(monkeypatch):
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Carry out units in this process: to start one takes longer than the work."""
     monkeypatch.setattr(command, "run_jobs", carry_out_here)
 
 
-def carry_out_here(jobs, _):
+def carry_out_here(jobs: Any, _: Any) -> Any:
     for job in jobs:
         Path(job["folder"]).mkdir(parents=True, exist_ok=True)
         stages.carry_out(job)
@@ -45,7 +46,7 @@ def carry_out_here(jobs, _):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory: Any) -> Any:
     out = tmp_path_factory.mktemp("suite")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "run_jobs", carry_out_here)
@@ -54,11 +55,11 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
-def copied(finished, tmp_path):
+def copied(finished: Any, tmp_path: Path) -> Any:
     return shutil.copytree(finished, tmp_path / "copy")
 
 
-def test_a_suite_runs_through_all_stages(finished, here, capsys):
+def test_a_suite_runs_through_all_stages(finished: Any, here: Any, capsys: pytest.CaptureFixture[str]) -> None:
     rows = {row["task"]: row for row in csv.DictReader((finished / "table.csv").open())}
     assert list(rows) == ["right", "left", "deadly", "mean"]
     for column in ("return_mean", "success_rate", "success_once_rate"):
@@ -73,7 +74,9 @@ def test_a_suite_runs_through_all_stages(finished, here, capsys):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_killed_stage_goes_on_and_gives_the_same_table(finished, tmp_path, monkeypatch, capfd):
+def test_a_killed_stage_goes_on_and_gives_the_same_table(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     for task in ("right", "left"):
         shutil.copytree(finished / "collect" / task, tmp_path / "collect" / task)
     (tmp_path / "armed").touch()
@@ -88,14 +91,16 @@ def test_a_killed_stage_goes_on_and_gives_the_same_table(finished, tmp_path, mon
     assert (tmp_path / "table.csv").read_text() == (finished / "table.csv").read_text()
 
 
-def test_an_interrupted_training_goes_on_from_its_checkpoint(copied, here, monkeypatch):
+def test_an_interrupted_training_goes_on_from_its_checkpoint(
+    copied: Any, here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     known = PWM.load(copied / "train" / "model.zip")
     for stage in ("train", "extract", "evaluate"):
         shutil.rmtree(copied / stage)
     with monkeypatch.context() as patch:
         update = PWM._update_model_alone
 
-        def interrupted(model, progress):
+        def interrupted(model: Any, progress: Any) -> None:
             if model.n_model_updates == 8:
                 raise KeyboardInterrupt
             update(model, progress)
@@ -111,7 +116,7 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(copied, here, monke
         assert torch.equal(tensor, model.policy.state_dict()[name]), name
 
 
-def first_job(out, stage):
+def first_job(out: Any, stage: Any) -> Any:
     """The job that a command would carry out first."""
     jobs = []
     with pytest.MonkeyPatch.context() as patch:
@@ -121,14 +126,16 @@ def first_job(out, stage):
     return jobs[0]
 
 
-def refused(capsys, stage, out, *options, **kwargs):
+def refused(capsys: pytest.CaptureFixture[str], stage: Any, out: Any, *options: Any, **kwargs: Any) -> Any:
     with pytest.raises(SystemExit) as ended:
         run(stage, out, *options, **kwargs)
     assert ended.value.code == 2
     return capsys.readouterr().err
 
 
-def test_files_of_something_else_are_refused(copied, here, capsys, monkeypatch):
+def test_files_of_something_else_are_refused(
+    copied: Any, here: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "steps is 60 there, 70 here; choose another --out" in refused(capsys, "collect", copied, "--steps", "70")
     assert "seed is 0 there, 1 here" in refused(capsys, "extract", copied, "--seed", "1")
     with monkeypatch.context() as patch:
@@ -144,7 +151,9 @@ def test_files_of_something_else_are_refused(copied, here, capsys, monkeypatch):
     assert f"{data} is missing; remove {data.parent}" in refused(capsys, "extract", copied)
 
 
-def test_what_follows_from_files_that_were_made_again_is_refused(copied, here, capsys):
+def test_what_follows_from_files_that_were_made_again_is_refused(
+    copied: Any, here: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.rmtree(copied / "train")
     assert "train has not finished; carry out the stage train first" in refused(capsys, "extract", copied)
     assert run("train", copied) == 0
@@ -152,7 +161,7 @@ def test_what_follows_from_files_that_were_made_again_is_refused(copied, here, c
     assert "inputs is {'train/model.zip'" in refused(capsys, "extract", copied)
 
 
-def test_a_record_that_is_none(copied, here, capsys):
+def test_a_record_that_is_none(copied: Any, here: Any, capsys: pytest.CaptureFixture[str]) -> None:
     (copied / "train" / "record.json").write_text(json.dumps({"origin": 3}))
     assert "record.json is no record of a stage" in refused(capsys, "extract", copied)
 
@@ -166,7 +175,7 @@ def test_a_record_that_is_none(copied, here, capsys):
         ("no_such_module:toys", "No module named 'no_such_module'"),
     ],
 )
-def test_bad_suites(tmp_path, capsys, suite, message):
+def test_bad_suites(tmp_path: Path, capsys: pytest.CaptureFixture[str], suite: Any, message: str) -> None:
     assert message in refused(capsys, "collect", tmp_path, suite=suite)
     assert find_suite("mt10").names[0] == "mw-reach"
 
@@ -181,6 +190,8 @@ def test_bad_suites(tmp_path, capsys, suite, message):
         ("collect", ["--set", "gamma"], "invalid setting value: 'gamma'"),
     ],
 )
-def test_bad_numbers(tmp_path, capsys, stage, options, message):
+def test_bad_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: Any, options: Any, message: str
+) -> None:
     assert message in refused(capsys, stage, tmp_path, *options)
     assert not list(tmp_path.iterdir())

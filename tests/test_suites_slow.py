@@ -1,5 +1,7 @@
 """All environments of the suites; they need the extra ``multitask`` (make test-multitask)."""
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -22,12 +24,12 @@ MT80 = mt80()
 every_task = pytest.mark.parametrize("name", MT80.names)
 
 
-def is_metaworld(name):
+def is_metaworld(name: str) -> bool:
     return name.startswith("mw-")
 
 
 @every_task
-def test_one_episode(name):
+def test_one_episode(name: str) -> None:
     task_id = MT80.task_id(name)
     task = MT80[task_id]  # make_env compares its sizes with the environment's
     env = single_task_env(MT80, name)
@@ -40,7 +42,7 @@ def test_one_episode(name):
         assert np.isfinite(observation["observation"]).all()
         np.testing.assert_array_equal(observation["observation"] * (1 - MT80.observation_masks[task_id]), 0)
         observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
-        assert 0 <= reward <= (20 if is_metaworld(name) else 2)  # two steps' rewards
+        assert 0 <= float(reward) <= (20 if is_metaworld(name) else 2)  # two steps' rewards
         assert (terminated, truncated) == (False, step == task.episode_length)
         assert ("is_success" in info) == is_metaworld(name)
     assert info["episode"]["l"] == task.episode_length
@@ -48,7 +50,7 @@ def test_one_episode(name):
 
 
 @every_task
-def test_seeds_and_masks(name):
+def test_seeds_and_masks(name: str) -> None:
     """The same seed gives the same episode, whatever the masked actions are; then the starts differ."""
     task_id, actions = MT80.task_id(name), np.random.default_rng(0).uniform(-1, 1, (5, 6)).astype(np.float32)
     episodes = []
@@ -61,13 +63,13 @@ def test_seeds_and_masks(name):
         observations.append(env.reset()[0]["observation"])
         episodes.append(np.array(observations))
         env.close()
-    np.testing.assert_array_equal(*episodes)
+    np.testing.assert_array_equal(episodes[0], episodes[1])
     assert (episodes[0][0] != episodes[0][-1]).any()
     assert (episodes[0][0] != episodes[0][1]).any()
 
 
 @every_task
-def test_every_action_dimension_has_an_effect(name):
+def test_every_action_dimension_has_an_effect(name: str) -> None:
     task = MT80[MT80.task_id(name)]
     seen = set()
     for action in (np.zeros(task.action_size), *np.eye(task.action_size)):
@@ -81,7 +83,7 @@ def test_every_action_dimension_has_an_effect(name):
 
 
 @pytest.mark.parametrize("name", ["cheetah-run", "pendulum-spin", "mw-reach", "mw-hand-insert"])
-def test_environments_by_id(name):
+def test_environments_by_id(name: str) -> None:
     """They are those of the set, and the time limit is a truncation."""
     env, own = gym.make(f"sb3_pwm.suites:mt80/{name}-v0"), MT80[MT80.task_id(name)].make_env()
     assert env.observation_space == own.observation_space
@@ -100,7 +102,7 @@ def test_environments_by_id(name):
 
 
 @pytest.mark.parametrize("name", ["cheetah-run", "mw-reach"])
-def test_render_modes_of_ids(name):
+def test_render_modes_of_ids(name: str) -> None:
     env_id = f"sb3_pwm.suites:mt80/{name}-v0"
     with pytest.raises(ValueError, match="render_mode='human'"):
         gym.make(env_id, render_mode="human")
@@ -115,7 +117,7 @@ def test_render_modes_of_ids(name):
 
 
 @every_task
-def test_pictures(name):
+def test_pictures(name: str) -> None:
     env = single_task_env(MT80, name, "rgb_array")
     env.reset(seed=0)
     try:
@@ -128,13 +130,14 @@ def test_pictures(name):
     env.close()
 
 
-def test_sizes_and_order_against_the_simulators():
+def test_sizes_and_order_against_the_simulators() -> None:
     from dm_control import suite
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3
 
     assert [f"{name}-v3" for name in MT10_NAMES] == list(MT10_V3)
     assert sorted(f"{name}-v3" for name in MT50_NAMES) == sorted(ALL_V3_ENVIRONMENTS)
-    read = TaskSet.from_envs({task.name: task.env for task in MT80})
+    envs: dict[str, Any] = {task.name: task.env for task in MT80}
+    read = TaskSet.from_envs(envs)
     np.testing.assert_array_equal(read.observation_masks, MT80.observation_masks)
     np.testing.assert_array_equal(read.action_masks, MT80.action_masks)
     original = {f"{domain}-{task}".replace("_", "-").replace("ball-in-", "") for domain, task in suite.ALL_TASKS}
@@ -142,7 +145,7 @@ def test_sizes_and_order_against_the_simulators():
     assert not set(VARIANT_TASKS) & original
 
 
-def test_other_tasks_of_the_suite_and_unknown_ones():
+def test_other_tasks_of_the_suite_and_unknown_ones() -> None:
     assert make_dmcontrol("humanoid-CMU-run").observation_space.shape == (137,)
     with pytest.raises(ValueError, match="has no task 'walker-fly'"):
         make_dmcontrol("walker-fly")
@@ -150,32 +153,33 @@ def test_other_tasks_of_the_suite_and_unknown_ones():
         make_metaworld("fly")
 
 
-def test_observations_keep_dm_controls_order():
+def test_observations_keep_dm_controls_order() -> None:
     """Orientations, height, velocity; in alphabetical order height would come first."""
-    env = make_dmcontrol("walker-walk")
+    env: Any = make_dmcontrol("walker-walk")
     observation, _ = env.reset(seed=0)
     physics = env.unwrapped.environment.physics
     expected = [*physics.orientations(), physics.torso_height(), *physics.velocity()]
     np.testing.assert_allclose(observation, expected, rtol=1e-6)
 
 
-def test_an_action_is_taken_twice_and_rewards_add_up():
+def test_an_action_is_taken_twice_and_rewards_add_up() -> None:
     once, twice = make_dmcontrol("walker-stand").unwrapped, make_dmcontrol("walker-stand")
     once.reset(seed=0), twice.reset(seed=0)
     action = np.full(6, 0.5, np.float32)
-    rewards = [once.step(action)[1] for _ in range(2)]
+    rewards = [float(once.step(action)[1]) for _ in range(2)]
     assert twice.step(action)[1] == sum(rewards)
 
 
 class Pose:
     """A variant whose state is set by hand."""
 
-    def __init__(self, name):
-        self.environment = make_dmcontrol(name).unwrapped.environment
+    def __init__(self, name: str) -> None:
+        env: Any = make_dmcontrol(name).unwrapped
+        self.environment = env.environment
         self.environment.reset()
         self.physics = self.environment.physics
 
-    def reward(self, qpos=None, qvel=None, **target):
+    def reward(self, qpos: Any = None, qvel: Any = None, **target: Any) -> float:
         """Return the reward at rest in the model's own pose, but for what is given by joint."""
         with self.physics.reset_context():
             for joint, value in (qpos or {}).items():
@@ -186,7 +190,7 @@ class Pose:
                 self.physics.named.model.geom_pos["target", axis] = value
         return self.environment.task.get_reward(self.physics)
 
-    def height(self, body):
+    def height(self, body: str) -> float:
         return self.physics.named.data.xpos[body, "z"]
 
 
@@ -200,12 +204,12 @@ class Pose:
         ("hopper-hop-backwards", {-2: 1, -1: 1, -0.75: 0.75, -0.5: 0.5, 0: 0, 2: 0}),
     ],
 )
-def test_backwards(name, rewards):
+def test_backwards(name: str, rewards: dict[str, Any]) -> None:
     pose = Pose(name)
     assert {v: pose.reward(qvel={"rootx": v}) for v in rewards} == pytest.approx(rewards)
 
 
-def test_walker_and_hopper_must_stand():
+def test_walker_and_hopper_must_stand() -> None:
     walker, hopper = Pose("walker-walk-backwards"), Pose("hopper-hop-backwards")
     # On its head 0.1 above the ground it is nothing; lying at 0.6 it is half upright, and its height counts 0.1
     assert walker.reward({"rooty": np.pi, "rootz": -1.2}, {"rootx": -1}) < 0.01
@@ -214,7 +218,7 @@ def test_walker_and_hopper_must_stand():
 
 
 @pytest.mark.parametrize(("name", "lifted", "pitch"), [("front", "bfoot", 1), ("back", "ffoot", -1)])
-def test_cheetah_on_one_foot(name, lifted, pitch):
+def test_cheetah_on_one_foot(name: str, lifted: str, pitch: int) -> None:
     """With torso and the lifted foot above 1.2, the reward is (1 + 5 speed / 6) / 6."""
     pose = Pose(f"cheetah-run-{name}")
     rewards = {6: 1, 8: 1, 3: 3.5 / 6, 0: 1 / 6, -6: 1 / 6}
@@ -228,7 +232,7 @@ def test_cheetah_on_one_foot(name, lifted, pitch):
     assert wrong == pytest.approx(0.4 + 0.6 * 0.1 ** ((1.2 - pose.height(lifted)) / 0.6) ** 2)
 
 
-def test_cheetah_jump():
+def test_cheetah_jump() -> None:
     """5/6 for height, 1/6 for keeping to a speed of 0.5 (none from 1 on)."""
     pose = Pose("cheetah-jump")
     up = {"rootz": 1.2}
@@ -240,13 +244,13 @@ def test_cheetah_jump():
     assert pose.reward() < pose.reward({"rootz": 0.5}) < pose.reward(up)
 
 
-def test_pendulum_spin():
+def test_pendulum_spin() -> None:
     pose = Pose("pendulum-spin")
     rewards = {9: 1, -9: 1, 12: 1, 4.5: 0.5, -6.75: 0.75, 0: 0}
     assert {v: pose.reward(qvel={"hinge": v}) for v in rewards} == pytest.approx(rewards)
 
 
-def test_cup_spin():
+def test_cup_spin() -> None:
     """The ball, 0.35 below the cup's middle at rest: 1/3 for a distance of 0.5, 2/3 for a speed of 6."""
     pose = Pose("cup-spin")
     beside = {"ball_z": 0.35, "ball_x": 0.5}
@@ -258,7 +262,7 @@ def test_cup_spin():
     assert pose.reward({"ball_z": 0.35}, {"ball_x": 6}) == 0  # in the cup
 
 
-def test_cup_spin_starts_in_the_cup():
+def test_cup_spin_starts_in_the_cup() -> None:
     environment = Pose("cup-spin").environment
     environment.task.random.seed(0)
     inside = 0
@@ -269,7 +273,7 @@ def test_cup_spin_starts_in_the_cup():
     assert 168 <= inside <= 194  # of 200 episodes 90 %, three standard deviations of 4.2
 
 
-def test_reacher_three():
+def test_reacher_three() -> None:
     easy, hard = Pose("reacher-three-easy"), Pose("reacher-three-hard")
     physics = easy.physics
     assert physics.model.nq == physics.model.nu == 3
@@ -291,7 +295,7 @@ def test_reacher_three():
         assert (np.abs(physics.data.qpos[1:]) <= np.deg2rad(80)).all()
 
 
-def test_scripted_experts_succeed():
+def test_scripted_experts_succeed() -> None:
     """Three of Meta-World's own policies, on actions taken twice: at least two of three episodes."""
     from metaworld.policies import ENV_POLICY_MAP
 
@@ -307,7 +311,7 @@ def test_scripted_experts_succeed():
         assert successes >= 2, name
 
 
-def test_pwm_learns_over_both_suites():
+def test_pwm_learns_over_both_suites() -> None:
     names = ("pendulum-spin", "reacher-three-easy", "mw-reach")
     tasks = TaskSet([MT80[MT80.task_id(name)] for name in names])
     model = PWM("MultiInputPolicy", task_vec_env(tasks, seed=0), learning_starts=300, pretrain_steps=20, seed=0)

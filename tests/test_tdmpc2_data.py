@@ -1,3 +1,7 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +14,7 @@ from sb3_pwm.datasets import from_tdmpc2
 N_EPISODES, N_STEPS = 5, 6
 
 
-def tdmpc2_table(tasks=(0, 1, 0, 1, 1)):
+def tdmpc2_table(tasks: Sequence[int] = (0, 1, 0, 1, 1)) -> TensorDict:
     """Row t: observation (episode, t, ...) and the action and reward of the step from t - 1 to t; row 0 has none."""
     time = torch.arange(N_STEPS + 1.0).repeat(N_EPISODES, 1)
     number = torch.arange(float(N_EPISODES))[:, None].expand_as(time)
@@ -24,7 +28,7 @@ def tdmpc2_table(tasks=(0, 1, 0, 1, 1)):
     )
 
 
-def test_tdmpc2_rows_are_shifted_into_place(tmp_path):
+def test_tdmpc2_rows_are_shifted_into_place(tmp_path: Path) -> None:
     torch.save(tdmpc2_table(), tmp_path / "chunk_0.pt")
     torch.save(tdmpc2_table((1, 1, 1, 1, 0)), tmp_path / "chunk_1.pt")
     space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
@@ -39,7 +43,7 @@ def test_tdmpc2_rows_are_shifted_into_place(tmp_path):
     assert np.flatnonzero(buffer.dones).tolist() == np.flatnonzero(buffer.timeouts).tolist() == [5, 11, 17]
 
 
-def test_tdmpc2_files_of_one_task(tmp_path):
+def test_tdmpc2_files_of_one_task(tmp_path: Path) -> None:
     table = tdmpc2_table()
     del table["task"]
     torch.save(table, tmp_path / "data.pt")
@@ -65,14 +69,14 @@ class Foreign:
         (lambda: tdmpc2_table().apply(lambda x: x + torch.nan if x.is_floating_point() else x), 0, "not finite"),
     ],
 )
-def test_bad_tdmpc2_files(tmp_path, content, task, message):
+def test_bad_tdmpc2_files(tmp_path: Path, content: Any, task: int | None, message: str) -> None:
     torch.save(content(), tmp_path / "data.pt")
     with pytest.raises(ValueError, match=message):
         from_tdmpc2(tmp_path / "data.pt", task)
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_damaged_tdmpc2_file_is_refused_or_read_whole(tmp_path, seed):
+def test_a_damaged_tdmpc2_file_is_refused_or_read_whole(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "data.pt"
     torch.save(tdmpc2_table(), path)
     damage_file(path, seed)
@@ -84,12 +88,12 @@ def test_a_damaged_tdmpc2_file_is_refused_or_read_whole(tmp_path, seed):
         assert np.isfinite(buffer.rewards).all()
 
 
-def test_no_tdmpc2_file(tmp_path):
+def test_no_tdmpc2_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no \.pt file"):
         from_tdmpc2(tmp_path)
 
 
-def test_files_of_different_tasks_are_not_mixed(tmp_path):
+def test_files_of_different_tasks_are_not_mixed(tmp_path: Path) -> None:
     torch.save(tdmpc2_table((1, 1, 1, 1, 1)), tmp_path / "a.pt")
     torch.save(tdmpc2_table((3, 3, 3, 3, 3)), tmp_path / "b.pt")
     with pytest.raises(ValueError, match=r"b\.pt holds the tasks \[3\], the files before it \[1\]: name one"):
@@ -98,7 +102,7 @@ def test_files_of_different_tasks_are_not_mixed(tmp_path):
     assert from_tdmpc2(tmp_path / "b.pt").size() == N_EPISODES * N_STEPS
 
 
-def test_the_first_row_of_an_episode_holds_no_step(tmp_path):
+def test_the_first_row_of_an_episode_holds_no_step(tmp_path: Path) -> None:
     """A reward of 0 is as good as NaN there; another one would be shifted by one. The action may be anything."""
     table = tdmpc2_table()
     table["reward"][:, 0], table["action"][1:, 0] = 0, 7
@@ -113,7 +117,7 @@ def test_the_first_row_of_an_episode_holds_no_step(tmp_path):
 
 
 @pytest.mark.parametrize("field", ["obs", "action"])
-def test_files_of_different_widths_are_not_cut(tmp_path, field):
+def test_files_of_different_widths_are_not_cut(tmp_path: Path, field: str) -> None:
     wide = tdmpc2_table((1, 1, 1, 1, 1))
     narrow = wide.clone()
     narrow[field] = narrow[field][..., :2]
@@ -122,14 +126,15 @@ def test_files_of_different_widths_are_not_cut(tmp_path, field):
     space = {"obs": "observation_space", "action": "action_space"}[field]
     with pytest.raises(ValueError, match=rf"b\.pt: {field} has {wide[field].shape[-1]} .*a\.pt 2.*{space}"):
         from_tdmpc2(tmp_path)
-    buffer = from_tdmpc2(tmp_path, **{space: spaces.Box(-1, 1, (2,))})  # says what is padding
+    widths: dict[str, Any] = {space: spaces.Box(-1, 1, (2,))}
+    buffer = from_tdmpc2(tmp_path, **widths)  # says what is padding
     assert buffer.size() == 2 * N_EPISODES * N_STEPS
     torch.save(tdmpc2_table((0, 0, 0, 0, 0)), tmp_path / "b.pt")
     buffer = from_tdmpc2(tmp_path, 1)  # whose episodes are all in the other file
     assert getattr(buffer, space).shape == (2,)
 
 
-def test_an_error_names_the_file_and_the_episode_in_it(tmp_path):
+def test_an_error_names_the_file_and_the_episode_in_it(tmp_path: Path) -> None:
     torch.save(tdmpc2_table(), tmp_path / "a.pt")
     bad = tdmpc2_table()
     bad["reward"][3, 2] = torch.nan
@@ -138,7 +143,7 @@ def test_an_error_names_the_file_and_the_episode_in_it(tmp_path):
         from_tdmpc2(tmp_path, 1)
 
 
-def with_terminated(dtype=torch.float32):
+def with_terminated(dtype: Any = torch.float32) -> TensorDict:
     """The last step of episode 0 terminates."""
     terminated = torch.zeros(N_EPISODES, N_STEPS + 1)
     terminated[0, N_STEPS] = 1
@@ -150,7 +155,7 @@ def with_terminated(dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
-def test_terminations(tmp_path, dtype):
+def test_terminations(tmp_path: Path, dtype: Any) -> None:
     torch.save(with_terminated(dtype=dtype), tmp_path / "data.pt")
     buffer = from_tdmpc2(tmp_path, 0)  # episodes 0, which terminates, and 2, which does not
     assert np.flatnonzero(buffer.dones).tolist() == [5, 11]
@@ -158,7 +163,7 @@ def test_terminations(tmp_path, dtype):
 
 
 @pytest.mark.parametrize(("row", "value"), [(3, 1.0), (6, torch.nan), (4, 0.5), (0, 1.0)])
-def test_bad_terminations(tmp_path, row, value):
+def test_bad_terminations(tmp_path: Path, row: int, value: float) -> None:
     table = with_terminated()
     table["terminated"][2, row] = value
     torch.save(table, tmp_path / "data.pt")
@@ -166,7 +171,7 @@ def test_bad_terminations(tmp_path, row, value):
         from_tdmpc2(tmp_path, 0)
 
 
-def test_fields_of_other_shapes(tmp_path):
+def test_fields_of_other_shapes(tmp_path: Path) -> None:
     table = dict(with_terminated().items())
     for field, values, message in (
         ("task", table["task"][:, 0], r"expected .*'task': \(5,\)"),

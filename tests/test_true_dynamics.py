@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -22,7 +24,7 @@ from sb3_pwm.simulator.dynamics import MARGIN_WIDTH, TrueDynamics
 from sb3_pwm.simulator.steps import MujocoSteps
 
 ENVS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Swimmer-v5", "InvertedPendulum-v5")
-TINY = {
+TINY: dict[str, Any] = {
     "learning_starts": 20,
     "batch_size": 4,
     "critic_batch_size": 8,
@@ -33,18 +35,18 @@ TINY = {
 }
 
 
-def steps_of(env_id, **kwargs):
+def steps_of(env_id: str, **kwargs: Any) -> MujocoSteps:
     return MujocoSteps(gym.make(env_id, **kwargs).spec.to_json())
 
 
 @pytest.fixture(scope="module")
-def all_steps():
+def all_steps() -> dict[str, MujocoSteps]:
     return {env_id: steps_of(env_id) for env_id in ENVS}
 
 
-def visited(env_id, steps, count=40):
+def visited(env_id: str, steps: MujocoSteps, count: int = 40) -> list[np.ndarray]:
     """States of random episodes, the actions there, and what the environment itself made of them."""
-    env = gym.make(env_id).unwrapped
+    env: Any = gym.make(env_id).unwrapped
     env.reset(seed=1)
     rng = np.random.default_rng(0)
     rows = []
@@ -61,7 +63,7 @@ def visited(env_id, steps, count=40):
 
 
 @pytest.mark.parametrize("env_id", ENVS)
-def test_steps_are_those_of_the_environment(env_id, all_steps):
+def test_steps_are_those_of_the_environment(env_id: str, all_steps: dict[str, MujocoSteps]) -> None:
     states, actions, following, observations, rewards, terminated = visited(env_id, all_steps[env_id])
     outcome = all_steps[env_id].step(states, actions)
     np.testing.assert_allclose(outcome.states, following, atol=1e-6)
@@ -73,7 +75,7 @@ def test_steps_are_those_of_the_environment(env_id, all_steps):
         np.testing.assert_allclose(outcome.rewards, rewards, atol=1e-6)
 
 
-def moved(steps, states, actions, column, size):
+def moved(steps: MujocoSteps, states: np.ndarray, actions: np.ndarray, column: int, size: float) -> Any:
     """Return states and actions after one small step along an input, in MuJoCo's tangent space."""
     states, actions = states.copy(), actions.copy()
     if column < steps.nv:
@@ -90,7 +92,7 @@ def moved(steps, states, actions, column, size):
     return steps.step(states, actions)
 
 
-def difference(steps, later, earlier):
+def difference(steps: MujocoSteps, later: Any, earlier: Any) -> np.ndarray:
     tangents = np.zeros((len(later.states), steps.nv))
     for row, start, end in zip(tangents, earlier.states, later.states, strict=True):
         steps._mujoco.mj_differentiatePos(steps._model, row, 1.0, start[: steps.nq], end[: steps.nq])
@@ -104,7 +106,7 @@ def difference(steps, later, earlier):
 
 
 @pytest.mark.parametrize("env_id", ENVS[:5])
-def test_jacobians_are_central_differences(env_id, all_steps):
+def test_jacobians_are_central_differences(env_id: str, all_steps: dict[str, MujocoSteps]) -> None:
     steps = all_steps[env_id]
     states, actions, *_ = (column[4::6] for column in visited(env_id, steps))
     found = steps.jacobian(states, actions, steps.step(states, actions))
@@ -118,7 +120,7 @@ def test_jacobians_are_central_differences(env_id, all_steps):
     assert relative.max() <= 1e-3  # a contact may begin or end between the points
 
 
-def test_jacobians_are_mujocos_own_where_it_has_them(all_steps):
+def test_jacobians_are_mujocos_own_where_it_has_them(all_steps: dict[str, MujocoSteps]) -> None:
     """MuJoCo differentiates single steps of its Euler integrator; five of them in a row are HalfCheetah's step."""
     steps = all_steps["HalfCheetah-v5"]
     mujoco, model = steps._mujoco, steps._model
@@ -140,7 +142,7 @@ def test_jacobians_are_mujocos_own_where_it_has_them(all_steps):
         assert np.linalg.norm(jacobian[: 2 * nv] - expected) <= 1e-3 * np.linalg.norm(expected)
 
 
-def test_actions_at_their_bounds_have_one_sided_derivatives(all_steps):
+def test_actions_at_their_bounds_have_one_sided_derivatives(all_steps: dict[str, MujocoSteps]) -> None:
     steps = all_steps["Swimmer-v5"]
     states = np.zeros((2, steps.nq + steps.nv))
     actions = np.array([[1.0, -1.0], [1.0 - 1e-4, -1.0 + 1e-4]])
@@ -149,7 +151,7 @@ def test_actions_at_their_bounds_have_one_sided_derivatives(all_steps):
     assert np.abs(at_bound).max() > 0.1
 
 
-def test_derivatives_by_actions_alone(all_steps):
+def test_derivatives_by_actions_alone(all_steps: dict[str, MujocoSteps]) -> None:
     steps = all_steps["Hopper-v5"]
     states, actions, *_ = (column[:3] for column in visited("Hopper-v5", steps))
     outcome = steps.step(states, actions)
@@ -159,7 +161,7 @@ def test_derivatives_by_actions_alone(all_steps):
     assert not actions_only[:, :, :-3].any()
 
 
-def test_margins_are_distances_to_the_bounds(all_steps):
+def test_margins_are_distances_to_the_bounds(all_steps: dict[str, MujocoSteps]) -> None:
     steps = all_steps["Hopper-v5"]
     state = np.zeros(12)
     state[1] = 1.25
@@ -172,7 +174,7 @@ def test_margins_are_distances_to_the_bounds(all_steps):
     assert cheetah.step(np.zeros((1, 18)), np.zeros((1, 6))).margins[0] == 1  # which never ends
 
 
-def dynamics_of(steps, scale=2.0):
+def dynamics_of(steps: MujocoSteps, scale: float = 2.0) -> TrueDynamics:
     reward_scale = RewardScale()
     reward_scale.scale.fill_(scale)
     return TrueDynamics(torch.nn.Identity(), steps.observation_dim, steps, reward_scale).double()
@@ -181,34 +183,35 @@ def dynamics_of(steps, scale=2.0):
 class Ramp(torch.nn.Module):
     """An actor whose actions are parameters, one per step."""
 
-    def __init__(self, actions):
+    def __init__(self, actions: Any) -> None:
         super().__init__()
         self.actions = torch.nn.Parameter(torch.as_tensor(actions))
         self.action_dim = self.actions.shape[-1]
         self.step = 0
 
-    def sample_with_log_prob(self, latents):
+    def sample_with_log_prob(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         action = self.actions[self.step].expand(len(latents), -1)
         self.step += 1
         return action, action.sum(-1)
 
 
 @pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Hopper-v5", "Ant-v5"])
-def test_gradients_of_a_rollout_are_finite_differences(env_id, all_steps):
+def test_gradients_of_a_rollout_are_finite_differences(env_id: str, all_steps: dict[str, MujocoSteps]) -> None:
     """Through four steps: a chain of Jacobians, also in MuJoCo's tangent space where there is a free joint."""
     steps = all_steps[env_id]
-    dynamics = dynamics_of(steps)
+    dynamics: Any = dynamics_of(steps)
     state = visited(env_id, steps, 12)[0][-1]
     actions = np.random.default_rng(3).uniform(-0.5, 0.5, (4, steps.nu))
 
-    def start():
+    def start() -> torch.Tensor:
         ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
         return torch.cat([torch.zeros(steps.observation_dim), torch.as_tensor(state), ends])[None]
 
-    def earned(values):
-        return imagine(dynamics, Ramp(values), start(), 4).rewards.sum().item()
+    def earned(values: np.ndarray) -> float:
+        actor: Any = Ramp(values)
+        return imagine(dynamics, actor, start(), 4).rewards.sum().item()
 
-    actor = Ramp(actions)
+    actor: Any = Ramp(actions)
     rollout = imagine(dynamics, actor, start(), 4)
     rollout.rewards.sum().backward()
     expected = np.zeros_like(actions)
@@ -222,10 +225,11 @@ def test_gradients_of_a_rollout_are_finite_differences(env_id, all_steps):
     assert np.abs(found[0]).max() > 0
 
 
-def test_rewards_are_in_scales_and_terminations_have_a_slope(all_steps):
+def test_rewards_are_in_scales_and_terminations_have_a_slope(all_steps: dict[str, MujocoSteps]) -> None:
     steps = all_steps["Hopper-v5"]
     dynamics = dynamics_of(steps, scale=2.0)
-    states, actions, *_ = (torch.as_tensor(column[:3]) for column in visited("Hopper-v5", steps))
+    columns: Any = (torch.as_tensor(column[:3]) for column in visited("Hopper-v5", steps))
+    states, actions, *_ = columns
     start = torch.cat([torch.zeros(3, 11), states, torch.zeros(3, 2)], 1)
     found = dynamics.next_latents(start, actions)[:, -2]
     np.testing.assert_allclose(found, steps.step(states, actions).rewards / 2)
@@ -243,7 +247,7 @@ def test_rewards_are_in_scales_and_terminations_have_a_slope(all_steps):
     assert never.tolist() == [[1, 1], [1, 1]]
 
 
-def test_start_states_come_from_observations(all_steps):
+def test_start_states_come_from_observations(all_steps: dict[str, MujocoSteps]) -> None:
     steps = all_steps["HalfCheetah-v5"]
     states, _, _, observations, *_ = visited("HalfCheetah-v5", steps, 5)
     latents = dynamics_of(steps).encode(torch.as_tensor(observations))
@@ -253,57 +257,60 @@ def test_start_states_come_from_observations(all_steps):
 
 
 @pytest.mark.parametrize("algorithm", [TrueDynamicsPWM, SHAC])
-def test_they_learn_save_and_load_as_pwm_does(algorithm, tmp_path):
-    settings = TINY | ({"horizon": 3} if algorithm is SHAC else {})
+def test_they_learn_save_and_load_as_pwm_does(algorithm: type[TrueDynamicsPWM], tmp_path: Path) -> None:
+    settings: dict[str, Any] = TINY | ({"horizon": 3} if algorithm is SHAC else {})
     model = algorithm("MlpPolicy", "Hopper-v5", **settings).learn(90)
     assert model._n_updates > 0
-    assert model.policy.world_model.steps.n_steps > 0
+    dynamics: Any = model.policy.world_model
+    assert dynamics.steps.n_steps > 0
     before = model.policy.state_dict()
     model.save(tmp_path / "model")
     loaded = algorithm.load(tmp_path / "model", device="cpu")  # without an environment
-    observation = model.get_env().reset()
+    observation: Any = model.get_env().reset()
     np.testing.assert_array_equal(
         model.predict(observation, deterministic=True)[0], loaded.predict(observation, deterministic=True)[0]
     )
-    assert evaluate_policy(loaded, gym.make("Hopper-v5"), 1, warn=False)[0] > 0
+    mean: Any = evaluate_policy(loaded, gym.make("Hopper-v5"), 1, warn=False)[0]
+    assert mean > 0
     loaded.set_env(make_vec_env("Hopper-v5", 2))
     loaded.learn(60)
     assert any(not torch.equal(value, before[name]) for name, value in loaded.policy.state_dict().items())
 
 
-def test_the_same_seed_gives_the_same_model():
+def test_the_same_seed_gives_the_same_model() -> None:
     models = [TrueDynamicsPWM("MlpPolicy", "InvertedPendulum-v5", **TINY).learn(40) for _ in range(2)]
     first, second = (model.policy.state_dict() for model in models)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_shac_starts_from_the_newest_states():
+def test_shac_starts_from_the_newest_states() -> None:
     model = SHAC("MlpPolicy", make_vec_env("InvertedPendulum-v5", 2), **TINY | {"horizon": 2})
     model.learn(60)
-    samples = model._sample(4)
+    samples: Any = model._sample(4)
     buffer = model.replay_buffer
     rows = [(buffer.pos - 1) % buffer.buffer_size, (buffer.pos - 2) % buffer.buffer_size]
     expected = np.concatenate([buffer.observations[row] for row in rows])
     np.testing.assert_array_equal(samples.observations[0].numpy(), expected)
 
 
-def test_actors_see_through_observations_in_shac_only(all_steps):
-    dynamics = dynamics_of(all_steps["InvertedPendulum-v5"])
+def test_actors_see_through_observations_in_shac_only(all_steps: dict[str, MujocoSteps]) -> None:
+    dynamics: Any = dynamics_of(all_steps["InvertedPendulum-v5"])
     seen = []
 
     class Watching(Ramp):
-        def sample_with_log_prob(self, latents):
+        def sample_with_log_prob(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             seen.append(latents.requires_grad)
             return super().sample_with_log_prob(latents)
 
     start = torch.zeros(1, dynamics.latent_dim, dtype=torch.float64)
     for through in (False, True):
-        imagine(dynamics, Watching(np.zeros((2, 1))), start, 2, through_observations=through)
+        actor: Any = Watching(np.zeros((2, 1)))
+        imagine(dynamics, actor, start, 2, through_observations=through)
     assert seen == [False, False, False, True]
 
 
 class Noisy(HopperEnv):
-    def step(self, action):
+    def step(self, action: np.ndarray) -> Any:
         observation, reward, *rest = super().step(action)
         return observation, reward + np.random.standard_normal(), *rest
 
@@ -319,13 +326,13 @@ gym.register("NoisyHopper-v0", f"{__name__}:Noisy")
         ("NoisyHopper-v0", "led to other rewards"),
     ],
 )
-def test_what_cannot_be_differentiated_is_refused(env_id, message):
+def test_what_cannot_be_differentiated_is_refused(env_id: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrueDynamicsPWM("MlpPolicy", env_id, **TINY)
 
 
-def test_wrappers_and_normalisation_are_refused():
-    wrapped = gym.wrappers.TransformReward(gym.make("Hopper-v5"), lambda reward: -reward)
+def test_wrappers_and_normalisation_are_refused() -> None:
+    wrapped = gym.wrappers.TransformReward(gym.make("Hopper-v5"), lambda reward: -float(reward))
     with pytest.raises(ValueError, match="wrapped in TransformReward"):
         TrueDynamicsPWM("MlpPolicy", wrapped, **TINY)
     with pytest.raises(ValueError, match="VecNormalize"):
@@ -339,14 +346,14 @@ def test_wrappers_and_normalisation_are_refused():
         model.save_world_model("nowhere")
 
 
-def test_the_arguments_of_the_environment_count():
+def test_the_arguments_of_the_environment_count() -> None:
     cheap, dear = (steps_of("HalfCheetah-v5", ctrl_cost_weight=weight) for weight in (0.0, 1.0))
     states, actions = np.zeros((1, 18)), np.full((1, 6), 0.5)
     difference = cheap.step(states, actions).rewards - dear.step(states, actions).rewards
     np.testing.assert_allclose(difference, 6 * 0.25)
 
 
-def test_steps_can_be_copied(all_steps):
+def test_steps_can_be_copied(all_steps: dict[str, MujocoSteps]) -> None:
     steps = all_steps["InvertedPendulum-v5"]
     states, actions = np.full((1, 4), 0.01), np.full((1, 1), 0.3)
     for other in (copy.deepcopy(steps), pickle.loads(pickle.dumps(steps))):

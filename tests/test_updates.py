@@ -1,5 +1,7 @@
 import copy
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,17 +14,17 @@ from sb3_pwm.compute.metrics import RunningMeans
 from sb3_pwm.compute.optimizers import apply_gradients, move_average, set_learning_rate
 from sb3_pwm.learner import minibatches
 from sb3_pwm.observations import at_steps
-from sb3_pwm.world_model import encode_windows
+from sb3_pwm.world_model import WorldModel, encode_windows
 
 CPU = torch.device("cpu")
 
 
 class Concatenate(nn.Module):
-    def forward(self, observations):
+    def forward(self, observations: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.cat([observations["a"].flatten(1), observations["b"]], -1)
 
 
-def test_minibatches_cover_all_rows_before_any_returns():
+def test_minibatches_cover_all_rows_before_any_returns() -> None:
     rows = minibatches(12, 4, 6, CPU)
     assert rows.shape == (6, 4)
     assert sorted(rows[:3].flatten().tolist()) == list(range(12))
@@ -33,7 +35,7 @@ def test_minibatches_cover_all_rows_before_any_returns():
 @pytest.mark.parametrize(
     ("n_rows", "batch_size", "count"), [(10, 3, 2), (10, 3, 4), (10, 5, 2), (3, 8, 1), (3, 8, 5), (1, 4, 2), (7, 1, 1)]
 )
-def test_minibatches_use_every_row_equally_often(n_rows, batch_size, count):
+def test_minibatches_use_every_row_equally_often(n_rows: int, batch_size: int, count: int) -> None:
     rows = minibatches(n_rows, batch_size, count, CPU)
     assert rows.shape == (count, batch_size)
     uses = torch.bincount(rows.flatten(), minlength=n_rows)
@@ -41,14 +43,14 @@ def test_minibatches_use_every_row_equally_often(n_rows, batch_size, count):
     assert uses.max() - uses.min() <= 1
 
 
-def test_encode_windows_is_encoding_step_by_step(world_model):
+def test_encode_windows_is_encoding_step_by_step(world_model: WorldModel) -> None:
     observations = torch.randn(4, 5, OBS_DIM)
     latents = encode_windows(world_model, observations)
     assert latents.shape == (4, 5, LATENT_DIM)
     assert_close(latents, torch.stack([world_model.encode(step) for step in observations]))
 
 
-def test_encode_windows_of_dict_observations(make_world_model):
+def test_encode_windows_of_dict_observations(make_world_model: Callable[..., WorldModel]) -> None:
     model = make_world_model(features=Concatenate())
     observations = {"a": torch.randn(4, 5, 2, 1), "b": torch.randn(4, 5, OBS_DIM - 2)}
     latents = encode_windows(model, observations)
@@ -58,10 +60,11 @@ def test_encode_windows_of_dict_observations(make_world_model):
 
 
 @pytest.mark.parametrize(("start", "stop", "expected"), [(0, 1, [0]), (1, None, [1, 2, 3]), (1, 3, [1, 2])])
-def test_at_steps(start, stop, expected):
+def test_at_steps(start: int, stop: int | None, expected: list[int]) -> None:
     observations = torch.arange(4.0)[:, None, None].expand(4, 5, 2)
-    assert at_steps(observations, slice(start, stop))[:, 0, 0].tolist() == expected
-    parts = at_steps({"a": observations, "b": observations[..., 0]}, slice(start, stop))
+    found: Any = at_steps(observations, slice(start, stop))
+    assert found[:, 0, 0].tolist() == expected
+    parts: Any = at_steps({"a": observations, "b": observations[..., 0]}, slice(start, stop))
     assert {key: values.shape for key, values in parts.items()} == {
         "a": (len(expected), 5, 2),
         "b": (len(expected), 5),
@@ -69,7 +72,7 @@ def test_at_steps(start, stop, expected):
 
 
 @pytest.mark.parametrize(("max_norm", "length"), [(1.0, 1.0), (5.0, 5.0), (100.0, 5.0)])
-def test_gradients_are_clipped_by_their_total_norm(max_norm, length):
+def test_gradients_are_clipped_by_their_total_norm(max_norm: float, length: float) -> None:
     a, b = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
     optimizer = torch.optim.SGD([a, b], lr=1.0)
     assert apply_gradients(optimizer, 3 * a + 4 * b, [a, b], max_norm)
@@ -77,7 +80,7 @@ def test_gradients_are_clipped_by_their_total_norm(max_norm, length):
     assert_close(torch.stack([a, b]).detach(), torch.tensor([-0.6, -0.8]) * length, rtol=1e-4, atol=0)
 
 
-def test_only_the_named_parameters_get_gradients():
+def test_only_the_named_parameters_get_gradients() -> None:
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     optimizer = torch.optim.SGD(first.parameters(), lr=1.0)
     before = copy.deepcopy(second.state_dict())
@@ -86,7 +89,7 @@ def test_only_the_named_parameters_get_gradients():
     assert_close(second.state_dict(), before, rtol=0, atol=0)
 
 
-def test_old_gradients_do_not_add_up():
+def test_old_gradients_do_not_add_up() -> None:
     x = nn.Parameter(torch.zeros(()))
     optimizer = torch.optim.SGD([x], lr=1.0)
     for _ in range(2):
@@ -94,7 +97,7 @@ def test_old_gradients_do_not_add_up():
     assert x.item() == -6
 
 
-def test_frozen_parameters_stay_frozen():
+def test_frozen_parameters_stay_frozen() -> None:
     layer = nn.Linear(2, 2)
     layer.weight.requires_grad_(False)
     before = copy.deepcopy(layer.state_dict())
@@ -104,7 +107,7 @@ def test_frozen_parameters_stay_frozen():
     assert (layer.bias != before["bias"]).all()
 
 
-def test_a_frozen_network_stays_as_it_is():
+def test_a_frozen_network_stays_as_it_is() -> None:
     layer = nn.Linear(2, 2).requires_grad_(False)
     before = copy.deepcopy(layer.state_dict())
     optimizer = torch.optim.Adam(layer.parameters())
@@ -125,11 +128,11 @@ def test_a_frozen_network_stays_as_it_is():
     ids=["loss nan", "loss inf, gradient finite", "both inf", "loss finite, gradient inf"],
 )
 @pytest.mark.parametrize("fused", [True, False])
-def test_what_is_not_finite_changes_nothing(bad_loss, fused):
+def test_what_is_not_finite_changes_nothing(bad_loss: Callable[..., Any], fused: bool) -> None:
     layer = nn.Linear(3, 2)
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.1, fused=fused)
 
-    def good_update(network, network_optimizer):
+    def good_update(network: nn.Module, network_optimizer: Any) -> torch.Tensor:
         loss = network(torch.ones(1, 3)).square().sum()
         return apply_gradients(network_optimizer, loss, network.parameters(), 1.0)
 
@@ -147,7 +150,7 @@ def test_what_is_not_finite_changes_nothing(bad_loss, fused):
     assert_close(layer.state_dict(), untouched.state_dict(), rtol=0, atol=0)
 
 
-def test_a_fused_optimizer_takes_the_same_steps_without_being_read():
+def test_a_fused_optimizer_takes_the_same_steps_without_being_read() -> None:
     layers = {fused: nn.Linear(3, 2) for fused in (True, False)}
     layers[True].load_state_dict(layers[False].state_dict())
     for fused, layer in layers.items():
@@ -166,7 +169,7 @@ def test_a_fused_optimizer_takes_the_same_steps_without_being_read():
 
 
 @pytest.mark.parametrize("start", [0.5, torch.tensor(0.5)])
-def test_learning_rates_on_the_device_and_off(start):
+def test_learning_rates_on_the_device_and_off(start: float | torch.Tensor) -> None:
     x = nn.Parameter(torch.zeros(()))
     optimizer = torch.optim.Adam([x], lr=start, fused=True)
     set_learning_rate(optimizer, 0.25, on_device=True)
@@ -184,7 +187,7 @@ def test_learning_rates_on_the_device_and_off(start):
     assert_close(x.detach(), torch.tensor(-0.375))
 
 
-def test_running_means():
+def test_running_means() -> None:
     means, yes, no = RunningMeans(), torch.tensor(True), torch.tensor(False)
     assert means.pop() == {}
     for value, counts in ((1.0, yes), (3.0, yes), (math.nan, no)):
@@ -197,7 +200,7 @@ def test_running_means():
     assert means.pop() == {"a": 7.0, "b": 8.0}
 
 
-def test_move_average():
+def test_move_average() -> None:
     average, network = nn.Linear(2, 1).requires_grad_(False), nn.Linear(2, 1)
     for module, weight, bias in ((average, [[1.0, 2.0]], [4.0]), (network, [[2.0, 0.0]], [0.0])):
         module.load_state_dict({"weight": torch.tensor(weight), "bias": torch.tensor(bias)})

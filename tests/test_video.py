@@ -1,7 +1,9 @@
 """Videos of episodes, and environments that can be rendered."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -55,7 +57,7 @@ def test_returns_are_what_the_policy_gets(sac: SAC, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("algorithm", [make, lambda env: PPO("MlpPolicy", env, n_steps=4, batch_size=4, device="cpu")])
-def test_other_algorithms(algorithm, tmp_path: Path) -> None:
+def test_other_algorithms(algorithm: Callable[..., Any], tmp_path: Path) -> None:
     model = algorithm(PictureEnv())
     model.policy.set_training_mode(True)
     record_video(model, PictureEnv, tmp_path / "v.mp4", max_steps=2, deterministic=False)
@@ -69,9 +71,9 @@ class CountedEnv(PictureEnv):
     def __init__(self, render_mode: str = "rgb_array") -> None:
         super().__init__(render_mode)
         self.action_space = spaces.Discrete(2)
-        self.metadata = self.metadata | {"render_fps": None}
+        self.metadata = self.metadata | {"render_fps": None}  # type: ignore[misc]
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         return super().step(np.full(2, {0: 0.0, 1: 1.0}[action]))
 
 
@@ -84,11 +86,11 @@ def test_discrete_actions_are_numbers(tmp_path: Path) -> None:
 def test_text_says_return_and_step(sac: SAC, tmp_path: Path) -> None:
     for name, text in (("plain", False), ("text", True)):
         record_video(sac, PictureEnv, tmp_path / f"{name}.mp4", seed=0, max_steps=3, text=text)
-    plain, text = (frames_of(tmp_path / f"{name}.mp4") for name in ("plain", "text"))
-    for before, after in zip(plain, text, strict=True):
+    plain, written = (frames_of(tmp_path / f"{name}.mp4") for name in ("plain", "text"))
+    for before, after in zip(plain, written, strict=True):
         assert np.abs(before.astype(int) - after).max() > 100  # white letters
         np.testing.assert_allclose(before[-20:, -20:], after[-20:, -20:], atol=5)
-    assert np.abs(text[1][:, :40].astype(int) - text[3][:, :40] + 40).max() > 60  # other letters
+    assert np.abs(written[1][:, :40].astype(int) - written[3][:, :40] + 40).max() > 60  # other letters
 
 
 def test_an_environment_stays_open(sac: SAC, tmp_path: Path) -> None:
@@ -106,7 +108,9 @@ def test_an_environment_stays_open(sac: SAC, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrapped", [lambda env: env, lambda env: VecNormalize(DummyVecEnv([lambda: env]))])
-def test_training_does_not_go_on_in_an_episode_that_a_video_has_ended(tmp_path: Path, wrapped) -> None:
+def test_training_does_not_go_on_in_an_episode_that_a_video_has_ended(
+    tmp_path: Path, wrapped: Callable[..., Any]
+) -> None:
     env = PictureEnv(length=10)
     model = make(wrapped(env), gradient_steps=0, pretrain_steps=0).learn(4)
     record_video(model, lambda: PictureEnv(length=10), tmp_path / "v.mp4", max_steps=2)
@@ -128,7 +132,7 @@ def test_a_tilde_is_the_users_home(sac: SAC, tmp_path: Path, monkeypatch: pytest
 
 
 def test_statistics_of_vec_normalize_are_applied_and_not_changed(tmp_path: Path) -> None:
-    normalizer = VecNormalize(DummyVecEnv([PictureEnv]))
+    normalizer: Any = VecNormalize(DummyVecEnv([PictureEnv]))
     model = SAC("MlpPolicy", normalizer, learning_starts=100, device="cpu", seed=0).learn(20)
     before = normalizer.obs_rms.mean.copy(), normalizer.obs_rms.count, normalizer.ret_rms.count
     seen = []
@@ -156,11 +160,17 @@ def test_statistics_of_vec_normalize_are_applied_and_not_changed(tmp_path: Path)
     ],
 )
 def test_bad_arguments(
-    sac: SAC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict, error: type[Exception], message: str
+    sac: SAC,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: dict[str, Any],
+    error: type[Exception],
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    given: dict[str, Any] = {"env": PictureEnv, "path": "v.mp4"} | arguments
     with pytest.raises(error, match=message):
-        record_video(sac, **({"env": PictureEnv, "path": "v.mp4"} | arguments))
+        record_video(sac, **given)
     assert not list(tmp_path.iterdir())
 
 
@@ -217,7 +227,7 @@ def test_says_so_where_the_renderer_is_missed_at_import(
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
 def test_a_failure_leaves_the_old_file_and_no_half_one(sac: SAC, tmp_path: Path, suffix: str) -> None:
     class Breaks(PictureEnv):
-        def step(self, action):
+        def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
             if self.steps == 3:
                 raise KeyboardInterrupt
             return super().step(action)
@@ -277,8 +287,8 @@ def test_the_camera_follows_the_body() -> None:
     env.close()
 
 
-def test_a_larger_floor_changes_nothing_but_the_picture():
-    envs = [gym.make("Hopper-v5") for _ in range(2)]
+def test_a_larger_floor_changes_nothing_but_the_picture() -> None:
+    envs: list[Any] = [gym.make("Hopper-v5") for _ in range(2)]
     model = envs[1].unwrapped.model
     size, repeat = model.geom("floor").size.copy(), model.mat_texrepeat[model.geom("floor").matid[0]].copy()
     _enlarge_floor(envs[1])
@@ -295,9 +305,10 @@ def test_a_larger_floor_changes_nothing_but_the_picture():
 def test_mujoco_is_drawn_with_its_following_camera() -> None:
     with rendered_env(lambda: gym.make("HalfCheetah-v5", render_mode="rgb_array", width=64, height=48)) as env:
         env.reset(seed=0)
-        start = env.render()
-        env.unwrapped.set_state(np.array([100.0, *env.unwrapped.data.qpos[1:]]), env.unwrapped.data.qvel)
-        far = env.render()
+        start: Any = env.render()
+        runner: Any = env.unwrapped
+        runner.set_state(np.array([100.0, *runner.data.qpos[1:]]), runner.data.qvel)
+        far: Any = env.render()
     assert start.shape == (48, 64, 3)
     body = slice(15, 40), slice(15, 50)
     assert np.abs(start[body].astype(int) - far[body]).mean() < 20  # the runner is still in the middle, on a floor

@@ -5,6 +5,7 @@ import random
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from helpers import PictureEnv, make, same
 from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecVideoRecorder
@@ -71,10 +73,10 @@ def test_records_the_best_models(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize("algorithm", ["PWM", "SAC", "PPO"])
 def test_training_is_the_same_bit_for_bit(tmp_path: Path, algorithm: str) -> None:
-    def trained(callback: RecordVideoCallback | None) -> dict:
+    def trained(callback: RecordVideoCallback | None) -> dict[str, Any]:
         env = PictureEnv(length=9)
         if algorithm == "PWM":
-            model = make(env)
+            model: BaseAlgorithm = make(env)
         elif algorithm == "SAC":
             model = SAC("MlpPolicy", env, learning_starts=10, batch_size=8, seed=0, device="cpu")
         else:
@@ -114,9 +116,10 @@ def test_generators_go_on_as_if_nothing_had_been_drawn() -> None:
         ({"env": PictureEnv()}, TypeError, "env must be an id or a function .* not PictureEnv"),
     ],
 )
-def test_bad_arguments(tmp_path: Path, arguments: dict, error: type[Exception], message: str) -> None:
+def test_bad_arguments(tmp_path: Path, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    given: dict[str, Any] = {"env": PictureEnv, "folder": tmp_path} | arguments
     with pytest.raises(error, match=message):
-        RecordVideoCallback(**({"env": PictureEnv, "folder": tmp_path} | arguments))
+        RecordVideoCallback(**given)
 
 
 def test_what_cannot_be_recorded_is_refused_before_the_first_step(

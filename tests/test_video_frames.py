@@ -1,6 +1,7 @@
 """Text, strips and grids of frames."""
 
 from pathlib import Path
+from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
@@ -84,8 +85,8 @@ def test_grid_names_videos_and_holds_the_last_frame(tmp_path: Path) -> None:
     long = write(tmp_path / "long.mp4", [40, 80, 120, 160])
     short = write(tmp_path / "short.gif", [200, 240])
     grid_video([long, ("a name", short)], tmp_path / "new" / "grid.mp4")
-    fps, frames = read_video(tmp_path / "new" / "grid.mp4")
-    frames = list(frames)
+    fps, read = read_video(tmp_path / "new" / "grid.mp4")
+    frames = list(read)
     bar = 2 * font_size(40)
     assert fps == 10
     assert frames[0].shape == (40 + bar, 120, 3)
@@ -117,6 +118,7 @@ def test_bad_input(tmp_path: Path) -> None:
     video, broken = write(tmp_path / "v.mp4", [0]), tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
     before = sorted(tmp_path.iterdir())
+    arguments: Any
     for arguments, error, message in (
         (([], "g.mp4"), ValueError, "must be a sequence of at least one"),
         (("v.mp4", "g.mp4"), ValueError, "must be a sequence of at least one"),

@@ -1,6 +1,7 @@
 """What the model imagines beside what happened."""
 
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -27,7 +28,7 @@ STATEFUL = (
     "Swimmer-v5",
     "InvertedPendulum-v5",
 )
-SMALL = {"horizon": 3, "max_steps": 7, "decoder_updates": 20, "seed": 0}
+SMALL: dict[str, Any] = {"horizon": 3, "max_steps": 7, "decoder_updates": 20, "seed": 0}
 
 
 def hopper() -> gym.Env:
@@ -58,7 +59,7 @@ def test_the_state_of_an_observation(env_id: str) -> None:
 
 
 def test_environments_whose_observation_is_not_their_state() -> None:
-    class Shifted(gym.ObservationWrapper):
+    class Shifted(gym.ObservationWrapper[Any, Any, Any]):
         def observation(self, observation: np.ndarray) -> np.ndarray:
             return observation + 1
 
@@ -77,8 +78,8 @@ def test_every_step_is_a_pair_of_frames(model: PWM, tmp_path: Path) -> None:
     path = tmp_path / "new" / "imagined.mp4"
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
     episodes = record_imagination(model, hopper, path, n_episodes=2, **SMALL)
-    fps, frames = read_video(path)
-    frames = list(frames)
+    fps, read = read_video(path)
+    frames = list(read)
     assert fps == 125
     assert len(frames) == 2 * 8
     assert frames[0].shape == (64, 96 + 2 + 96, 3)
@@ -145,8 +146,9 @@ def test_predicted_rewards_are_in_the_units_of_the_environment(monkeypatch: pyte
     prediction = DrawnOpenLoop(model, fitted, layout, real, imagined)
     prediction.synchronize(observation)
     action = np.array([0.5, -0.5, 1.0], np.float32)
+    normalized: Any = normalizer.normalize_obs(observation)
     with torch.no_grad():
-        seen = torch.as_tensor(normalizer.normalize_obs(observation)[None], dtype=torch.float32)
+        seen = torch.as_tensor(normalized[None], dtype=torch.float32)
         latents = model.policy.world_model.encode(seen)
         reward = (
             model.policy.world_model.rewards(latents, torch.as_tensor(action[None])) * model.policy.reward_scale.scale
@@ -187,17 +189,23 @@ def test_dynamics_networks_take_turns_as_in_imagination() -> None:
     ],
 )
 def test_bad_arguments(
-    model: PWM, tmp_path: Path, arguments: dict, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+    model: PWM,
+    tmp_path: Path,
+    arguments: dict[str, Any],
+    error: type[Exception],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    given: dict[str, Any] = {"env": hopper, "path": "v.mp4"} | arguments
     with pytest.raises(error, match=message):
-        record_imagination(model, **({"env": hopper, "path": "v.mp4"} | arguments))
+        record_imagination(model, **given)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_environment_of_the_decoders_steps_is_closed() -> None:
     class Failing(PictureEnv):
-        def step(self, action: np.ndarray) -> tuple:
+        def step(self, action: np.ndarray) -> Any:
             raise RuntimeError("the environment broke")
 
     env = Failing()

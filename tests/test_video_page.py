@@ -155,8 +155,9 @@ def test_bad_arguments(
     tmp_path: Path, arguments: dict[str, Any], error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    defaults: dict[str, Any] = {"env": PictureEnv, "path": "page.html"}
     with pytest.raises(error, match=message):
-        imagination_page(make(PictureEnv()), **({"env": PictureEnv, "path": "page.html"} | arguments))
+        imagination_page(make(PictureEnv()), **(defaults | arguments))
     assert not list(tmp_path.iterdir())
 
 

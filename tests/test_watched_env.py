@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -13,6 +15,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecNormalize
 
+from sb3_pwm import PWM
 from sb3_pwm.replay.watched_env import WatchedEnv
 
 pytestmark = pytest.mark.filterwarnings("ignore:nothing was learnt")
@@ -20,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:nothing was learnt")
 WARNING = "somebody else has stepped or reset the training environment"
 
 
-def stored(buffer, key=1):
+def stored(buffer: Any, key: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(steps before, steps after, dones), oldest first: the observations of :class:`TruthEnv` count its steps."""
     order = (buffer.oldest + np.arange(buffer.size())) % buffer.buffer_size
     first, following = buffer.observations, buffer.next_observations
@@ -29,7 +32,7 @@ def stored(buffer, key=1):
     return first[order][..., key], following[order][..., key], buffer.dones[order]
 
 
-def check_every_window(buffer):
+def check_every_window(buffer: Any) -> None:
     """Every step takes one step, and whatever follows another in a window begins where that ended."""
     before, after, dones = stored(buffer)
     np.testing.assert_array_equal(after, before + 1)
@@ -40,39 +43,39 @@ def check_every_window(buffer):
 class Evaluation(BaseCallback):
     """Do something with the training environment at every 7th step."""
 
-    def __init__(self, act):
+    def __init__(self, act: Callable[..., Any]) -> None:
         super().__init__()
         self.act = act
 
-    def _on_step(self):
+    def _on_step(self) -> bool:
         if self.n_calls % 7 == 0:
             self.act(self.model, self.training_env)
         return True
 
 
-def episode_by_hand(model, env):
+def episode_by_hand(model: PWM, env: Any) -> None:
     observations, done = env.reset(), False
     while not done:
         observations, _, dones, _ = env.step(model.predict(observations)[0])
         done = dones[0]
 
 
-def episode_below(model, env):
+def episode_below(model: PWM, env: Any) -> None:
     """With the environment that the user made, which knows nothing of SB3."""
     below = env.unwrapped.envs[0].unwrapped
     below.reset()
     below.step(np.zeros(1, np.float32))
 
 
-class CachedMethods(gym.Wrapper):
-    def __init__(self, env):
+class CachedMethods(gym.Wrapper[Any, Any, Any, Any]):
+    def __init__(self, env: Any) -> None:
         super().__init__(env)
         self._step, self._reset = env.step, env.reset
 
-    def step(self, action):
+    def step(self, action: np.ndarray) -> Any:
         return self._step(action)
 
-    def reset(self, **kwargs):
+    def reset(self, **kwargs: Any) -> Any:
         return self._reset(**kwargs)
 
 
@@ -93,11 +96,11 @@ ENVS = {
 }
 
 
-def in_a_callback(model, act):
+def in_a_callback(model: PWM, act: Callable[..., Any]) -> None:
     model.learn(20 * model.n_envs, callback=Evaluation(act))
 
 
-def between(model, act):
+def between(model: PWM, act: Callable[..., Any]) -> None:
     for _ in range(3):
         model.learn(7 * model.n_envs, reset_num_timesteps=False)
         act(model, model.get_env())
@@ -106,7 +109,7 @@ def between(model, act):
 
 @pytest.mark.parametrize("kind", ENVS)
 @pytest.mark.parametrize("run", [in_a_callback, between])
-def test_whoever_moves_the_training_environment_ends_its_episodes(kind, run):
+def test_whoever_moves_the_training_environment_ends_its_episodes(kind: str, run: Callable[..., Any]) -> None:
     env = ENVS[kind]()
     policy = "MultiInputPolicy" if kind == "dict" else "MlpPolicy"
     for act in (WAYS if kind == "processes" else IN_PROCESS).values():
@@ -124,9 +127,9 @@ def test_whoever_moves_the_training_environment_ends_its_episodes(kind, run):
 
 
 @pytest.mark.parametrize("name", ["reset", "step", "evaluate_policy"])
-def test_callbacks_cannot_move_it_by_what_they_are_given(name):
+def test_callbacks_cannot_move_it_by_what_they_are_given(name: str) -> None:
     class Move(BaseCallback):
-        def _on_step(self):
+        def _on_step(self) -> bool:
             env = self.locals["env"]
             if self.n_calls % 7 == 0 and name == "evaluate_policy":
                 evaluate_policy(self.model, env, 1, warn=False)
@@ -140,7 +143,7 @@ def test_callbacks_cannot_move_it_by_what_they_are_given(name):
     check_every_window(model.replay_buffer)
 
 
-def test_wrappers_that_keep_the_methods_below_are_seen_through_the_vec_env():
+def test_wrappers_that_keep_the_methods_below_are_seen_through_the_vec_env() -> None:
     model = make(DummyVecEnv([lambda: CachedMethods(TruthEnv())]))
     with pytest.warns(UserWarning, match=WARNING):
         in_a_callback(model, WAYS["reset"])
@@ -150,31 +153,32 @@ def test_wrappers_that_keep_the_methods_below_are_seen_through_the_vec_env():
 class AroundASimulator(VecEnvWrapper):
     """As wrappers of GPU simulators, whose innermost object is no VecEnv."""
 
-    def reset(self):
+    def reset(self) -> Any:
         return self.venv.reset()
 
-    def step_wait(self):
+    def step_wait(self) -> Any:
         return self.venv.step_wait()
 
     @property
-    def unwrapped(self):
+    def unwrapped(self) -> Any:
         return object()
 
 
-def test_what_is_below_may_be_no_vec_env():
+def test_what_is_below_may_be_no_vec_env() -> None:
     model = make(AroundASimulator(truth_envs())).learn(40)
     check_every_window(model.replay_buffer)
 
 
 @pytest.mark.filterwarnings("ignore:Training and eval env are not of the same type")
-def test_eval_callback_in_the_training_environment():
+def test_eval_callback_in_the_training_environment() -> None:
     model = make(truth_envs(), buffer_size=1_000)
+    env: Any = model.get_env()
     with pytest.warns(UserWarning, match=WARNING):
-        model.learn(60, callback=EvalCallback(model.get_env(), eval_freq=7, n_eval_episodes=1, verbose=0, warn=False))
+        model.learn(60, callback=EvalCallback(env, eval_freq=7, n_eval_episodes=1, verbose=0, warn=False))
     check_every_window(model.replay_buffer)
 
 
-def test_the_users_own_environment_is_watched():
+def test_the_users_own_environment_is_watched() -> None:
     env = TruthEnv()
     model = make(env).learn(20)
     evaluate_policy(model, env, 1, warn=False)
@@ -183,7 +187,7 @@ def test_the_users_own_environment_is_watched():
     check_every_window(model.replay_buffer)
 
 
-def test_other_environments_are_no_business_of_the_models():
+def test_other_environments_are_no_business_of_the_models() -> None:
     model = make(truth_envs()).learn(20, callback=EvalCallback(truth_envs(), eval_freq=7, verbose=0))
     evaluate_policy(model, truth_envs(), 1)
     dones = model.replay_buffer.dones.copy()
@@ -192,7 +196,7 @@ def test_other_environments_are_no_business_of_the_models():
     check_every_window(model.replay_buffer)
 
 
-def test_a_watched_environment_can_be_copied_and_pickled():
+def test_a_watched_environment_can_be_copied_and_pickled() -> None:
     env = TruthEnv()
     model = make(env).learn(7)
     for twin in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
@@ -208,7 +212,7 @@ def test_a_watched_environment_can_be_copied_and_pickled():
 
 @pytest.mark.parametrize("n_envs", [1, 2])
 @pytest.mark.parametrize("normalized", [False, True])
-def test_the_step_at_which_a_callback_stops_is_stored(n_envs, normalized):
+def test_the_step_at_which_a_callback_stops_is_stored(n_envs: int, normalized: bool) -> None:
     env = VecNormalize(truth_envs(n_envs), clip_obs=1e9) if normalized else truth_envs(n_envs)
     model = make(env, buffer_size=1_000)
     for count in range(1, 9):
@@ -217,16 +221,15 @@ def test_the_step_at_which_a_callback_stops_is_stored(n_envs, normalized):
         newest = model.replay_buffer.dones[model.replay_buffer.pos - 1]
         assert newest.any()
         assert model._episode_num >= count
-    np.testing.assert_array_equal(
-        model.replay_buffer.rewards[: model.replay_buffer.pos, 0], 1 + np.arange(model.replay_buffer.pos)
-    )
+    buffer: Any = model.replay_buffer
+    np.testing.assert_array_equal(buffer.rewards[: buffer.pos, 0], 1 + np.arange(buffer.pos))
     if not normalized:
         check_every_window(model.replay_buffer)
 
 
-def test_a_stop_in_the_middle_of_an_episode_lets_it_go_on():
+def test_a_stop_in_the_middle_of_an_episode_lets_it_go_on() -> None:
     class Stop(BaseCallback):
-        def _on_step(self):
+        def _on_step(self) -> bool:
             return self.num_timesteps % 3 != 0
 
     model = make(truth_envs())
@@ -241,31 +244,31 @@ def test_a_stop_in_the_middle_of_an_episode_lets_it_go_on():
 class Altered(VecEnvWrapper):
     """A VecEnv with habits that SB3's own do not have."""
 
-    def reset(self):
+    def reset(self) -> Any:
         return self.alter_reset(self.venv.reset())
 
-    def step_wait(self):
+    def step_wait(self) -> Any:
         return self.alter(*self.venv.step_wait())
 
-    def alter_reset(self, observations):
+    def alter_reset(self, observations: Any) -> Any:
         return observations
 
 
 class FloatDones(Altered):
-    def alter(self, observations, rewards, dones, infos):
+    def alter(self, observations: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> Any:
         return observations, rewards, dones.astype(np.float32), infos
 
 
 class SameArrays(Altered):
     """Gives the same arrays and dictionaries at every step, as wrappers around shared memory do."""
 
-    def alter_reset(self, observations):
+    def alter_reset(self, observations: Any) -> Any:
         self.kept = copy.deepcopy(observations)
         self.rewards, self.dones = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, bool)
-        self.infos = [{} for _ in range(self.num_envs)]
+        self.infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         return self.kept
 
-    def alter(self, observations, rewards, dones, infos):
+    def alter(self, observations: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> Any:
         pairs = [(self.kept, observations)]
         if isinstance(observations, dict):
             pairs = [(self.kept[key], observations[key]) for key in observations]
@@ -284,11 +287,12 @@ class SameArrays(Altered):
 @pytest.mark.parametrize("kind", [FloatDones, SameArrays])
 @pytest.mark.parametrize("n_envs", [1, 2])
 @pytest.mark.parametrize("as_dict", [False, True])
-def test_habits_of_other_vec_envs_change_nothing(kind, n_envs, as_dict):
+def test_habits_of_other_vec_envs_change_nothing(kind: Callable[..., Any], n_envs: int, as_dict: bool) -> None:
     policy = "MultiInputPolicy" if as_dict else "MlpPolicy"
-    plain, model = (
+    models: Any = (
         make(env, policy).learn(60) for env in (truth_envs(n_envs, as_dict), kind(truth_envs(n_envs, as_dict)))
     )
+    plain, model = models
     check_every_window(model.replay_buffer)
     for name in ("rewards", "dones", "timeouts", "actions"):
         np.testing.assert_array_equal(getattr(model.replay_buffer, name), getattr(plain.replay_buffer, name))
@@ -304,11 +308,11 @@ def test_habits_of_other_vec_envs_change_nothing(kind, n_envs, as_dict):
 
 
 class WithoutTerminalObservation(Altered):
-    def alter(self, observations, rewards, dones, infos):
+    def alter(self, observations: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> Any:
         return observations, rewards, dones, [{**info, "terminal_observation": None} for info in infos]
 
 
-def test_an_unknown_last_observation_is_refused_and_never_taught():
+def test_an_unknown_last_observation_is_refused_and_never_taught() -> None:
     model = make(WithoutTerminalObservation(truth_envs(2)))
     with pytest.raises(ValueError, match="environment 0 ended an episode and its info has no 'terminal_observation'"):
         model.learn(60)
@@ -316,7 +320,7 @@ def test_an_unknown_last_observation_is_refused_and_never_taught():
     check_every_window(model.replay_buffer)
 
 
-def test_calls_are_counted_once_for_all_who_watch():
+def test_calls_are_counted_once_for_all_who_watch() -> None:
     env = DummyVecEnv([lambda: Monitor(TruthEnv())])
     first, second = WatchedEnv(env), WatchedEnv(env)
     first.reset()

@@ -1,5 +1,7 @@
 import copy
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,24 +19,24 @@ LEADING = [(5,), (4, 5)]
 class HalvedDict(nn.Module):
     """Features of Dict observations, with a parameter."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.tensor(0.5))
 
-    def forward(self, observations):
+    def forward(self, observations: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.factor * torch.cat([observations["a"], observations["b"]], -1)
 
 
-def latents_and_actions(*leading):
+def latents_and_actions(*leading: Any) -> tuple[torch.Tensor, torch.Tensor]:
     latents = torch.randn(*leading, LATENT_DIM).softmax(-1)
     return latents, torch.rand(*leading, ACTION_DIM) * 2 - 1
 
 
-def group_sums(latents, group_size):
+def group_sums(latents: torch.Tensor, group_size: int) -> torch.Tensor:
     return latents.unflatten(-1, (group_size, -1)).sum(-2)
 
 
-def test_latents_are_simplices(world_model):
+def test_latents_are_simplices(world_model: WorldModel) -> None:
     latents = world_model.encode(torch.randn(6, OBS_DIM))
     assert latents.shape == (6, LATENT_DIM)
     following = world_model.next_latents(latents, torch.zeros(6, ACTION_DIM))
@@ -44,7 +46,7 @@ def test_latents_are_simplices(world_model):
 
 @pytest.mark.parametrize("leading", LEADING)
 @pytest.mark.parametrize("reward_bins", [0, 11])
-def test_shapes(make_world_model, leading, reward_bins):
+def test_shapes(make_world_model: Callable[..., WorldModel], leading: tuple[int, ...], reward_bins: int) -> None:
     model = make_world_model(reward_bins=reward_bins)
     latents, actions = latents_and_actions(*leading)
     assert model.next_latents(latents, actions).shape == (*leading, LATENT_DIM)
@@ -55,7 +57,7 @@ def test_shapes(make_world_model, leading, reward_bins):
     assert model.termination_error(latents, torch.ones(leading)).shape == leading
 
 
-def test_every_row_is_predicted_for_itself(world_model):
+def test_every_row_is_predicted_for_itself(world_model: WorldModel) -> None:
     latents, actions = latents_and_actions(4, 5)
     together = world_model.next_latents(latents, actions), world_model.rewards(latents, actions)
     alone = world_model.next_latents(latents[2, 3], actions[2, 3]), world_model.rewards(latents[2, 3], actions[2, 3])
@@ -63,7 +65,7 @@ def test_every_row_is_predicted_for_itself(world_model):
 
 
 @pytest.mark.parametrize("reward_bins", [0, 11])
-def test_a_new_model_predicts_no_reward_and_even_odds(reward_bins):
+def test_a_new_model_predicts_no_reward_and_even_odds(reward_bins: int) -> None:
     model = WorldModel(
         nn.Identity(), OBS_DIM, ACTION_DIM, latent_dim=LATENT_DIM, simnorm_dim=4, reward_bins=reward_bins, **HIDDEN
     )
@@ -76,14 +78,15 @@ def test_a_new_model_predicts_no_reward_and_even_odds(reward_bins):
     assert all(0 < weight.std() < 0.03 for weight in weights[:-1])
 
 
-def test_observations_are_read_from_latents_by_a_linear_head(world_model):
+def test_observations_are_read_from_latents_by_a_linear_head(world_model: WorldModel) -> None:
     latents, features = latents_and_actions(4, 5)[0], torch.randn(4, 5, OBS_DIM)
-    (head,) = world_model.observation
+    observation: Any = world_model.observation
+    (head,) = observation
     errors = latents @ head.weight.T + head.bias - features
     assert_close(world_model.observation_error(latents, features), (errors**2) @ world_model.observation_weights)
 
 
-def test_observations_are_weighed_by_what_can_be_foretold_of_them(world_model):
+def test_observations_are_weighed_by_what_can_be_foretold_of_them(world_model: WorldModel) -> None:
     observations, actions = torch.randn(200, OBS_DIM), torch.rand(200, ACTION_DIM)
     following = torch.randn(200, OBS_DIM)
     following[:, 0] = observations[:, 1] - 2 * actions[:, 0]
@@ -99,15 +102,15 @@ def test_observations_are_weighed_by_what_can_be_foretold_of_them(world_model):
 
 
 @pytest.mark.parametrize(("numbers", "weight"), [(20, 1 / 20), (30, 1 / 30), (90, 1 / 30)])
-def test_of_many_numbers_each_counts_as_much_as_one_of_thirty(numbers, weight):
-    sizes = {"latent_dim": LATENT_DIM, "simnorm_dim": 4, **HIDDEN}
+def test_of_many_numbers_each_counts_as_much_as_one_of_thirty(numbers: int, weight: float) -> None:
+    sizes: dict[str, Any] = {"latent_dim": LATENT_DIM, "simnorm_dim": 4, **HIDDEN}
     model = WorldModel(nn.Identity(), numbers, ACTION_DIM, **sizes)
     observations = torch.randn(1_000, numbers)
     model.weigh_observations(observations, torch.rand(1_000, ACTION_DIM), observations.flip(-1))
     assert_close(model.observation_weights, torch.full((numbers,), weight), atol=1e-4, rtol=0)
 
 
-def test_trained_features_are_not_read_from_latents(make_world_model):
+def test_trained_features_are_not_read_from_latents(make_world_model: Callable[..., WorldModel]) -> None:
     # they could become anything that is easy to read
     model = make_world_model(features=nn.Linear(OBS_DIM, OBS_DIM))
     assert model.observation is None
@@ -115,28 +118,30 @@ def test_trained_features_are_not_read_from_latents(make_world_model):
         model.observation_error(latents_and_actions(5)[0], torch.zeros(5, OBS_DIM))
 
 
-def new_model(*, residual, layer_norm=False):
-    sizes = {"latent_dim": LATENT_DIM, "simnorm_dim": 4, **HIDDEN}
-    options = {"residual_dynamics": residual, "latent_layer_norm": layer_norm}
+def new_model(*, residual: bool, layer_norm: bool = False) -> WorldModel:
+    sizes: dict[str, Any] = {"latent_dim": LATENT_DIM, "simnorm_dim": 4, **HIDDEN}
+    options: dict[str, Any] = {"residual_dynamics": residual, "latent_layer_norm": layer_norm}
     return WorldModel(nn.Identity(), OBS_DIM, ACTION_DIM, **sizes, **options)
 
 
-def test_layer_norm_in_front_of_simnorm():
+def test_layer_norm_in_front_of_simnorm() -> None:
     model = new_model(residual=False, layer_norm=True)
     latents, actions = latents_and_actions(5)
-    for network in (model.encoder[0], model.dynamics[0]):
+    dynamics: Any = model.dynamics[0]
+    encoder: Any = model.encoder[0]
+    for network in (encoder, dynamics):
         network[-1].weight.data.fill_(2)
         network[-1].bias.data.copy_(torch.arange(LATENT_DIM) / LATENT_DIM)
-    logits = model.dynamics[0][:-1](torch.cat([latents, actions], -1))
+    logits = dynamics[:-1](torch.cat([latents, actions], -1))
     centred = logits - logits.mean(-1, keepdim=True)
     normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     expected = model.simnorm(2 * normed + torch.arange(LATENT_DIM) / LATENT_DIM)
     assert_close(model.next_latents(latents, actions), expected)
-    assert isinstance(model.encoder[0][-1], nn.LayerNorm)
+    assert isinstance(encoder[-1], nn.LayerNorm)
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
-def test_new_residual_dynamics_keep_the_latents_up_to_the_offset(layer_norm):
+def test_new_residual_dynamics_keep_the_latents_up_to_the_offset(layer_norm: bool) -> None:
     latents, actions = latents_and_actions(5)
     groups = latents.unflatten(-1, (4, -1))
     latents = (groups / groups.sum(-2, keepdim=True)).flatten(-2)
@@ -145,14 +150,14 @@ def test_new_residual_dynamics_keep_the_latents_up_to_the_offset(layer_norm):
     assert_close(following, (latents + 0.1) / 1.4)
 
 
-def test_new_plain_dynamics_forget_the_latents():
+def test_new_plain_dynamics_forget_the_latents() -> None:
     latents, actions = latents_and_actions(5)
     following = new_model(residual=False).next_latents(latents, actions)
     assert (following - 0.25).abs().max() < 0.05  # small weights: nearly even groups
     assert following.std() > 0
 
 
-def member(model, k):
+def member(model: WorldModel, k: int) -> WorldModel:
     """The same model with its k-th dynamics network alone."""
     alone = copy.deepcopy(model)
     alone.dynamics = nn.ModuleList([alone.dynamics[k]])
@@ -170,7 +175,9 @@ def member(model, k):
         (1, 1, [1]),
     ],
 )
-def test_dynamics_networks_take_turns(make_world_model, rows, step, members):
+def test_dynamics_networks_take_turns(
+    make_world_model: Callable[..., WorldModel], rows: int, step: int, members: list[int]
+) -> None:
     model = make_world_model(n_dynamics=3)
     latents, actions = latents_and_actions(rows)
     following = model.next_latents(latents, actions, step)
@@ -178,7 +185,7 @@ def test_dynamics_networks_take_turns(make_world_model, rows, step, members):
         assert_close(following[row], member(model, k).next_latents(latents[row], actions[row]))
 
 
-def test_every_dynamics_network_predicts_its_own_rows(make_world_model):
+def test_every_dynamics_network_predicts_its_own_rows(make_world_model: Callable[..., WorldModel]) -> None:
     model = make_world_model(n_dynamics=3)
     latents, actions = latents_and_actions(3, 5)
     following = model.all_next_latents(latents, actions[0])
@@ -187,7 +194,9 @@ def test_every_dynamics_network_predicts_its_own_rows(make_world_model):
 
 
 @pytest.mark.parametrize("residual", [False, True])
-def test_dynamics_stay_finite_where_a_latent_is_zero(make_world_model, residual):
+def test_dynamics_stay_finite_where_a_latent_is_zero(
+    make_world_model: Callable[..., WorldModel], residual: bool
+) -> None:
     model = make_world_model(residual_dynamics=residual)
     latents = torch.zeros(1, LATENT_DIM, requires_grad=True)
     following = model.next_latents(latents, torch.zeros(1, ACTION_DIM))
@@ -196,7 +205,7 @@ def test_dynamics_stay_finite_where_a_latent_is_zero(make_world_model, residual)
     assert torch.isfinite(gradient).all()
 
 
-def test_dynamics_and_rewards_depend_on_latents_and_actions(world_model):
+def test_dynamics_and_rewards_depend_on_latents_and_actions(world_model: WorldModel) -> None:
     latents, actions = latents_and_actions(5)
     others, other_actions = latents_and_actions(5)
     for predict in (world_model.next_latents, world_model.rewards):
@@ -205,14 +214,14 @@ def test_dynamics_and_rewards_depend_on_latents_and_actions(world_model):
         assert (predict(latents, other_actions) - base).abs().max() > 1e-3
 
 
-def test_scalar_reward_error_is_the_squared_error(world_model):
+def test_scalar_reward_error_is_the_squared_error(world_model: WorldModel) -> None:
     latents, actions = latents_and_actions(5)
     rewards = torch.randn(5)
     expected = (world_model.rewards(latents, actions) - rewards) ** 2
     assert_close(world_model.reward_error(latents, actions, rewards), expected)
 
 
-def test_two_hot_reward_error_is_the_cross_entropy(make_world_model):
+def test_two_hot_reward_error_is_the_cross_entropy(make_world_model: Callable[..., WorldModel]) -> None:
     model = make_world_model(reward_bins=11)
     latents, actions = latents_and_actions(5)
     rewards = 5 * torch.randn(5)
@@ -223,7 +232,7 @@ def test_two_hot_reward_error_is_the_cross_entropy(make_world_model):
 
 
 @pytest.mark.parametrize("reward", [0.0, 0.5, -3.0, 200.0])
-def test_a_two_hot_head_can_learn_a_reward(make_world_model, reward):
+def test_a_two_hot_head_can_learn_a_reward(make_world_model: Callable[..., WorldModel], reward: float) -> None:
     model = make_world_model(reward_bins=11)
     latents, actions = latents_and_actions(1)
     optimizer = torch.optim.Adam(model.reward.parameters(), lr=0.1)
@@ -235,26 +244,28 @@ def test_a_two_hot_head_can_learn_a_reward(make_world_model, reward):
 
 
 @pytest.mark.parametrize(("logit", "continuation"), [(0.0, 0.5), (math.log(3), 0.25), (-math.log(9), 0.9)])
-def test_terminations_by_hand(world_model, logit, continuation):
-    nn.init.zeros_(world_model.termination[-1].weight)
-    nn.init.constant_(world_model.termination[-1].bias, logit)
+def test_terminations_by_hand(world_model: WorldModel, logit: float, continuation: float) -> None:
+    last: Any = world_model.termination[-1]
+    nn.init.zeros_(last.weight)
+    nn.init.constant_(last.bias, logit)
     latents, _ = latents_and_actions(2)
     assert_close(world_model.continuations(latents), torch.full((2,), continuation))
     errors = world_model.termination_error(latents, torch.tensor([0.0, 1.0]))
     assert_close(errors, torch.tensor([-math.log(continuation), -math.log(1 - continuation)]))
 
 
-def test_features_are_part_of_the_model(make_world_model):
-    model = make_world_model(features=HalvedDict())
+def test_features_are_part_of_the_model(make_world_model: Callable[..., WorldModel]) -> None:
+    features = HalvedDict()
+    model = make_world_model(features=features)
     observations = {"a": torch.ones(4, 1), "b": torch.randn(4, OBS_DIM - 1)}
     latents = model.encode(observations)
     assert latents.shape == (4, LATENT_DIM)
     latents[:, 0].sum().backward()
-    assert model.features.factor.grad.abs() > 0
+    assert features.factor.grad.abs() > 0
     assert "features.factor" in dict(model.named_parameters())
 
 
-def test_bins_are_not_saved(make_world_model):
+def test_bins_are_not_saved(make_world_model: Callable[..., WorldModel]) -> None:
     model = make_world_model(reward_bins=11)
     assert "bins" not in model.state_dict()
     assert_close(model.bins, torch.linspace(-10, 10, 11))

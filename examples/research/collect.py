@@ -51,7 +51,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     algorithm, defaults = BASELINES.get(args.algo, (PWM, {}))
-    settings = defaults | dict(args.set)
+    settings: dict[str, Any] = defaults | dict(args.set)
     row = {"algorithm": args.algo, "environment": args.env, "seed": args.seed, "settings": json.dumps(settings)}
     files = {suffix: args.out.with_name(args.out.name + suffix) for suffix in (".csv", ".pkl", ".npz")}
     start_file(files[".csv"], FIELDS)

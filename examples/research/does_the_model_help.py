@@ -170,15 +170,16 @@ def gradients(options: argparse.Namespace) -> None:
 def planner(options: argparse.Namespace) -> None:
     """Write one row for the policy and one for the planner of each model."""
     rows = []
+    acting: Any
     for path in options.models:
         model = PWM.load(path, device="cpu")
         for name, acting in (("policy", model), ("planner", Planner(model))):
             env = make_vec_env(options.env, options.episodes, seed=1000)
-            returns, _ = evaluate_policy(acting, env, options.episodes, return_episode_rewards=True)  # type: ignore[arg-type]
-            observation = env.reset()[:1]
+            returns, _ = evaluate_policy(acting, env, options.episodes, return_episode_rewards=True)
+            observations: Any = env.reset()
             started = time.process_time()
             for _ in range(TIMED_ACTIONS):
-                acting.predict(observation, deterministic=True)
+                acting.predict(observations[:1], deterministic=True)
             seconds = (time.process_time() - started) / TIMED_ACTIONS
             rows.append([options.env, model.seed, name, float(np.mean(returns)), float(np.std(returns)), 1e3 * seconds])
             print(*map(_short, rows[-1]), sep=",", flush=True)
@@ -226,7 +227,7 @@ def plot(options: argparse.Namespace) -> None:
         for (of, label, _), rows in runs.items():
             if of != env:
                 continue
-            style = {"color": COLORS[label], "alpha": 0.8, "marker": ".", "label": NAMES[label]}
+            style: dict[str, Any] = {"color": COLORS[label], "alpha": 0.8, "marker": ".", "label": NAMES[label]}
             returns = [float(row["return_mean"]) for row in rows]
             for line, name in enumerate(("train/n_updates", "cpu_seconds")):
                 axes[line, column].plot([float(row.get(name) or "nan") for row in rows], returns, **style)

@@ -35,6 +35,9 @@ class Graphed(OffPolicyAlgorithm):
     Learning rates are constant, and returns have one step.
     """
 
+    critic: Any
+    ent_coef_optimizer: Any
+
     def _setup_model(self) -> None:
         super()._setup_model()
         Distribution.set_default_validate_args(False)  # the checks read the GPU's numbers
@@ -77,7 +80,7 @@ class Graphed(OffPolicyAlgorithm):
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """Return the action of one environment's observation; others as SB3 does."""
-        if self.device.type != "cuda" or np.shape(observation) != (1, *self.observation_space.shape):
+        if self.device.type != "cuda" or np.shape(observation) != (1, *(self.observation_space.shape or ())):
             return super().predict(observation, state, episode_start, deterministic)
         act = partial(self._act, deterministic)
         actions = self._call(("act", deterministic), act, torch.as_tensor(observation, device=self.device))
@@ -117,7 +120,7 @@ class GraphedCrossQ(Graphed, CrossQ):
         super().train(gradient_steps, batch_size)
 
 
-def batch_norm(layer: BatchRenorm, x: torch.Tensor) -> torch.Tensor:
+def batch_norm(layer: Any, x: torch.Tensor) -> torch.Tensor:
     """Compute what a BatchRenorm within its warm-up does; its variance is the unbiased one, batch_norm's is not."""
     if not layer.training:
         return F.batch_norm(x, layer.ra_mean, layer.ra_var, layer.scale, layer.bias, False, 0.0, layer.eps)

@@ -65,7 +65,7 @@ def start_file(path: Path, fields: Sequence[str]) -> None:
 class CurveCallback(BaseCallback):
     """Evaluate every ``every`` steps and append a row to the CSV file."""
 
-    fields = FIELDS
+    fields: tuple[str, ...] = FIELDS
 
     def __init__(self, env_id: str, every: int, episodes: int, row: dict[str, Any], out: Path) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ def main() -> None:
         "settings": json.dumps(settings),
     }
     start_file(args.out, FIELDS)
-    model = algorithm("MlpPolicy", args.env, seed=args.seed, device=args.device, **settings)  # type: ignore[call-arg]
+    model = algorithm("MlpPolicy", args.env, seed=args.seed, device=args.device, **settings)
     model.learn(args.steps, callback=CurveCallback(args.env, args.every, args.episodes, row, args.out))
 
 

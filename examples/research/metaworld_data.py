@@ -31,7 +31,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.task:
         data, rates = record_expert(tasks[tasks.task_id(name)], args.episodes, args.seed)
-        np.savez_compressed(args.out / f"{name}.npz", **data)
+        np.savez_compressed(args.out / f"{name}.npz", allow_pickle=False, **data)
         print(f"{name}: {len(data['rewards'])} steps; success at the last step, at any step")
         for noise, (last, once) in rates.items():
             what = "random actions" if noise is None else f"expert with noise {noise}" if noise else "expert"

@@ -14,6 +14,7 @@ import argparse
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -54,7 +55,7 @@ def main() -> None:
         model.pretrain(args.updates // 5)
         errors = model.model_errors(held_out, max(HORIZONS))
         for ahead in HORIZONS:
-            row = {name: f"{values[ahead - 1]:.4f}" for name, values in errors.items()}
+            row: dict[str, Any] = {name: f"{values[ahead - 1]:.4f}" for name, values in errors.items()}
             row |= {"name": args.name, "environment": args.env, "seed": args.seed}
             row |= {"updates": model.n_model_updates, "steps_ahead": ahead}
             with args.out.open("a", newline="") as file:

@@ -137,12 +137,13 @@ def main() -> None:
     envs = {env: gym.make(env) for env in files}
     task_set = TaskSet.from_envs({env: env for env in files})
     datasets = {name: read_data(files[name], env) for name, env in envs.items()}
-    settings = dict(args.set)
+    settings: dict[str, Any] = dict(args.set)
     if args.prior and settings.get("critic") == "v":
         raise SystemExit('--prior needs Q critics, not critic="v"')
-    policy_kwargs = settings.get("policy_kwargs", {}) | {"task_set": task_set}
+    policy_kwargs: dict[str, Any] = settings.get("policy_kwargs", {}) | {"task_set": task_set}
     if args.model:
-        known = list(PWM.load(args.model / "model", device="cpu").policy.task_set.names)
+        policy: Any = PWM.load(args.model / "model", device="cpu").policy
+        known = list(policy.task_set.names)
         if known != list(files):
             raise SystemExit(f"the model in {args.model} has the tasks {', '.join(known)}, in this order")
         shared_seconds = 0.0

@@ -136,7 +136,7 @@ def main() -> None:
     data_name = args.data.stem if args.data else "random"
     transitions = min(data.size(), args.transitions or data.size())
     data = first_steps(data, transitions, transitions + args.online_steps)
-    settings = dict(args.set)
+    settings: dict[str, Any] = dict(args.set)
     model = PWM.from_dataset(data, seed=args.seed, device="cpu", **settings)
     row = {
         "algorithm": args.name,

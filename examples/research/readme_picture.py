@@ -20,7 +20,7 @@ from sb3_pwm.video import record_imagination, use_headless_rendering
 from sb3_pwm.video.frames import read_video
 
 COLORS = 96  # files are small, and what is drawn has few colours
-SIZE = {"width": 320, "height": 240}
+SIZE: dict[str, Any] = {"width": 320, "height": 240}
 
 
 def make_env() -> gym.Env[Any, Any]:
