@@ -7,27 +7,28 @@ from torch import nn
 
 from sb3_pwm import PWM
 from sb3_pwm.speed import measure as speed
-from sb3_pwm.speed.matmuls import Product, count_products, floor_seconds, flops_of, seconds_of, seconds_of_each
+from sb3_pwm.speed.matmuls import Product, counts_of, floor_seconds, flops_of, seconds_of, seconds_of_each
 
 CPU = torch.device("cpu")
 
 
 def test_products_of_a_linear_layer_forward_and_backward() -> None:
     layer, x = nn.Linear(3, 5), torch.randn(7, 3, requires_grad=True)
-    forward = count_products(lambda: layer(x))
+    forward = counts_of(lambda: layer(x)).products
     assert forward == {Product(1, 7, 3, 5, (False, True), torch.float32): 1}
     assert flops_of(forward) == 2 * 7 * 3 * 5
     # backward: the gradients of the weight and of the input
-    assert flops_of(count_products(lambda: layer(x).sum().backward())) == 3 * flops_of(forward)
-    assert flops_of(count_products(lambda: layer(x).sum().backward(inputs=[x]))) == 2 * flops_of(forward)
+    assert flops_of(counts_of(lambda: layer(x).sum().backward()).products) == 3 * flops_of(forward)
+    assert flops_of(counts_of(lambda: layer(x).sum().backward(inputs=[x])).products) == 2 * flops_of(forward)
 
 
 def test_products_of_batched_matrices() -> None:
     a, b = torch.randn(4, 2, 3), torch.randn(4, 3, 5)
-    counts = count_products(lambda: [torch.bmm(a, b) for _ in range(6)])
+    counts = counts_of(lambda: [torch.bmm(a, b) for _ in range(6)]).products
     assert counts == {Product(4, 2, 3, 5, (False, False), torch.float32): 6}
     assert flops_of(counts) == 6 * 4 * 2 * 2 * 3 * 5
-    assert not count_products(lambda: a + 1)
+    addition = counts_of(lambda: a + 1)
+    assert (len(addition.products), addition.operations) == (0, 1)
 
 
 def test_a_frozen_networks_weight_gradients_are_not_computed() -> None:
@@ -35,7 +36,7 @@ def test_a_frozen_networks_weight_gradients_are_not_computed() -> None:
     model = speed.make_model(speed.SHAPES["default"], "cpu")
     samples, transitions = model._sample(model.batch_size), model._critic_samples()
     latents = model._learner.update_model(samples)
-    flops = flops_of(count_products(lambda: model._learner.update_policy(samples, transitions, latents)))
+    flops = flops_of(counts_of(lambda: model._learner.update_policy(samples, transitions, latents)).products)
     hidden, latent, action = 192, 96, 6
     dynamics = hidden * (latent + action) + hidden * hidden + latent * hidden
     reward = hidden * (latent + action) + hidden * hidden + hidden
@@ -57,7 +58,7 @@ def test_a_frozen_networks_weight_gradients_are_not_computed() -> None:
 
 
 def test_floor_and_times_are_those_of_work() -> None:
-    counts = count_products(lambda: torch.randn(64, 64) @ torch.randn(64, 64))
+    counts = counts_of(lambda: torch.randn(64, 64) @ torch.randn(64, 64)).products
     floor = floor_seconds(counts, CPU)
     assert floor > 0
     assert floor_seconds(type(counts)({product: 2 * n for product, n in counts.items()}), CPU) > floor

@@ -34,30 +34,36 @@ class Product(NamedTuple):
         return 2 * self.batch * self.rows * self.inner * self.columns
 
 
-class CountProducts(TorchDispatchMode):
-    """Count the matrix products that run inside, also those of backward passes."""
+class Counts(TorchDispatchMode):
+    """Count the tensor operations that run inside, also those of backward passes.
+
+    ``products`` says how often each kind of matrix product ran, ``operations`` how many operations there were in all:
+    each is one call of a kernel, or makes a view.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.counts: Counter[Product] = Counter()
+        self.products: Counter[Product] = Counter()
+        self.operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at one operation, and let it run."""
+        self.operations += 1
         if func in PRODUCTS:
             first, second = args[PRODUCTS[func] :][:2]
             batch = first.shape[0] if first.ndim == 3 else 1
             rows, inner = first.shape[-2:]
             transposed = (first.stride(-1) != 1, second.stride(-1) != 1)
-            self.counts[Product(batch, rows, inner, second.shape[-1], transposed, first.dtype)] += 1
+            self.products[Product(batch, rows, inner, second.shape[-1], transposed, first.dtype)] += 1
         return func(*args, **(kwargs or {}))
 
 
-def count_products(work: Callable[[], object]) -> Counter[Product]:
-    """Return how often each kind of matrix product runs in ``work``."""
-    counter = CountProducts()
-    with counter:
+def counts_of(work: Callable[[], object]) -> Counts:
+    """Run ``work`` and return what ran in it."""
+    counts = Counts()
+    with counts:
         work()
-    return counter.counts
+    return counts
 
 
 def flops_of(counts: Counter[Product]) -> int:

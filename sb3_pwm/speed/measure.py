@@ -3,10 +3,11 @@
     python -m sb3_pwm.speed --json speed.json
 
 For each shape and each phase: the matrix products that it needs are counted, the same products are timed alone in the
-same run (the *floor*), and *efficiency* is the floor over the measured time. *of peak* compares with one large square
-product instead. *reference ratio* is the time of the same update in :mod:`sb3_pwm.speed.reference`, a plain eager
-version in float32, over the measured time. On a GPU, where updates are CUDA graphs, *eager ratio* is the time of the
-same update without one over the measured time. Times are the lowest of several rounds.
+same run (the *floor*), and *efficiency* is the floor over the measured time. *operations* are calls of eager kernels,
+views among them. *of peak* compares with one large square product instead. *reference ratio* is the time of the same
+update in :mod:`sb3_pwm.speed.reference`, a plain eager version in float32, over the measured time. On a GPU, where
+updates are CUDA graphs, *eager ratio* is the time of the same update without one over the measured time. Times are the
+lowest of several rounds.
 
 ``--extraction 10000`` adds what a policy takes that is extracted from the paper's 48M multi-task world model.
 """
@@ -32,7 +33,7 @@ from sb3_pwm.files.atomic import write_text
 from sb3_pwm.multitask.tasks import Task, TaskSet
 from sb3_pwm.presets import paper_multi_task, paper_single_task
 from sb3_pwm.pwm import PWM
-from sb3_pwm.speed.matmuls import count_products, floor_seconds, flops_of, peak_rate, seconds_of_each
+from sb3_pwm.speed.matmuls import counts_of, floor_seconds, flops_of, peak_rate, seconds_of_each
 from sb3_pwm.speed.reference import ReferenceLearner
 
 N_TRANSITIONS = 20_000
@@ -58,6 +59,7 @@ def multi_task(precision: Precision = "float32") -> dict[str, Any]:
 
 SHAPES = {
     "default": Shape(17, 6, {}),
+    "default-compiled": Shape(17, 6, {"torch_compile": True}),
     "paper-64": Shape(17, 6, paper_single_task | {"batch_size": 64}),
     "paper-64-compiled": Shape(17, 6, paper_single_task | {"batch_size": 64, "torch_compile": True}),
     "paper-512": Shape(17, 6, paper_single_task | {"batch_size": 512}),
@@ -163,18 +165,19 @@ def measure_shape(name: str, device: str) -> list[dict[str, Any]]:
             works["reference"] = phase.reference
         if on_gpu:
             works["eager"] = eager
-        counts = count_products(eager)
+        counts = counts_of(eager)
         times = seconds_of_each(list(works.values()), torch_device)
         seconds = dict(zip(works, times, strict=True))
-        flops = flops_of(counts)
+        flops = flops_of(counts.products)
         with arithmetic(torch_device, alone):
-            floor = floor_seconds(counts, torch_device)
+            floor = floor_seconds(counts.products, torch_device)
         measured = seconds["measured"]
         rows.append(
             {
                 "shape": name,
                 "phase": name_of_phase,
                 "milliseconds": 1e3 * measured,
+                "operations": counts.operations,
                 "gflop": flops / 1e9,
                 "floor_milliseconds": 1e3 * floor,
                 "efficiency": floor / measured,
