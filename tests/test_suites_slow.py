@@ -12,6 +12,7 @@ from sb3_pwm.multitask.envs import single_task_env, task_vec_env
 from sb3_pwm.multitask.tasks import TaskSet
 from sb3_pwm.suites import mt80
 from sb3_pwm.suites.dmcontrol import SUITE_TASKS, VARIANT_TASKS, make_dmcontrol
+from sb3_pwm.suites.experts import has_expert, record_expert
 from sb3_pwm.suites.metaworld import MT10_NAMES, MT50_NAMES, make_metaworld
 from sb3_pwm.video import use_headless_rendering
 
@@ -295,6 +296,7 @@ def test_reacher_three() -> None:
         assert (np.abs(physics.data.qpos[1:]) <= np.deg2rad(80)).all()
 
 
+@pytest.mark.filterwarnings("ignore:Constant")  # Meta-World's policies ask for more than is possible
 def test_scripted_experts_succeed() -> None:
     """Three of Meta-World's own policies, on actions taken twice: at least two of three episodes."""
     from metaworld.policies import ENV_POLICY_MAP
@@ -319,3 +321,13 @@ def test_pwm_learns_over_both_suites() -> None:
     assert model.replay_buffer.observations["task"][:300].squeeze(-1).tolist() == [[0, 1, 2]] * 300
     assert model.n_model_updates > 50
     assert {episode["task"] for episode in model.ep_info_buffer} == {"mw-reach"}  # the others have 500 steps
+
+
+@pytest.mark.filterwarnings("ignore:Constant")
+def test_data_of_scripted_experts() -> None:
+    assert [task.name for task in MT80 if has_expert(task)] == list(MT80.names[30:])
+    data, rates = record_expert(MT80[MT80.task_id("mw-reach")], 6, seed=0)
+    assert data["observations"].shape == (600, 39)
+    assert np.flatnonzero(data["timeouts"]).tolist() == list(range(99, 600, 100))
+    assert rates[0.0] == rates[0.1] == (1, 1)
+    assert rates[None] == (0, 0)
