@@ -310,12 +310,12 @@ def test_settings_of_one_algorithm_have_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("algos", "error"),
     [
-        (["a/b=pwm"], "'a/b' is no label"),
-        (["..=pwm"], "'..' is no label"),
-        (["=pwm"], "'' is no label"),
-        (["a b=pwm"], "'a b' is no label"),
-        (["_a=pwm"], "'_a' is no label"),
-        (["a=b=pwm"], "'a=b' is no label"),
+        (["a/b=pwm"], "'a/b' is not a label"),
+        (["..=pwm"], "'..' is not a label"),
+        (["=pwm"], "'' is not a label"),
+        (["a b=pwm"], "'a b' is not a label"),
+        (["_a=pwm"], "'_a' is not a label"),
+        (["a=b=pwm"], "'a=b' is not a label"),
         (["wide=pmw"], "unknown algorithm 'pmw'; did you mean pwm"),
         (["_mine:MySAC"], "begins with an underscore: give it a label, such as mine=_mine:MySAC"),
         (["sac=pwm"], "'sac' is an algorithm's name and cannot be a label of pwm"),

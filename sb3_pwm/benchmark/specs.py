@@ -98,7 +98,7 @@ def named_algorithms(given: Iterable[str]) -> dict[str, str]:
         if equals and not re.fullmatch(r"[^\W_][\w.-]*", label):
             # Legends leave out what begins with an underscore.
             allowed = "letters, digits, '_', '-' and '.', the first a letter or a digit"
-            raise ValueError(f"algorithm {text!r}: {label!r} is no label; allowed: {allowed}")
+            raise ValueError(f"algorithm {text!r}: {label!r} is not a label; allowed: {allowed}")
         if not equals and algo.startswith("_"):
             raise ValueError(f"algorithm {text!r} begins with an underscore: give it a label, such as mine={text}")
         if label in ALGORITHMS and label != algo:

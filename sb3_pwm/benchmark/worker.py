@@ -1,4 +1,4 @@
-"""One run of a benchmark, in a process of its own: train, evaluate, write down.
+"""One run of a benchmark, in a separate process: train, evaluate, write down.
 
     python -m sb3_pwm.benchmark.worker < job.json
 

@@ -70,7 +70,7 @@ def extract(
     """Make a model for one task out of a model of many tasks, as the paper does (arXiv 2407.02466).
 
     Its policy starts from nothing, and learns in the many-task model's world model; windows come from what the replay
-    buffer holds of the task. It is a model of its own, in the task's own spaces: it predicts in the task's environment,
+    buffer holds of the task. It is a separate model, in the task's own spaces: it predicts in the task's environment,
     can be saved, and, made with ``env``, goes on learning there after ``set_env``. It has the many-task model's
     settings but for the action noise, which is made for all tasks' actions.
 

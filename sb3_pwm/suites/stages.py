@@ -1,6 +1,6 @@
 """From a suite of tasks to a policy for each: collect, train, extract, evaluate; ``sb3-pwm suite``.
 
-A unit of a stage, a task or the world model of all, is carried out by a process of its own:
+A unit of a stage, a task or the world model of all, runs in a separate process:
 
     python -m sb3_pwm.suites.stages < job.json
 """
