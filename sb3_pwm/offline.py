@@ -1,10 +1,11 @@
 """Learning without an environment: from data alone, and the world model's pre-training."""
 
+import functools
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import gymnasium as gym
 from gymnasium import spaces
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 from sb3_pwm.buffers import check_replay_buffer
 from sb3_pwm.checks import check_integer, random_steps
 from sb3_pwm.compute.distributed import own_part, share_from_first
+from sb3_pwm.compute.live import LiveProgress
 from sb3_pwm.compute.progress import let_go, timed
 from sb3_pwm.policies import PWMPolicy
 from sb3_pwm.replay.statistics import check_normalizer_known
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from sb3_pwm.pwm import PWM
 
 SelfPWM = TypeVar("SelfPWM", bound="PWM")
+Shown: TypeAlias = Callable[[Iterable[int]], Iterable[int]]
 
 PRETRAIN_STEPS = 10_000  # for each task: nothing improves the world model afterwards
 # No environment corrects a policy that exploits the errors of one network, or values that promise too much.
@@ -155,6 +158,8 @@ def learn_offline(
     _check_normalizer(model)
     if model.env is None:
         model.env = spaces_only(model.observation_space, model.action_space, model.n_envs)
+    bar = progress_bar and own_part().rank == 0
+    shown = functools.partial(tqdm, desc="world model", disable=not bar, leave=False)
     if reset_num_timesteps:
         model.num_timesteps = model._episode_num = 0
         model.ep_info_buffer = None
@@ -167,7 +172,7 @@ def learn_offline(
         progress_bar,
         first=model.num_timesteps,
         what="policy",
-        prepare=lambda: pretrain_within(model, pretrain_steps, progress_bar, lambda n: 1 - (done + n) / wanted),
+        prepare=lambda: pretrain_within(model, pretrain_steps, shown, lambda n: 1 - (done + n) / wanted),
         update=model._update_policy_offline,
     )
 
@@ -219,27 +224,27 @@ def pretrain(
 
 
 def pretrain_within(
-    model: "PWM", gradient_steps: int, progress_bar: bool, progress_remaining: Callable[[int], float]
+    model: "PWM", gradient_steps: int, shown: Shown, progress_remaining: Callable[[int], float]
 ) -> None:
     """Pre-train within other learning.
 
     :param model: the model.
     :param gradient_steps: number of updates of the world model.
-    :param progress_bar: show progress.
+    :param shown: gives the numbers of the updates that it is given, and shows progress.
     :param progress_remaining: what each update, of which it is given the number, has for its learning rate's schedule.
     """
     _prepare_pretraining(model, gradient_steps)
-    bar = progress_bar and own_part().rank == 0
     with _told(model, gradient_steps):
-        for update in tqdm(range(gradient_steps), "world model", disable=not bar, leave=False):
+        for update in shown(range(gradient_steps)):
             model._update_model_alone(progress_remaining(update))
 
 
-def finish_pretraining(model: "PWM", progress_bar: bool) -> None:
-    """Do what is left of a model's ``pretrain_steps``, within :meth:`sb3_pwm.PWM.learn`."""
+def finish_pretraining(model: "PWM", view: LiveProgress | None) -> None:
+    """Do what is left of a model's ``pretrain_steps``, within :meth:`sb3_pwm.PWM.learn`, which shows its progress."""
     left = model.pretrain_steps - model.n_model_updates
     if left > 0:
-        pretrain_within(model, left, progress_bar, lambda _: model._current_progress_remaining)
+        shown: Shown = iter if view is None else functools.partial(view.track, name="world model")
+        pretrain_within(model, left, shown, lambda _: model._current_progress_remaining)
 
 
 def _prepare_pretraining(model: "PWM", gradient_steps: int) -> None:

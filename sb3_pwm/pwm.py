@@ -33,7 +33,7 @@ from sb3_pwm.compute.compilation import TorchCompile
 from sb3_pwm.compute.distributed import Part, own_part
 from sb3_pwm.compute.optimizers import set_learning_rate
 from sb3_pwm.compute.precision import Precision
-from sb3_pwm.compute.progress import let_go, say, warn_that_nothing_was_learnt
+from sb3_pwm.compute.progress import let_go, live_progress, say, warn_that_nothing_was_learnt
 from sb3_pwm.diagnostics import evaluation, fitted_q
 from sb3_pwm.diagnostics.start_values import StartValues, follow_episodes
 from sb3_pwm.files import world_models
@@ -364,7 +364,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         :param log_interval: episodes between logs.
         :param tb_log_name: name of the run in TensorBoard.
         :param reset_num_timesteps: start counting (and an episode) anew; False continues.
-        :param progress_bar: show progress with tqdm and rich.
+        :param progress_bar: show progress, see :class:`sb3_pwm.compute.live.LiveProgress`.
         :return: the model.
         """
         known = statistics.n_known_transitions(self.sequences, self._vec_normalize_env)
@@ -381,11 +381,12 @@ class PWM(SequenceOffPolicyAlgorithm):
         # A policy that has learnt fills an empty buffer with its own actions, not with random ones.
         random_until = warm_up_end if self._n_updates == 0 else 0
         updates_before = self.n_model_updates
+        view = live_progress(callback)
         what = f"{warm_up:,}{' random' if random_until else ''} steps"
         say(f"Collecting {what} before the first update", shown=self.verbose > 0 and warm_up > 0)
         try:
             if self.num_timesteps >= warm_up_end and known > 0:
-                offline.finish_pretraining(self, progress_bar)
+                offline.finish_pretraining(self, view)
             while self.num_timesteps < total_timesteps:
                 rollout = self.collect_rollouts(
                     self._watch(self.env),
@@ -399,7 +400,7 @@ class PWM(SequenceOffPolicyAlgorithm):
                 if not rollout.continue_training:
                     break
                 if self.num_timesteps >= warm_up_end:
-                    offline.finish_pretraining(self, progress_bar)
+                    offline.finish_pretraining(self, view)
                     steps = self.gradient_steps if self.gradient_steps >= 0 else rollout.episode_timesteps
                     if steps > 0:
                         self.train(gradient_steps=steps, batch_size=self.batch_size)

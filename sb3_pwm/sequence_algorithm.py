@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file
@@ -26,6 +26,7 @@ from sb3_pwm.checks import (
     constructor_parameters,
 )
 from sb3_pwm.compute.hardware import keep_sigterm
+from sb3_pwm.compute.live import LiveProgress
 from sb3_pwm.files.models import opened_model, save_model, without_pickles
 from sb3_pwm.files.replay_buffers import as_sequences, read_replay_buffer, save_replay_buffer
 from sb3_pwm.files.tensors import check_tensors
@@ -165,6 +166,12 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             self.n_envs = vec_env.num_envs
             self._last_obs = None
         super().set_env(vec_env, force_reset)
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        if progress_bar:
+            own = CallbackList(callback) if isinstance(callback, list) else callback
+            callback = [own if isinstance(own, BaseCallback) else ConvertCallback(own), LiveProgress()]
+        return super()._init_callback(callback)
 
     def _on_env_reset(self) -> None:
         """Prepare for a reset of the environments: what comes next does not follow the newest stored steps."""

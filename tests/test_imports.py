@@ -18,6 +18,7 @@ LEVELS = (
     {"files/archives"},
     {"files/tensors"},
     {"compute/metrics", "compute/optimizers", "compute/precision", "compute/random_state", "compute/streams"},
+    {"compute/live"},
     {"compute/progress"},
     {"observations", "nn/action_codes", "nn/predictability"},
     {"compute/compilation", "nn/layers", "nn/task_context", "replay/windows", "replay/watched_env", "cli/subcommands"},
@@ -77,7 +78,7 @@ def unit_of(file: str) -> str:
 
 
 PURE = PURE_FILES | {unit for unit in map(unit_of, TREES) if unit.startswith(("nn/", "compute/"))}
-PURE -= {"nn/observation_features", "compute/progress"}  # they read spaces, and callbacks
+PURE -= {"nn/observation_features", "compute/live", "compute/progress"}  # they read spaces, and callbacks
 
 
 def imports_of(tree: ast.Module) -> Iterator[Any]:

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import KVWriter
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pwm.benchmark.evaluate import evaluate, make_evaluation_env, random_return
@@ -60,6 +59,7 @@ from sb3_pwm.benchmark.settings import interpret
 from sb3_pwm.benchmark.specs import RunSpec
 from sb3_pwm.checks import ATTRIBUTES, constructor_parameters
 from sb3_pwm.compute.hardware import processor
+from sb3_pwm.compute.live import LastLog
 
 PACKAGES = (
     *("sb3-pwm", "stable-baselines3", "sb3-contrib", "torch", "gymnasium", "mujoco", "numpy"),
@@ -75,22 +75,6 @@ class SegmentEnd(Exception):  # noqa: N818 - no error
     """Training has reached the end of its segment."""
 
 
-class LastLog(KVWriter):
-    """A destination of SB3's logger that keeps the last value of every number."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, float] = {}
-
-    def write(self, key_values: dict[str, Any], key_excluded: Mapping[str, Any], step: int = 0) -> None:
-        """Take over what is logged."""
-        for name, value in key_values.items():
-            if name.startswith(LOGGED) and np.isscalar(value) and not isinstance(value, str):
-                self.values[name] = float(value)  # type: ignore[arg-type]
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
 class SegmentCallback(BaseCallback):
     """Evaluate every so many steps, and end the segment before the first rollout after ``end``.
 
@@ -102,7 +86,7 @@ class SegmentCallback(BaseCallback):
         self.spec, self.progress, self.end, self.env, self.folder = spec, progress, end, env, folder
         self.start_cpu, self.start_wall = time.process_time(), time.perf_counter()
         self.noted = -np.inf
-        self.log = LastLog()
+        self.log = LastLog(LOGGED)
 
     def _on_training_start(self) -> None:
         self.logger.output_formats.append(self.log)

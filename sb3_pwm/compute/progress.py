@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
 
+from sb3_pwm.compute.live import LiveProgress
+
 
 def say(message: str, shown: bool) -> None:
     """Print a message at once, if it is to be shown."""
@@ -45,13 +47,27 @@ def let_go(callback: BaseCallback) -> None:
     callback.locals.pop("callback", None)
 
 
+def callbacks_in(callback: BaseCallback) -> Iterator[BaseCallback]:
+    """Give a callback, or those in a list of callbacks."""
+    if isinstance(callback, CallbackList):
+        for own in callback.callbacks:
+            yield from callbacks_in(own)
+    else:
+        yield callback
+
+
+def live_progress(callback: BaseCallback) -> LiveProgress | None:
+    """Return the callback that shows progress, if there is one."""
+    return next((own for own in callbacks_in(callback) if isinstance(own, LiveProgress)), None)
+
+
 def close_progress_bars(callback: BaseCallback) -> None:
     """Close the bars of training that did not end by itself.
 
     SB3 leaves them open, and then the thread that draws one can hold up the end of the interpreter for ever.
     """
-    if isinstance(callback, CallbackList):
-        for own in callback.callbacks:
-            close_progress_bars(own)
-    elif isinstance(callback, ProgressBarCallback) and hasattr(callback, "pbar"):
-        callback.pbar.close()
+    for own in callbacks_in(callback):
+        if isinstance(own, LiveProgress):
+            own.close()
+        elif isinstance(own, ProgressBarCallback) and hasattr(own, "pbar"):
+            own.pbar.close()
