@@ -47,6 +47,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_from_single_tasks_to_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Collect from two tasks, learn from one of them alone, then from both."""
     for env in ("Pendulum-v1", "MountainCarContinuous-v0"):

@@ -1,4 +1,4 @@
-"""Show what a benchmark found: one self-contained web page, its figures as PNG and SVG, tables for papers.
+"""Show what a benchmark found: one self-contained web page, figures as PNG and SVG, tables for papers.
 
 An example, after ``sb3-pwm benchmark --out results``:
 
