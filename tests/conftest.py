@@ -11,6 +11,7 @@ import torch
 from hypothesis import settings
 from torch import nn
 
+from sb3_pwm import PWM, offline
 from sb3_pwm.networks import Actor, CriticEnsemble
 from sb3_pwm.video.rendering import render, rendered_env
 from sb3_pwm.world_model import WorldModel
@@ -27,6 +28,15 @@ HIDDEN: dict[str, Any] = {"encoder": [10], "dynamics": [10], "reward": [10], "te
 def _seed() -> None:
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def quick_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the default updates few and small, for scripts that run as printed; all else stays."""
+    arguments: Any = PWM.__init__.__kwdefaults__
+    for name, value in {"pretrain_steps": 20, "batch_size": 8, "critic_batch_size": 16}.items():
+        monkeypatch.setitem(arguments, name, value)
+    monkeypatch.setitem(offline.ARGUMENTS, "batch_size", 8)
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def assert_same_outcome(first: Path, second: Path) -> None:
     assert same(parameters, other_parameters)
 
 
-@pytest.mark.parametrize("algo", ["pwm", "sac"])
+@pytest.mark.parametrize("algo", ["pwm", pytest.param("sac", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_with_the_same_numbers(algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of(algo, "compare_toys:Killed-v0")
     assert run_job(spec, tmp_path / "whole", "")

@@ -113,7 +113,7 @@ def close(first: Any, second: Any, **tolerances: Any) -> None:
         assert_close(value, second[name], msg=partial("{}: {}".format, name), **tolerances)
 
 
-@pytest.mark.parametrize("critic", ["q", "v"])
+@pytest.mark.parametrize("critic", ["q", pytest.param("v", marks=pytest.mark.slow)])
 def test_compiled_updates_are_the_eager_ones(fast_compiler: Any, critic: Literal["q", "v"]) -> None:
     eager, compiled = (make(truth_envs(), torch_compile=choice, critic=critic).learn(20) for choice in (False, True))
     for model in (eager, compiled):

@@ -11,6 +11,7 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
+@pytest.mark.usefixtures("quick_defaults")
 @pytest.mark.parametrize(
     ("script", "output"),
     [

@@ -110,7 +110,7 @@ def test_the_world_model_learns_the_environment() -> None:
     assert ended[terminated].mean() > 4 * ended[~terminated].mean()
 
 
-@pytest.mark.parametrize("critic", ["q", "v"])
+@pytest.mark.parametrize("critic", ["q", pytest.param("v", marks=pytest.mark.slow)])
 def test_the_policy_learns_in_imagination(critic: Literal["q", "v"]) -> None:
     model = make_model(critic)
     model.pretrain(300)

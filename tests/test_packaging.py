@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from importlib import metadata, resources
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -124,13 +123,12 @@ def shrink(block: str) -> str:
     return re.sub(r"n_eval_episodes=\d+", "n_eval_episodes=1", block)
 
 
+@pytest.mark.usefixtures("quick_defaults")
 @pytest.mark.filterwarnings("ignore:nothing was learnt")  # in so few steps
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
 def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    defaults: Any = PWM.__init__.__kwdefaults__
-    monkeypatch.setitem(defaults, "pretrain_steps", 20)  # 1,000 take half a minute
     names: dict[str, object] = {}
     try:
         exec(compile(shrink(block), "block", "exec"), names)
