@@ -1,6 +1,5 @@
 """What a model does while it learns, in the terminal."""
 
-import contextlib
 import datetime
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -94,23 +93,17 @@ class LiveProgress(BaseCallback):
         if self.log in self.model.logger.output_formats:
             self.model.logger.output_formats.remove(self.log)
 
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Show what is being done, in between steps."""
+    def track(self, updates: Iterable[int], name: str) -> Iterator[int]:
+        """Give the updates of a phase between steps, and show how many there have been."""
         self._phase = name
         if self._display is None:
             self._print_line()
         try:
-            yield
-        finally:
-            self._phase = ""
-
-    def track(self, updates: Iterable[int], name: str) -> Iterator[int]:
-        """Give the updates of a phase, and show how many there have been."""
-        with self.phase(name):
             for update in updates:
                 self._phase = f"{name}, update {update + 1:,}"
                 yield update
+        finally:
+            self._phase = ""
 
     def figures(self) -> dict[str, float]:
         """Return what is known, by its name: the return, and what was logged last."""
