@@ -17,7 +17,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
@@ -26,25 +25,6 @@ from sb3_pwm.video import record_video, use_headless_rendering
 
 MIN_STEPS = 300  # the first half may be random actions, and they must fill one batch
 EVALUATION_SEED = 10_000  # of an environment that training has not seen
-
-
-class PrintProgress(BaseCallback):
-    """Print a line every ``every`` steps."""
-
-    def __init__(self, every: int) -> None:
-        super().__init__()
-        self.every = every
-        self.next_line = every
-        self.start = time.perf_counter()
-
-    def _on_step(self) -> bool:
-        if self.num_timesteps >= self.next_line:
-            self.next_line += self.every
-            returns = [info["r"] for info in (self.model.ep_info_buffer or [])][-5:]
-            mean = f"{np.mean(returns):8.1f}" if returns else "       -"
-            seconds = time.perf_counter() - self.start
-            print(f"step {self.num_timesteps:6d}  mean return of recent episodes {mean}  {seconds:5.0f} s", flush=True)
-        return True
 
 
 class RandomPolicy:
@@ -102,11 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"training PWM on {args.env} for {args.steps} steps: {warm_up} random ones, then the world model is fitted")
     start = time.perf_counter()
     try:
-        model.learn(
-            args.steps,
-            callback=PrintProgress(max(1, args.steps // 8)),
-            progress_bar=find_spec("rich") is not None,
-        )
+        model.learn(args.steps, progress_bar=find_spec("rich") is not None)
     except KeyboardInterrupt:
         model.save(model_file)
         print(f"interrupted after {model.num_timesteps} steps; the model so far: {model_file}")

@@ -483,3 +483,12 @@ class CategoricalPolicyActor(SavedActor, CategoricalActor):
 
 
 AnyActor: TypeAlias = PolicyActor | CategoricalPolicyActor
+
+
+def check_policy_class(policy_class: type[BasePolicy]) -> None:
+    """Raise ``TypeError`` for a policy without a world model."""
+    if not issubclass(policy_class, PWMPolicy):
+        raise TypeError(
+            f"policy must be a PWMPolicy class, not {policy_class.__name__}; if it comes from a file, another "
+            "algorithm has saved it"
+        )

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_pwm import offline
-from sb3_pwm.buffers import ALL, SequenceReplayBuffer, check_replay_buffer, sequence_buffer_class
+from sb3_pwm.buffers import ALL, SequenceReplayBuffer, check_replay_buffer
 from sb3_pwm.checks import (
     check_action_noise,
     check_arguments,
@@ -41,9 +41,9 @@ from sb3_pwm.learner import Learner
 from sb3_pwm.multitask import adding, extraction
 from sb3_pwm.multitask.data import Source
 from sb3_pwm.multitask.policies import MultiTaskPolicy
-from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy
+from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy, check_policy_class
 from sb3_pwm.replay import statistics
-from sb3_pwm.replay.her import SequenceHerReplayBuffer
+from sb3_pwm.replay.her import chosen_buffer_class
 from sb3_pwm.sac_names import SAC_POLICY_ARGUMENTS, check_sac_arguments, of_policy, without_sac_arguments
 from sb3_pwm.sequence_algorithm import SequenceOffPolicyAlgorithm
 from sb3_pwm.type_aliases import SequenceSamples
@@ -249,24 +249,13 @@ class PWM(SequenceOffPolicyAlgorithm):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        if not issubclass(self.policy_class, PWMPolicy):
-            raise TypeError(
-                f"policy must be a PWMPolicy class, not {self.policy_class.__name__}; if it comes from a file, another "
-                "algorithm has saved it"
-            )
+        check_policy_class(self.policy_class)
         self.critic_kind = self.__dict__.pop("critic", self.critic_kind)  # from load() or an old file
         check_arguments(self.__dict__)
         check_train_freq(self.train_freq, self.n_envs)
         if "critic" in self.policy_kwargs:
             raise ValueError("critic is an argument of PWM itself; leave it out of policy_kwargs")
-        if self.replay_buffer_class is None:
-            self.replay_buffer_class = sequence_buffer_class(self.observation_space)
-        if self.replay_buffer_class is HerReplayBuffer:
-            self.replay_buffer_class = SequenceHerReplayBuffer
-        if not issubclass(self.replay_buffer_class, SequenceReplayBuffer):
-            raise TypeError(
-                f"replay_buffer_class must be a SequenceReplayBuffer, not {self.replay_buffer_class.__name__}"
-            )
+        self.replay_buffer_class = chosen_buffer_class(self.replay_buffer_class, self.observation_space)
         lengths = {"sequence_length": self.sequence_length, "n_steps": self.n_steps}
         check_capacity(self.buffer_size, self.n_envs, lengths, self.batch_size)
         # The kind of critic is an argument of the algorithm; the policy's own arguments stay what the user gave.
@@ -329,15 +318,14 @@ class PWM(SequenceOffPolicyAlgorithm):
             self.replay_buffer.env = self.env
 
     def _sample(self, batch_size: int, part: Part = ALL, *, length: int | None = None) -> SequenceSamples:
-        length = self.sequence_length if length is None else length
-        samples = self.sequences.sample_sequences(batch_size, length, self._vec_normalize_env, part)
+        own = length or self.sequence_length
+        samples = self.sequences.sample_sequences(batch_size, own, self._vec_normalize_env, part)
         return self.policy.for_networks(samples)
 
     def _critic_samples(self) -> tuple[SequenceSamples, ...]:
         """Return a batch for each update of the Q critics that follows an update of the actor."""
-        if not self.policy.q_critic:
-            return ()
-        return tuple(self._sample(self.critic_batch_size, length=self.n_steps) for _ in range(self.critic_updates))
+        count = self.critic_updates if self.policy.q_critic else 0
+        return tuple(self._sample(self.critic_batch_size, length=self.n_steps) for _ in range(count))
 
     def _on_env_reset(self) -> None:
         super()._on_env_reset()
@@ -368,9 +356,8 @@ class PWM(SequenceOffPolicyAlgorithm):
         :return: the model.
         """
         known = statistics.n_known_transitions(self.sequences, self._vec_normalize_env)
-        capacity = self.sequences.buffer_size * self.n_envs
         learning_starts = random_steps(self.learning_starts, total_timesteps)
-        warm_up = max(0, learning_starts - known) if known < capacity else 0
+        warm_up = max(0, learning_starts - known) if known < self.sequences.buffer_size * self.n_envs else 0
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
@@ -558,12 +545,6 @@ class PWM(SequenceOffPolicyAlgorithm):
         """Estimate from data what the policy would earn, see :func:`sb3_pwm.diagnostics.fitted_q.estimate_return`."""
         settings = self.gamma, n_updates, deterministic, seed, progress_bar
         return fitted_q.estimate_return(self.policy, self._to_evaluate(dataset), self._vec_normalize_env, *settings)
-
-    def _to_evaluate(self, dataset: ReplayBuffer) -> SequenceReplayBuffer:
-        """Return a data set, checked, as a buffer that gives tensors on the model's device."""
-        buffer = self._checked_buffer(dataset, "observation_space", "action_space")
-        buffer.device = self.device  # of another object: the data set stays where it is
-        return buffer
 
     def value_calibration(self, env: GymEnv | VecEnv, n_episodes: int = 10, deterministic: bool = False) -> float:
         """Return the critics' mean value of start states over the mean discounted return of evaluation episodes.

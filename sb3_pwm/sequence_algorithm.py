@@ -84,6 +84,12 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 raise ValueError(f"the replay buffer's {name} is {found}, the model's is {expected}")
         return sequences if isinstance(buffer, SequenceReplayBuffer) else as_sequences(buffer, "the replay buffer")
 
+    def _to_evaluate(self, dataset: ReplayBuffer) -> SequenceReplayBuffer:
+        """Return a data set, checked, as a buffer that gives tensors on the model's device."""
+        buffer = self._checked_buffer(dataset, "observation_space", "action_space")
+        buffer.device = self.device  # of another object: the data set stays where it is
+        return buffer
+
     def save(
         self,
         path: str | pathlib.Path | io.BufferedIOBase,

@@ -4,11 +4,18 @@ import copy
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_pwm.buffers import SEQUENCE_CLASSES, DictSequenceReplayBuffer
+from sb3_pwm.buffers import (
+    SEQUENCE_CLASSES,
+    DictSequenceReplayBuffer,
+    SequenceReplayBuffer,
+    sequence_buffer_class,
+)
 from sb3_pwm.replay.windows import Windows
 from sb3_pwm.type_aliases import SequenceSamples
 
@@ -140,3 +147,21 @@ class SequenceHerReplayBuffer(DictSequenceReplayBuffer, HerReplayBuffer):
 
 
 SEQUENCE_CLASSES[HerReplayBuffer] = SequenceHerReplayBuffer
+
+
+def chosen_buffer_class(
+    given: type[ReplayBuffer] | None, observation_space: spaces.Space[Any]
+) -> type[SequenceReplayBuffer]:
+    """Return the class of a model's replay buffer.
+
+    :param given: what the user asks for; None for the one that fits the observations.
+    :param observation_space: of the environment.
+    :raises TypeError: if it gives no windows.
+    """
+    if given is None:
+        return sequence_buffer_class(observation_space)
+    if given is HerReplayBuffer:
+        return SequenceHerReplayBuffer
+    if not issubclass(given, SequenceReplayBuffer):
+        raise TypeError(f"replay_buffer_class must be a SequenceReplayBuffer, not {given.__name__}")
+    return given
