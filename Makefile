@@ -10,7 +10,7 @@ MULTITASK := .venv-multitask
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-multitask quickstart test test-slow test-multitask lint type format docs clean
+.PHONY: help install install-multitask quickstart test test-slow test-multitask lint type format docs browser clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/\1	\2/' | expand -t 20
@@ -53,6 +53,9 @@ type: $(STAMP)  ## check types
 format: $(STAMP)  ## format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+browser:  ## install what pages with a policy need, and the tests of them, in node_modules
+	npm install --no-save @mujoco/mujoco@3.14.0 onnxruntime-web@1.30.0
 
 docs: $(VENV)/.installed-docs  ## build the documentation in site/, warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -q docs site

@@ -11,7 +11,7 @@ COMMANDS = {
     ),
     "export": Lazy(
         "sb3_pwm.cli.export",
-        "Write the policy of a saved model as ONNX or TorchScript, with normalisation and action scaling inside.",
+        "Write the policy of a saved model as ONNX, TorchScript or page, with normalisation and action scaling inside.",
     ),
     "extract": Lazy(
         "sb3_pwm.cli.extract",
