@@ -1,4 +1,4 @@
-"""``sb3-pwm suite``: four stages whose files follow from each other."""
+"""``sb3-pwm suite``: five stages whose files follow from each other."""
 
 import csv
 import json
@@ -11,10 +11,12 @@ import pytest
 import suite_toys
 import torch
 
-from sb3_pwm import PWM
+from sb3_pwm import PWM, Task, TaskSet
 from sb3_pwm.cli import suite as command
 from sb3_pwm.cli.main import COMMANDS
 from sb3_pwm.cli.subcommands import run_command_line
+from sb3_pwm.datasets import from_arrays, from_tasks
+from sb3_pwm.multitask.extraction import spaces_of_task
 from sb3_pwm.suites import records, stages
 from sb3_pwm.suites.stages import find_suite
 
@@ -23,13 +25,21 @@ OPTIONS = {
     "collect": ["--steps", "60", *SMALL, "--set", "learning_starts=20", "--set", "pretrain_steps=2"],
     "train": ["--updates", "12", "--checkpoint-every", "5", *SMALL],
     "extract": ["--updates", "3"],
-    "evaluate": ["--episodes", "2"],
+    "baselines": [],
+    "evaluate": ["--episodes", "2", "--methods", *stages.METHODS],
 }
 
 
 def run(stage: Any, out: Any, *options: Any, suite: Any = "suite_toys:toys") -> Any:
-    own = [*OPTIONS[stage], *options]
+    own = [*OPTIONS[stage], *map(str, options)]
     return run_command_line(COMMANDS, ["suite", stage, "--suite", suite, "--out", str(out), *own])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_timed_actions() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "TIMED_ACTIONS", 2)
+        yield
 
 
 @pytest.fixture
@@ -50,8 +60,14 @@ def finished(tmp_path_factory: Any) -> Any:
     out = tmp_path_factory.mktemp("suite")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "run_jobs", carry_out_here)
-        assert [run(stage, out) for stage in OPTIONS] == [0] * 4
+        assert [run(stage, out) for stage in OPTIONS] == [0] * 5
     return out
+
+
+def rows_of(out: Any, method: Any = "extracted") -> Any:
+    """What table.csv says of a method, by task, without its times."""
+    rows = [row for row in csv.DictReader((out / "table.csv").open()) if row["method"] == method]
+    return {row["task"]: {name: row[name] for name in row if name != "ms_per_action"} for row in rows}
 
 
 @pytest.fixture
@@ -60,7 +76,7 @@ def copied(finished: Any, tmp_path: Path) -> Any:
 
 
 def test_a_suite_runs_through_all_stages(finished: Any, here: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = {row["task"]: row for row in csv.DictReader((finished / "table.csv").open())}
+    rows = rows_of(finished)
     assert list(rows) == ["right", "left", "deadly", "mean"]
     for column in ("return_mean", "success_rate", "success_once_rate"):
         values = [float(rows[task][column]) for task in suite_toys.toys().names]
@@ -69,8 +85,10 @@ def test_a_suite_runs_through_all_stages(finished: Any, here: Any, capsys: pytes
     assert policy.observation_space.shape == (2,)
     assert not list((finished / "train").glob("checkpoint*"))
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.*") if path.name != "table.csv"}
-    assert [run(stage, finished) for stage in OPTIONS] == [0] * 4  # all there
-    assert "extract: 3 to do, 3 of them finished before" in capsys.readouterr().out
+    assert [run(stage, finished) for stage in OPTIONS] == [0] * 5  # all there
+    printed = capsys.readouterr().out
+    assert "extract: 3 to do, 3 of them finished before" in printed
+    assert "evaluate: 15 to do, 15 of them finished before" in printed
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -87,16 +105,85 @@ def test_a_killed_stage_goes_on_and_gives_the_same_table(
     monkeypatch.setattr(command, "run_jobs", carry_out_here)
     assert run("collect", tmp_path) == 0
     assert "3 to do, 2 of them finished before" in capfd.readouterr().out
-    assert [run(stage, tmp_path) for stage in list(OPTIONS)[1:]] == [0] * 3
-    assert (tmp_path / "table.csv").read_text() == (finished / "table.csv").read_text()
+    assert [run(stage, tmp_path) for stage in ("train", "extract")] == [0] * 2
+    assert run("evaluate", tmp_path, "--methods", "extracted") == 0
+    known, again = rows_of(finished), rows_of(tmp_path)
+    assert again == {task: {name: row[name] for name in again[task]} for task, row in known.items()}
+
+
+def test_baselines_have_the_same_model_and_as_many_updates(finished: Any) -> None:
+    shared = PWM.load(finished / "train" / "model.zip").policy.world_model.state_dict()
+    for method in ("prior", "cloning"):
+        policy = PWM.load(finished / "baselines" / method / "left" / "model.zip")
+        assert policy._n_updates == 3
+        own = policy.policy.world_model.state_dict()
+        assert all(torch.equal(own[name], tensor) for name, tensor in shared.items())
+    single = PWM.load(finished / "baselines" / "single" / "left" / "model.zip")
+    assert (single.n_model_updates, single._n_updates) == (12 // 3, 3)
+    assert single.policy.world_model.latent_dim == 16  # the settings of the model of all tasks
+    actions = {method: rows_of(finished, method)["left"]["return_mean"] for method in stages.METHODS}
+    assert len(set(actions.values())) == 5  # also the planner's and the prior's, which are of the same model
+
+
+def test_recorded_actions_are_cloned_though_others_have_more_reward() -> None:
+    rng = np.random.default_rng(0)
+    observations = rng.uniform(-1, 1, (301, 2)).astype(np.float32)
+    actions = 0.8 * np.sign(observations[:-1, :1])
+    data: dict[str, Any] = {
+        "observations": observations[:-1],
+        "next_observations": observations[1:],
+        "actions": actions,
+    }
+    data |= {"rewards": -5 * actions[:, 0], "terminals": np.zeros(300, bool), "timeouts": np.arange(300) % 10 == 9}
+    task_set = TaskSet([Task("only", None, 2, 1, 10)])
+    own = from_arrays(data, *spaces_of_task(task_set, "only", None))
+    settings: Any = {"policy_kwargs": {"net_arch": [32], "latent_dim": 16, "task_set": task_set}, "batch_size": 64}
+    model = PWM.from_dataset(from_tasks(task_set, {"only": own}), "MultiTaskPolicy", seed=0, device="cpu", **settings)
+    model.pretrain(50)
+    cloned = model.extract("only", 150, seed=0, learning_rate=3e-3, **stages.BASELINES["cloning"])
+    found = cloned.predict(observations[:-1], deterministic=True)[0]
+    clear = np.abs(observations[:-1, 0]) > 0.3
+    np.testing.assert_allclose(found[clear], actions[clear], atol=0.3)
+
+
+def test_the_table_compares_with_the_single_task(tmp_path: Path) -> None:
+    returns = {"a": {"extracted": 9.0, "single": 10.0}, "b": {"extracted": 5.0, "single": -1.0}}
+    for task, found in returns.items():
+        for method, value in found.items():
+            folder = tmp_path / "evaluate" / method / task
+            folder.mkdir(parents=True)
+            (folder / "evaluation.json").write_text(json.dumps({"return_mean": value}))
+    rows = command.table_rows(tmp_path, ["a", "b"], ["extracted", "single"])
+    assert rows["a", "extracted"] == {"return_mean": 9.0, "of_single": 0.9}
+    assert rows["b", "extracted"] == {"return_mean": 5.0}  # a share of a loss would mislead
+    assert rows["mean", "extracted"] == {"return_mean": 7.0, "of_single": 0.9}
+    assert "of_single" not in command.table_rows(tmp_path, ["a"], ["extracted"])["a", "extracted"]
+
+
+def test_a_baseline_that_is_missing_or_of_another_revision_is_refused(
+    copied: Any, here: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(copied / "baselines" / "prior" / "left")
+    evaluated = refused(capsys, "evaluate", copied, "--methods", "planner")
+    assert "prior/left has not finished; carry out the stage baselines first" in evaluated
+    jobs: Any = []
+    monkeypatch.setattr(command, "run_jobs", lambda found, _: jobs.extend(found) or [])
+    assert run("baselines", copied) == 0
+    assert [job["folder"] for job in jobs] == [str(copied / "baselines" / "prior" / "left")]  # the others are there
+    with monkeypatch.context() as patch:
+        for module in (records, command):
+            patch.setattr(module, "revision", lambda: "other")
+        assert "is of revision" in refused(capsys, "baselines", copied)
+    model = copied / "baselines" / "single" / "left" / "model.zip"
+    model.write_bytes(model.read_bytes() + b".")
+    assert f"{model} has the checksum" in refused(capsys, "baselines", copied)
 
 
 def test_an_interrupted_training_goes_on_from_its_checkpoint(
     copied: Any, here: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = PWM.load(copied / "train" / "model.zip")
-    for stage in ("train", "extract", "evaluate"):
-        shutil.rmtree(copied / stage)
+    shutil.rmtree(copied / "train")
     with monkeypatch.context() as patch:
         update = PWM._update_model_alone
 

@@ -27,7 +27,7 @@ COMMANDS = {
     ),
     "suite": Lazy(
         "sb3_pwm.cli.suite",
-        "From a suite of tasks to a policy for each, in four stages: collect, train, extract, evaluate.",
+        "From a suite of tasks to a policy for each, in five stages: collect, train, extract, baselines, evaluate.",
     ),
 }
 

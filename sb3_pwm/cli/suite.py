@@ -1,4 +1,4 @@
-"""From a suite of tasks to a policy for each, in four stages: collect, train, extract, evaluate.
+"""From a suite of tasks to a policy for each, in five stages: collect, train, extract, baselines, evaluate.
 
 Every stage leaves files with checksums in the output folder, and goes on where it was interrupted. Files of another
 revision, of other settings or with another checksum are refused. Data are pickles, which run code: use only folders
@@ -7,6 +7,7 @@ that you trust.
 
 import argparse
 import csv
+import functools
 import io
 import json
 import sys
@@ -18,28 +19,36 @@ from sb3_pwm.checks import check_integer
 from sb3_pwm.files.atomic import write_text
 from sb3_pwm.multitask.extraction import EXTRACTION_UPDATES
 from sb3_pwm.offline import PRETRAIN_STEPS
-from sb3_pwm.suites.records import is_finished, revision
+from sb3_pwm.suites.records import finished_files, is_finished, revision
 from sb3_pwm.suites.stages import (
+    BASELINES,
     CHECKPOINT_EVERY,
     EVALUATION,
-    WORLD_MODEL,
+    EXTRACTED,
+    METHODS,
+    SINGLE,
+    Unit,
     find_suite,
-    folder_of,
-    inputs_of,
+    units_before,
+    units_of,
 )
 
 HELP = {
     "collect": "store steps of every task: of scripted experts (Meta-World), else of PWM learning the task alone",
     "train": "train one world model on the data of all tasks",
     "extract": "extract a policy for each task",
+    "baselines": "learn what to compare extracted policies with, from the same data, with as many updates: the prior, "
+    "which follows the critics and imagines nothing; a world model and a policy of a single task; and the cloning of "
+    "recorded actions",
     "evaluate": "evaluate the policies, print a table and write table.csv",
 }
-COLUMNS = ("return_mean", "return_std", "success_rate", "success_once_rate")
+COLUMNS = ("return_mean", "return_std", "success_rate", "success_once_rate", "of_single", "ms_per_action")
 # Options of each stage that its files follow from, with the least value.
 NUMBERS = {
     "collect": {"steps": 1},
     "train": {"updates": 0, "checkpoint_every": 1},
     "extract": {"updates": 0},
+    "baselines": {},
     "evaluate": {"episodes": 1},
 }
 
@@ -77,32 +86,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             sub.add_argument("--checkpoint-every", type=int, default=CHECKPOINT_EVERY, help="(default: %(default)s)")
         if stage == "extract":
             sub.add_argument("--updates", type=int, default=EXTRACTION_UPDATES, help="of each (default: %(default)s)")
+        if stage == "baselines":
+            sub.add_argument("--methods", nargs="+", choices=BASELINES, default=list(BASELINES), help="(default: all)")
         if stage == "evaluate":
+            help_text = "policies; the planner uses model and critics of the prior (default: %(default)s)"
+            sub.add_argument("--methods", nargs="+", choices=METHODS, default=[EXTRACTED], help=help_text)
             sub.add_argument("--episodes", type=int, default=20, help="of each task (default: %(default)s)")
 
 
-def make_jobs(options: argparse.Namespace, names: list[str]) -> list[Job]:
-    """Return the jobs of a stage that have not finished.
+def make_jobs(options: argparse.Namespace, units: list[Unit], tasks: list[str]) -> list[Job]:
+    """Return the jobs of those units that have not finished.
 
     :param options: the command's.
-    :param names: names of the units.
+    :param units: the stage's units.
+    :param tasks: names of the suite's tasks.
     :raises ValueError: if a stage before has not finished, or there are files that follow from something else.
     """
     out, now = options.out.resolve(), revision()
     settings = {name: getattr(options, name) for name in ("suite", "seed", *NUMBERS[options.stage])}
     if hasattr(options, "set"):
         settings["settings"] = dict(options.set)
+    files = functools.cache(lambda unit: finished_files(out, unit.folder(out), options.suite, now))
     jobs = []
-    for name in names:
-        inputs = inputs_of(out, options.suite, options.stage, name, now)
-        origin = {"stage": options.stage, "task": name, "revision": now, "inputs": inputs} | settings
-        folder = folder_of(out, options.stage, name)
+    for unit in units:
+        inputs = {path: known for before in units_before(unit, tasks) for path, known in files(before).items()}
+        origin = {**unit._asdict(), "revision": now, "inputs": inputs} | settings
+        folder = unit.folder(out)
         if not is_finished(folder, origin):
-            specification = {"stage": options.stage, "task": name, "threads": options.threads, "device": options.device}
             jobs.append(
                 {
                     "module": "sb3_pwm.suites.stages",
-                    "specification": specification,
+                    "specification": unit._asdict() | {"threads": options.threads, "device": options.device},
                     "origin": origin,
                     "folder": str(folder),
                     "out": str(out),
@@ -123,9 +137,10 @@ def run(options: argparse.Namespace) -> int:
         options.updates = PRETRAIN_STEPS * len(tasks)
     for name, low in {"seed": 0, "jobs": 1, "threads": 1, **NUMBERS[options.stage]}.items():
         check_integer(name, getattr(options, name), low)
-    names = [WORLD_MODEL] if options.stage == "train" else tasks
-    jobs = make_jobs(options, names)
-    print(f"{options.stage}: {len(names)} to do, {len(names) - len(jobs)} of them finished before", flush=True)
+    methods = [name for name in METHODS if name in getattr(options, "methods", [])]  # each once, in this order
+    units = units_of(options.stage, tasks, methods)
+    jobs = make_jobs(options, units, tasks)
+    print(f"{options.stage}: {len(units)} to do, {len(units) - len(jobs)} of them finished before", flush=True)
     try:
         failed = run_jobs(jobs, RayEngine() if options.engine == "ray" else LocalEngine(options.jobs)) if jobs else []
     except KeyboardInterrupt:
@@ -134,20 +149,40 @@ def run(options: argparse.Namespace) -> int:
     for job in failed:
         print(f"{job['specification']['task']} failed; see {job['folder']}/log.txt", file=sys.stderr)
     if options.stage == "evaluate" and not failed:
-        show_table(options.out, tasks)
+        show_table(options.out, tasks, methods)
     return int(bool(failed))
 
 
-def show_table(out: Path, tasks: list[str]) -> None:
-    """Print what the evaluations found, and write it to ``table.csv``."""
-    rows = {task: json.loads((folder_of(out, "evaluate", task) / EVALUATION).read_text()) for task in tasks}
+def show_table(out: Path, tasks: list[str], methods: list[str]) -> None:
+    """Print what the evaluations found, and write it to ``table.csv``: a row for each method of each task."""
+    rows = table_rows(out, tasks, methods)
     columns = [column for column in COLUMNS if any(column in row for row in rows.values())]
-    values = {column: [row[column] for row in rows.values() if column in row] for column in columns}
-    rows["mean"] = {column: sum(own) / len(own) for column, own in values.items()}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["task", *columns])
-    for task, row in rows.items():
-        writer.writerow([task, *(f"{row[column]:.3f}" if column in row else "" for column in columns)])
-        print(f"{task:32}", *(f"{column} {row[column]:9.3f}" for column in columns if column in row))
+    writer.writerow(["task", "method", *columns])
+    for (task, method), row in rows.items():
+        writer.writerow([task, method, *(f"{row[column]:.3f}" if column in row else "" for column in columns)])
+        print(f"{task:32} {method:10}", *(f"{column} {row[column]:9.3f}" for column in columns if column in row))
     write_text(out / "table.csv", text.getvalue())
+
+
+def table_rows(out: Path, tasks: list[str], methods: list[str]) -> dict[tuple[str, str], dict[str, float]]:
+    """Return what the evaluations found, by task and method, and at the end the means over the tasks.
+
+    ``of_single`` is a return as a share of what learning the task alone gives; there is none where that is not
+    positive.
+    """
+    rows: dict[tuple[str, str], dict[str, float]] = {}
+    for task in tasks:
+        for method in methods:
+            path = Unit("evaluate", task, method).folder(out) / EVALUATION
+            rows[task, method] = json.loads(path.read_text(encoding="utf-8"))
+        single = rows[task, SINGLE]["return_mean"] if SINGLE in methods else 0
+        if single > 0:
+            for method in methods:
+                rows[task, method]["of_single"] = rows[task, method]["return_mean"] / single
+    for method in methods:
+        found = [rows[task, method] for task in tasks]
+        values = {column: [row[column] for row in found if column in row] for column in COLUMNS}
+        rows["mean", method] = {column: sum(own) / len(own) for column, own in values.items() if own}
+    return rows

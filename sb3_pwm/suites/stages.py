@@ -1,6 +1,6 @@
-"""From a suite of tasks to a policy for each: collect, train, extract, evaluate; ``sb3-pwm suite``.
+"""From a suite of tasks to a policy for each, and what to compare it with; ``sb3-pwm suite``.
 
-A unit of a stage, a task or the world model of all, runs in a separate process:
+A unit of a stage, such as a task or the world model of all, runs in a separate process:
 
     python -m sb3_pwm.suites.stages < job.json
 """
@@ -10,9 +10,10 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -21,7 +22,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_pwm import suites
 from sb3_pwm.benchmark.evaluate import evaluate
@@ -32,13 +33,43 @@ from sb3_pwm.datasets import from_arrays, from_replay_buffer, from_tasks
 from sb3_pwm.files.replay_buffers import save_replay_buffer
 from sb3_pwm.multitask.data import fill, new_buffer
 from sb3_pwm.multitask.tasks import Task, TaskSet
+from sb3_pwm.planning.planner import PlanningPWM
 from sb3_pwm.pwm import PWM
 from sb3_pwm.suites.experts import has_expert, record_expert
-from sb3_pwm.suites.records import begin, finish, finished_files
+from sb3_pwm.suites.records import begin, finish, read_record
 
 WORLD_MODEL = "world model"  # the unit that is no task
 DATA, MODEL, EVALUATION = "data.pkl", "model.zip", "evaluation.json"
 CHECKPOINT_EVERY = 2_000  # updates of the world model
+EXTRACTED, PLANNER, SINGLE = "extracted", "planner", "single"
+# What extracted policies are compared with: their settings in the same world model; the single task has one of its own.
+BASELINES: dict[str, dict[str, Any]] = {
+    "prior": {"critic": "q", "horizon": 0},  # TD-MPC2's policy prior: follows the critics, and imagines nothing
+    SINGLE: {},
+    # Recorded actions count so much that imagined returns have no say; without Q critics none is left out.
+    "cloning": {"critic": "v", "horizon": 1, "critic_updates": 1, "ent_coef": 0.0, "bc_coef": 1e5},
+}
+METHODS = (EXTRACTED, "prior", PLANNER, SINGLE, "cloning")
+OF_TASK_SETS = ("task_set", "task_embedding_dim")  # arguments that policies of single tasks do not have
+TIMED_ACTIONS = 100
+
+
+class Unit(NamedTuple):
+    """A part of a stage that is done, or made again, as a whole.
+
+    :param stage: name of the stage.
+    :param task: name of the task, or ``WORLD_MODEL``.
+    :param method: how the policy came about, in the stages that know several.
+    """
+
+    stage: str
+    task: str
+    method: str | None = None
+
+    def folder(self, out: Path) -> Path:
+        """Return where its files are in the folder of all stages."""
+        within = [part for part in (self.method, self.task) if part not in (None, WORLD_MODEL)]
+        return Path(out, self.stage, *map(str, within))
 
 
 def find_suite(name: str) -> TaskSet:
@@ -57,31 +88,44 @@ def find_suite(name: str) -> TaskSet:
     return task_set
 
 
-def folder_of(out: Path, stage: str, task: str) -> Path:
-    """Return the folder of a unit."""
-    return out / stage if task == WORLD_MODEL else out / stage / task
+def units_of(stage: str, tasks: Sequence[str], methods: Sequence[str]) -> list[Unit]:
+    """Return the units of a stage.
 
-
-def inputs_of(out: Path, suite: str, stage: str, task: str, now: str) -> dict[str, str]:
-    """Return the checksums of the files that a unit follows from, by their places.
-
-    :param out: folder of all stages.
-    :param suite: name of the suite.
-    :param stage: name of the stage.
-    :param task: name of the task, or ``WORLD_MODEL``.
-    :param now: the revision.
-    :raises ValueError: if a stage before has not finished, or has left what is not usable here.
+    :param stage: its name.
+    :param tasks: names of the tasks.
+    :param methods: those that are asked for, in the stages that know several.
     """
-    before = {
+    if stage == "train":
+        return [Unit(stage, WORLD_MODEL)]
+    if stage in ("baselines", "evaluate"):
+        return [Unit(stage, task, method) for method in methods for task in tasks]
+    return [Unit(stage, task) for task in tasks]
+
+
+def units_before(unit: Unit, tasks: Sequence[str]) -> list[Unit]:
+    """Return the units that a unit follows from."""
+    own, model = Unit("collect", unit.task), Unit("train", WORLD_MODEL)
+    if unit.stage == "evaluate":
+        return [policy_of(unit)]
+    return {
         "collect": [],
-        "train": [("collect", name) for name in find_suite(suite).names],
-        "extract": [("train", WORLD_MODEL), ("collect", task)],
-        "evaluate": [("extract", task)],
-    }[stage]
-    files: dict[str, str] = {}
-    for unit in before:
-        files |= finished_files(out, folder_of(out, *unit), suite, now)
-    return files
+        "train": [Unit("collect", task) for task in tasks],
+        "extract": [model, own],
+        "baselines": [model, own, Unit("extract", unit.task)],
+    }[unit.stage]
+
+
+def policy_of(unit: Unit) -> Unit:
+    """Return the unit that made the policy that a unit evaluates."""
+    if unit.method == EXTRACTED:
+        return Unit("extract", unit.task)
+    return Unit("baselines", unit.task, "prior" if unit.method == PLANNER else unit.method)
+
+
+def task_of(task_set: TaskSet, unit: Unit) -> Task:
+    """Return the task of a unit."""
+    found: Task = task_set[task_set.task_id(unit.task)]
+    return found
 
 
 def own_env(task: Task) -> gym.Env[Any, Any]:
@@ -90,12 +134,12 @@ def own_env(task: Task) -> gym.Env[Any, Any]:
     return env if isinstance(env.observation_space, spaces.Box) else gym.wrappers.FlattenObservation(env)
 
 
-def collect(out: Path, task_set: TaskSet, name: str, origin: dict[str, Any], device: str) -> dict[str, Any]:
+def collect(out: Path, task_set: TaskSet, unit: Unit, origin: dict[str, Any], device: str) -> dict[str, Any]:
     """Store steps of a task: of its scripted expert, or of PWM while it learns the task alone.
 
     :return: how good they are.
     """
-    task, folder = task_set[task_set.task_id(name)], folder_of(out, "collect", name)
+    task, folder = task_of(task_set, unit), unit.folder(out)
     env = own_env(task)
     steps, seed = origin["steps"], origin["seed"]
     if has_expert(task):
@@ -142,10 +186,10 @@ class Checkpoints(BaseCallback):
         return True
 
 
-def train(out: Path, task_set: TaskSet, name: str, origin: dict[str, Any], device: str) -> dict[str, Any]:
+def train(out: Path, task_set: TaskSet, unit: Unit, origin: dict[str, Any], device: str) -> dict[str, Any]:
     """Train one world model on the data of all tasks, from the last checkpoint if there is one."""
-    folder = folder_of(out, "train", name)
-    data = {task: from_replay_buffer(folder_of(out, "collect", task) / DATA) for task in task_set.names}
+    folder = unit.folder(out)
+    data = {task: from_replay_buffer(Unit("collect", task).folder(out) / DATA) for task in task_set.names}
     settings = origin["settings"] | {"seed": origin["seed"], "device": device}
     settings["policy_kwargs"] = settings.get("policy_kwargs", {}) | {"task_set": task_set}
     model = PWM.from_dataset(from_tasks(task_set, data), "MultiTaskPolicy", **settings)
@@ -164,36 +208,78 @@ def train(out: Path, task_set: TaskSet, name: str, origin: dict[str, Any], devic
     return {}
 
 
-def extract(out: Path, task_set: TaskSet, name: str, origin: dict[str, Any], device: str) -> dict[str, Any]:
+def extract(out: Path, task_set: TaskSet, unit: Unit, origin: dict[str, Any], device: str) -> dict[str, Any]:
     """Extract a task's policy from the world model."""
-    data = from_replay_buffer(folder_of(out, "collect", name) / DATA)
+    policy = extracted(out, task_set, unit, device, origin["updates"], seed=origin["seed"])
+    policy.save(unit.folder(out) / MODEL)
+    return {}
+
+
+def extracted(out: Path, task_set: TaskSet, unit: Unit, device: str, updates: int, **settings: Any) -> PWM:
+    """Return a policy for a task that learns in the world model of all.
+
+    :param settings: PWM's arguments that differ from the world model's.
+    """
+    data = from_replay_buffer(Unit("collect", unit.task).folder(out) / DATA)
     own = new_buffer(task_set, data.size(), 1)
-    fill(own, slice(0, 1), data, task_set.task_id(name))
-    model = PWM.load(folder_of(out, "train", WORLD_MODEL) / MODEL, device=device)
+    fill(own, slice(0, 1), data, task_set.task_id(unit.task))
+    model = PWM.load(Unit("train", WORLD_MODEL).folder(out) / MODEL, device=device)
     own.device = model.device
     model.replay_buffer = own
-    env = own_env(task_set[task_set.task_id(name)])
-    policy = model.extract(name, origin["updates"], env=env, seed=origin["seed"])
-    policy.save(folder_of(out, "extract", name) / MODEL)
+    return model.extract(unit.task, updates, env=own_env(task_of(task_set, unit)), **settings)
+
+
+def baseline(out: Path, task_set: TaskSet, unit: Unit, origin: dict[str, Any], device: str) -> dict[str, Any]:
+    """Learn a policy to compare the extracted one with, from the same data, with as many updates."""
+    updates, seed = origin_of(out, Unit("extract", unit.task))["updates"], origin["seed"]
+    if unit.method == SINGLE:
+        trained = origin_of(out, Unit("train", WORLD_MODEL))
+        settings = trained["settings"] | {"seed": seed, "device": device}
+        given = settings.get("policy_kwargs", {})
+        settings["policy_kwargs"] = {name: value for name, value in given.items() if name not in OF_TASK_SETS}
+        policy = PWM.from_dataset(from_replay_buffer(Unit("collect", unit.task).folder(out) / DATA), **settings)
+        policy.learn_offline(updates, pretrain_steps=trained["updates"] // len(task_set))
+    else:
+        policy = extracted(out, task_set, unit, device, updates, seed=seed, **BASELINES[str(unit.method)])
+    policy.save(unit.folder(out) / MODEL)
     return {}
 
 
-def evaluate_policy(out: Path, task_set: TaskSet, name: str, origin: dict[str, Any], device: str) -> dict[str, Any]:
+def origin_of(out: Path, unit: Unit) -> dict[str, Any]:
+    """Return what the files of a finished unit follow from."""
+    record = read_record(unit.folder(out))
+    return record["origin"] if record else {}
+
+
+def evaluate_policy(out: Path, task_set: TaskSet, unit: Unit, origin: dict[str, Any], device: str) -> dict[str, Any]:
     """Evaluate a task's policy in its environment; success is what it is at the last step, and at any."""
-    policy = PWM.load(folder_of(out, "extract", name) / MODEL, device=device)
-    task = task_set[task_set.task_id(name)]
-    env = DummyVecEnv([lambda: Monitor(own_env(task))])
+    kind = PlanningPWM if unit.method == PLANNER else PWM
+    policy = kind.load(policy_of(unit).folder(out) / MODEL, device=device)
+    env = DummyVecEnv([lambda: Monitor(own_env(task_of(task_set, unit)))])
     returns, lengths, successes = evaluate(policy, env, origin["episodes"])
     found = {"return_mean": float(returns.mean()), "return_std": float(returns.std()), **successes}
-    write_json(folder_of(out, "evaluate", name) / EVALUATION, found | {"episode_length_mean": float(lengths.mean())})
+    found |= {"ms_per_action": milliseconds_per_action(policy, env), "episode_length_mean": float(lengths.mean())}
+    write_json(unit.folder(out) / EVALUATION, found)
     return {}
 
 
-Work = Callable[[Path, TaskSet, str, dict[str, Any], str], dict[str, Any]]
+def milliseconds_per_action(policy: PWM, env: VecEnv) -> float:
+    """Return the median wall time that a policy takes for an action, at an episode's start."""
+    observations: Any = env.reset()
+    state, seconds = None, []
+    for _ in range(TIMED_ACTIONS):
+        start = time.perf_counter()
+        _, state = policy.predict(observations, state, deterministic=True)
+        seconds.append(time.perf_counter() - start)
+    return 1_000 * float(np.median(seconds))
+
+
+Work = Callable[[Path, TaskSet, Unit, dict[str, Any], str], dict[str, Any]]
 STAGES: dict[str, tuple[Work, str]] = {
     "collect": (collect, DATA),
     "train": (train, MODEL),
     "extract": (extract, MODEL),
+    "baselines": (baseline, MODEL),
     "evaluate": (evaluate_policy, EVALUATION),
 }
 
@@ -203,12 +289,13 @@ def carry_out(job: dict[str, Any]) -> None:
 
     :raises InUseError: if another process does so.
     """
-    folder, unit = Path(job["folder"]), job["specification"]
-    work, file = STAGES[unit["stage"]]
-    torch.set_num_threads(unit["threads"])
+    folder, specification = Path(job["folder"]), job["specification"]
+    unit = Unit(*(specification[name] for name in Unit._fields))
+    work, file = STAGES[unit.stage]
+    torch.set_num_threads(specification["threads"])
     with locked(folder, LOCK_SECONDS):
         task_set = find_suite(job["origin"]["suite"])
-        found = work(Path(job["out"]), task_set, unit["task"], job["origin"], unit["device"])
+        found = work(Path(job["out"]), task_set, unit, job["origin"], specification["device"])
         finish(folder, job["origin"], [file], found)
 
 
