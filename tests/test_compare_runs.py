@@ -27,6 +27,7 @@ from sb3_pwm import PWM
 from sb3_pwm.benchmark import segments, worker
 from sb3_pwm.benchmark.engines import LocalEngine, RayEngine, make_job, run_worker
 from sb3_pwm.benchmark.evaluate import evaluate, make_evaluation_env
+from sb3_pwm.benchmark.jobs import Lines
 from sb3_pwm.benchmark.plan import find_algorithm
 from sb3_pwm.benchmark.results import (
     FAILED,
@@ -43,7 +44,7 @@ from sb3_pwm.benchmark.results import (
     write_curve,
     write_json,
 )
-from sb3_pwm.benchmark.runner import Board, Lines, run_plan
+from sb3_pwm.benchmark.runner import Runs, run_plan
 from sb3_pwm.benchmark.segments import check_models, make_model, segment_seed
 from sb3_pwm.benchmark.specs import RunSpec
 from sb3_pwm.benchmark.worker import packages_of, run_job
@@ -255,7 +256,7 @@ def test_without_a_terminal_every_evaluation_is_a_line_below_a_header(
     for folder in (first, second):
         folder.mkdir(parents=True)
     write_curve(first, rows[:1])  # of before an interruption: not printed again
-    board = Board(plan, tmp_path, plan)
+    board = Runs(plan, tmp_path, plan)
     lines = Lines(board)
     board.states[str(first)] = RUNNING
     lines.show(str(first))

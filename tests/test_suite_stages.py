@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "run_jobs", carry_out_here)
 
 
-def carry_out_here(jobs: Any, _: Any) -> Any:
+def carry_out_here(jobs: Any, *_: Any) -> Any:
     for job in jobs:
         Path(job["folder"]).mkdir(parents=True, exist_ok=True)
         stages.carry_out(job)
@@ -100,7 +101,9 @@ def test_a_killed_stage_goes_on_and_gives_the_same_table(
     (tmp_path / "armed").touch()
     monkeypatch.setenv(suite_toys.KILL_FOLDER, str(tmp_path))
     assert run("collect", tmp_path) == 1
-    assert "deadly: failed (-9), 0 to go" in capfd.readouterr().out
+    printed = capfd.readouterr()
+    assert re.search(r"^deadly +killed \(-9\)", printed.out, re.M)
+    assert "deadly: killed (-9); see " in printed.err
     assert not (tmp_path / "armed").exists()
     monkeypatch.setattr(command, "run_jobs", carry_out_here)
     assert run("collect", tmp_path) == 0
@@ -109,6 +112,22 @@ def test_a_killed_stage_goes_on_and_gives_the_same_table(
     assert run("evaluate", tmp_path, "--methods", "extracted") == 0
     known, again = rows_of(finished), rows_of(tmp_path)
     assert again == {task: {name: row[name] for name in again[task]} for task, row in known.items()}
+
+
+@pytest.mark.parametrize(
+    ("folder", "what", "figures"),
+    [
+        ("collect/left", "60 / 60 steps", ["return"]),
+        ("train", "12 / 12 updates", ["model loss"]),
+        ("extract/left", "3 / 3 updates", ["imagined return"]),
+        ("baselines/single/left", "7 / 7 updates", ["imagined return"]),
+        ("evaluate/planner/left", "2 / 2 episodes", ["return", "success"]),
+    ],
+)
+def test_every_stage_notes_how_far_it_is(finished: Any, folder: str, what: str, figures: Any) -> None:
+    noted = json.loads((finished / folder / "progress.json").read_text())
+    assert f"{noted['done']} / {noted['total']} {noted['what']}" == what
+    assert list(noted["figures"]) == figures
 
 
 def test_baselines_have_the_same_model_and_as_many_updates(finished: Any) -> None:
@@ -167,7 +186,7 @@ def test_a_baseline_that_is_missing_or_of_another_revision_is_refused(
     evaluated = refused(capsys, "evaluate", copied, "--methods", "planner")
     assert "prior/left has not finished; carry out the stage baselines first" in evaluated
     jobs: Any = []
-    monkeypatch.setattr(command, "run_jobs", lambda found, _: jobs.extend(found) or [])
+    monkeypatch.setattr(command, "run_jobs", lambda found, *_: jobs.extend(found) or [])
     assert run("baselines", copied) == 0
     assert [job["folder"] for job in jobs] == [str(copied / "baselines" / "prior" / "left")]  # the others are there
     with monkeypatch.context() as patch:
@@ -207,7 +226,7 @@ def first_job(out: Any, stage: Any) -> Any:
     """The job that a command would carry out first."""
     jobs = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "run_jobs", lambda found, _: jobs.extend(found) or [])
+        patch.setattr(command, "run_jobs", lambda found, *_: jobs.extend(found) or [])
         run(stage, out)
     Path(jobs[0]["folder"]).mkdir(parents=True, exist_ok=True)
     return jobs[0]

@@ -6,8 +6,6 @@ import site
 import subprocess
 import sys
 import sysconfig
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -184,22 +182,3 @@ class RayEngine:
         self.running = []
         if self.started_here:
             self.ray.shutdown()
-
-
-def run_jobs(jobs: Sequence[Job], engine: Engine) -> list[Job]:
-    """Run jobs, a task each, say how they fare, and return those that failed."""
-    waiting, left = list(jobs), len(jobs)
-    failed = []
-    try:
-        while left:
-            while waiting and engine.has_room():
-                engine.start(waiting.pop(0))
-            for job, code in engine.poll():
-                left -= 1
-                failed.extend([job] if code else [])
-                state = f"failed ({code})" if code else "done"
-                print(f"{job['specification']['task']}: {state}, {left} to go", flush=True)
-            time.sleep(POLL_SECONDS)
-    finally:
-        engine.stop()
-    return failed

@@ -1,5 +1,6 @@
 """Evaluations that leave no trace in the run that they look at."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -34,9 +35,12 @@ class Successes:
     """Remember which episodes of one environment were successful, at their last step and at any.
 
     A callback of SB3's ``evaluate_policy``.
+
+    :param on_episode: is told after each episode how many there have been.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_episode: Callable[[int], None] = lambda _: None) -> None:
+        self._on_episode, self._n_episodes = on_episode, 0
         self._now: list[bool] = []  # at the steps of the present episode
         self._last: list[bool] = []  # of each episode
         self._once: list[bool] = []
@@ -51,6 +55,9 @@ class Successes:
             self._last.append(self._now[-1])
             self._once.append(any(self._now))
             self._now = []
+        if local_variables["done"]:
+            self._n_episodes += 1
+            self._on_episode(self._n_episodes)
 
     @property
     def rates(self) -> dict[str, float]:
@@ -59,15 +66,18 @@ class Successes:
         return {name: round(sum(found) / len(found), 3) for name, found in pairs.items() if found}
 
 
-def evaluate(model: BaseAlgorithm, env: VecEnv, episodes: int) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+def evaluate(
+    model: BaseAlgorithm, env: VecEnv, episodes: int, on_episode: Callable[[int], None] = lambda _: None
+) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """Run episodes with deterministic actions, always from the same start states.
 
     :param model: model, which is only asked for actions.
     :param env: environment of its own, see :func:`make_evaluation_env`.
     :param episodes: number of episodes.
+    :param on_episode: is told after each episode how many there have been.
     :return: (episodes,) returns, (episodes,) lengths, and success rates, see :class:`Successes`.
     """
-    successes = Successes()
+    successes = Successes(on_episode)
     with untouched_generators():
         training_env = model.get_vec_normalize_env()
         if training_env is not None:

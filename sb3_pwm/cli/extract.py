@@ -17,7 +17,9 @@ from typing import Any
 import gymnasium as gym
 import torch
 
-from sb3_pwm.benchmark.engines import LocalEngine, RayEngine, import_paths, run_jobs
+from sb3_pwm.benchmark.engines import LocalEngine, RayEngine, import_paths
+from sb3_pwm.benchmark.jobs import Units, run_jobs
+from sb3_pwm.benchmark.progress import POLICY_FIGURES, Note, NoteSteps
 from sb3_pwm.benchmark.results import write_json
 from sb3_pwm.benchmark.worker import end_with_input
 from sb3_pwm.checks import check_integer
@@ -134,9 +136,12 @@ def run(options: argparse.Namespace) -> int:
         }
         for name in waiting
     ]
-    failed = run_jobs(jobs, RayEngine() if options.engine == "ray" else LocalEngine(options.jobs)) if jobs else []
-    for job in failed:
-        print(f"{job['specification']['task']} failed; see {job['folder']}/log.txt", file=sys.stderr)
+    place = RayEngine() if options.engine == "ray" and jobs else LocalEngine(options.jobs)
+    folders = {str((options.out / name).resolve()): [name] for name in names}
+    board = Units(["task"], folders, {str(job["folder"]) for job in jobs})
+    failed = run_jobs(jobs, place, board) if jobs else []
+    for job, state in failed:
+        print(f"{job['specification']['task']}: {state}; see {job['folder']}/log.txt", file=sys.stderr)
     return int(bool(failed))
 
 
@@ -148,7 +153,8 @@ def extract_task(job: dict[str, Any]) -> None:
     model.load_replay_buffer(job["data"])
     cpu, wall = time.process_time(), time.perf_counter()
     env = None if settings["env"] is None else gym.make(settings["env"])
-    policy = model.extract(settings["task"], settings["updates"], env=env, seed=settings["seed"])
+    notes = NoteSteps(Note(folder, settings["updates"], "updates"), POLICY_FIGURES)
+    policy = model.extract(settings["task"], settings["updates"], env=env, seed=settings["seed"], callback=notes)
     seconds = {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.perf_counter() - wall}
     write_json(folder / "extraction.json", settings | seconds)
     policy.save(folder / "model.zip")

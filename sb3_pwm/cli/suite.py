@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sb3_pwm.benchmark.engines import Job, LocalEngine, RayEngine, import_paths, run_jobs
+from sb3_pwm.benchmark.engines import Job, LocalEngine, RayEngine, import_paths
+from sb3_pwm.benchmark.jobs import Units, run_jobs
 from sb3_pwm.checks import check_integer
 from sb3_pwm.files.atomic import write_text
 from sb3_pwm.multitask.extraction import EXTRACTION_UPDATES
@@ -141,16 +142,25 @@ def run(options: argparse.Namespace) -> int:
     units = units_of(options.stage, tasks, methods)
     jobs = make_jobs(options, units, tasks)
     print(f"{options.stage}: {len(units)} to do, {len(units) - len(jobs)} of them finished before", flush=True)
+    board = board_of(options.out.resolve(), units, jobs)
     try:
-        failed = run_jobs(jobs, RayEngine() if options.engine == "ray" else LocalEngine(options.jobs)) if jobs else []
+        place = RayEngine() if options.engine == "ray" and jobs else LocalEngine(options.jobs)
+        failed = run_jobs(jobs, place, board) if jobs else []
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
-    for job in failed:
-        print(f"{job['specification']['task']} failed; see {job['folder']}/log.txt", file=sys.stderr)
+    for job, state in failed:
+        print(f"{job['specification']['task']}: {state}; see {job['folder']}/log.txt", file=sys.stderr)
     if options.stage == "evaluate" and not failed:
         show_table(options.out, tasks, methods)
     return int(bool(failed))
+
+
+def board_of(out: Path, units: list[Unit], jobs: list[Job]) -> Units:
+    """Return what shows how far the units of a stage are."""
+    has_methods = units[0].method is not None
+    names = {str(unit.folder(out)): [unit.task] + has_methods * [str(unit.method)] for unit in units}
+    return Units(["task"] + has_methods * ["method"], names, {job["folder"] for job in jobs})
 
 
 def show_table(out: Path, tasks: list[str], methods: list[str]) -> None:

@@ -52,13 +52,14 @@ def noisy_expert(expert: Any, noise: float | None, rng: np.random.Generator) -> 
 
 
 def record_expert(
-    task: Task, n_episodes: int, seed: int
+    task: Task, n_episodes: int, seed: int, on_episode: Callable[[int], None] = lambda _: None
 ) -> tuple[dict[str, np.ndarray], dict[float | None, tuple[float, float]]]:
     """Record a task's scripted expert, with every size of the noise in turn, an episode each.
 
     :param task: one of Meta-World's tasks.
     :param n_episodes: number of episodes.
     :param seed: of environment and noise.
+    :param on_episode: is told after each episode how many there have been.
     :return: the steps in the D4RL layout, and the success rates of each size of the noise: at the last step, at any.
     :raises ImportError: if Meta-World is missing.
     """
@@ -73,6 +74,7 @@ def record_expert(
         own, successes = record_episode(env, policy, seed if episode == 0 else None)
         rows.extend(own)
         found[noise].append((successes[-1], any(successes)))
+        on_episode(episode + 1)
     env.close()
     data = {column: np.array([row[column] for row in rows]) for column in rows[0]}
     rates = {noise: np.mean(pairs, axis=0) for noise, pairs in found.items() if pairs}

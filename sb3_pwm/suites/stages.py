@@ -26,6 +26,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_pwm import suites
 from sb3_pwm.benchmark.evaluate import evaluate
+from sb3_pwm.benchmark.jobs import PROGRESS
+from sb3_pwm.benchmark.progress import MODEL_FIGURES, POLICY_FIGURES, Note, NoteSteps
 from sb3_pwm.benchmark.results import IN_USE_CODE, InUseError, locked, write_json
 from sb3_pwm.benchmark.segments import segment_seed
 from sb3_pwm.benchmark.worker import LOCK_SECONDS, end_with_input
@@ -143,14 +145,20 @@ def collect(out: Path, task_set: TaskSet, unit: Unit, origin: dict[str, Any], de
     env = own_env(task)
     steps, seed = origin["steps"], origin["seed"]
     if has_expert(task):
-        data, rates = record_expert(task, -(-steps // task.episode_length), seed)
+        episodes = -(-steps // task.episode_length)
+        note = Note(folder, episodes, "episodes")
+        data, rates = record_expert(task, episodes, seed, note)
+        note(episodes, {"expert's success": rates[0.0][0]})
         save_replay_buffer(from_arrays(data, env.observation_space, env.action_space), folder / DATA)
         return {"success_by_noise": {str(noise): pair for noise, pair in rates.items()}}
     model = PWM("MlpPolicy", env, buffer_size=steps, seed=seed, device=device, **origin["settings"])
-    model.learn(steps)
+    note = Note(folder, steps, "steps")
+    model.learn(steps, callback=NoteSteps(note, {"rollout/ep_rew_mean": "return"}))
     save_replay_buffer(model.sequences, folder / DATA)
     returns = [info["r"] for info in model.ep_info_buffer or []]
-    return {"train_return": float(np.mean(returns)) if returns else None}
+    found = float(np.mean(returns)) if returns else None
+    note(steps, {} if found is None else {"return": found})
+    return {"train_return": found}
 
 
 class Checkpoints(BaseCallback):
@@ -201,7 +209,8 @@ def train(out: Path, task_set: TaskSet, unit: Unit, origin: dict[str, Any], devi
         model.set_parameters(str(found[done]), device=device)
         model.n_model_updates = done
     checkpoints.begin_segment(done)
-    model.pretrain(origin["updates"] - done, callback=checkpoints, reset_num_timesteps=False)
+    notes = NoteSteps(Note(folder, origin["updates"], "updates"), MODEL_FIGURES)
+    model.pretrain(origin["updates"] - done, callback=[checkpoints, notes], reset_num_timesteps=False)
     model.save(folder / MODEL)
     for path in checkpoints.found().values():
         path.unlink()
@@ -226,7 +235,8 @@ def extracted(out: Path, task_set: TaskSet, unit: Unit, device: str, updates: in
     model = PWM.load(Unit("train", WORLD_MODEL).folder(out) / MODEL, device=device)
     own.device = model.device
     model.replay_buffer = own
-    return model.extract(unit.task, updates, env=own_env(task_of(task_set, unit)), **settings)
+    notes = NoteSteps(Note(unit.folder(out), updates, "updates"), POLICY_FIGURES)
+    return model.extract(unit.task, updates, env=own_env(task_of(task_set, unit)), callback=notes, **settings)
 
 
 def baseline(out: Path, task_set: TaskSet, unit: Unit, origin: dict[str, Any], device: str) -> dict[str, Any]:
@@ -238,7 +248,11 @@ def baseline(out: Path, task_set: TaskSet, unit: Unit, origin: dict[str, Any], d
         given = settings.get("policy_kwargs", {})
         settings["policy_kwargs"] = {name: value for name, value in given.items() if name not in OF_TASK_SETS}
         policy = PWM.from_dataset(from_replay_buffer(Unit("collect", unit.task).folder(out) / DATA), **settings)
-        policy.learn_offline(updates, pretrain_steps=trained["updates"] // len(task_set))
+        n_model_updates = trained["updates"] // len(task_set)
+        note = Note(unit.folder(out), n_model_updates + updates, "updates")
+        policy.pretrain(n_model_updates, callback=NoteSteps(note, MODEL_FIGURES))
+        notes = NoteSteps(note, POLICY_FIGURES, before=n_model_updates)
+        policy.learn_offline(updates, pretrain_steps=0, callback=notes)
     else:
         policy = extracted(out, task_set, unit, device, updates, seed=seed, **BASELINES[str(unit.method)])
     policy.save(unit.folder(out) / MODEL)
@@ -256,7 +270,10 @@ def evaluate_policy(out: Path, task_set: TaskSet, unit: Unit, origin: dict[str, 
     kind = PlanningPWM if unit.method == PLANNER else PWM
     policy = kind.load(policy_of(unit).folder(out) / MODEL, device=device)
     env = DummyVecEnv([lambda: Monitor(own_env(task_of(task_set, unit)))])
-    returns, lengths, successes = evaluate(policy, env, origin["episodes"])
+    note = Note(unit.folder(out), origin["episodes"], "episodes")
+    returns, lengths, successes = evaluate(policy, env, origin["episodes"], note)
+    shown = {"success": successes["success_rate"]} if successes else {}
+    note(len(returns), {"return": float(returns.mean())} | shown)
     found = {"return_mean": float(returns.mean()), "return_std": float(returns.std()), **successes}
     found |= {"ms_per_action": milliseconds_per_action(policy, env), "episode_length_mean": float(lengths.mean())}
     write_json(unit.folder(out) / EVALUATION, found)
@@ -294,6 +311,7 @@ def carry_out(job: dict[str, Any]) -> None:
     work, file = STAGES[unit.stage]
     torch.set_num_threads(specification["threads"])
     with locked(folder, LOCK_SECONDS):
+        (folder / PROGRESS).unlink(missing_ok=True)  # of before an interruption
         task_set = find_suite(job["origin"]["suite"])
         found = work(Path(job["out"]), task_set, unit, job["origin"], specification["device"])
         finish(folder, job["origin"], [file], found)
