@@ -12,7 +12,7 @@ import pytest
 import suite_toys
 import torch
 
-from sb3_pwm import PWM, Task, TaskSet
+from sb3_pwm import PWM, Task, TaskSet, presets
 from sb3_pwm.cli import suite as command
 from sb3_pwm.cli.main import COMMANDS
 from sb3_pwm.cli.subcommands import run_command_line
@@ -198,6 +198,21 @@ def test_a_baseline_that_is_missing_or_of_another_revision_is_refused(
     assert f"{model} has the checksum" in refused(capsys, "baselines", copied)
 
 
+def test_ray_carries_out_a_stage(copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    known = (copied / "extract" / "left" / "record.json").read_text()
+    shutil.rmtree(copied / "extract" / "left")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        assert run("extract", copied, "--engine", "ray") == 0
+    finally:
+        ray.shutdown()
+    again = (copied / "extract" / "left" / "record.json").read_text()
+    assert json.loads(again)["origin"] == json.loads(known)["origin"]
+    assert PWM.load(copied / "extract" / "left" / "model.zip")._n_updates == 3
+
+
 def test_an_interrupted_training_goes_on_from_its_checkpoint(
     copied: Any, here: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +280,33 @@ def test_what_follows_from_files_that_were_made_again_is_refused(
     assert run("train", copied) == 0
     assert "follows from train/model.zip as it was before" in refused(capsys, "evaluate", copied)
     assert "inputs is {'train/model.zip'" in refused(capsys, "extract", copied)
+
+
+@pytest.mark.parametrize(
+    ("options", "updates", "widths", "batch_size"),
+    [
+        ([], 25_000, None, None),
+        (["--size", "large"], 30_000, [512, 512], 256),
+        (["--size", "large", "--updates", "7", "--set", "batch_size=9"], 7, [512, 512], 9),
+        (["--size", "large", "--set", 'policy_kwargs={"net_arch":[8]}'], 30_000, [8], 256),
+    ],
+)
+def test_sizes(
+    copied: Any, monkeypatch: pytest.MonkeyPatch, options: Any, updates: int, widths: Any, batch_size: Any
+) -> None:
+    shutil.rmtree(copied / "train")
+    jobs: Any = []
+    monkeypatch.setattr(command, "run_jobs", lambda found, *_: jobs.extend(found) or [])
+    monkeypatch.setitem(OPTIONS, "train", [])
+    monkeypatch.setitem(command.MOST_UPDATES, "small", 25_000)
+    assert run("train", copied, *options) == 0
+    origin = json.loads(json.dumps(jobs[0]))["origin"]
+    settings = origin["settings"]
+    sizes = settings.get("policy_kwargs", {}).get("net_arch")
+    found = sizes["dynamics"] if isinstance(sizes, dict) else sizes
+    assert (origin["updates"], found, settings.get("batch_size")) == (updates, widths, batch_size)
+    assert settings.get("policy_kwargs", {}).get("latent_dim") == (512 if "large" in options else None)
+    assert command.SIZES["large"] is presets.large
 
 
 def test_a_record_that_is_none(copied: Any, here: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from sb3_pwm.checks import check_integer
 from sb3_pwm.files.atomic import write_text
 from sb3_pwm.multitask.extraction import EXTRACTION_UPDATES
 from sb3_pwm.offline import PRETRAIN_STEPS
+from sb3_pwm.presets import large
 from sb3_pwm.suites.records import finished_files, is_finished, revision
 from sb3_pwm.suites.stages import (
     BASELINES,
@@ -44,6 +45,8 @@ HELP = {
     "evaluate": "evaluate the policies, print a table and write table.csv",
 }
 COLUMNS = ("return_mean", "return_std", "success_rate", "success_once_rate", "of_single", "ms_per_action")
+SIZES: dict[str, dict[str, Any]] = {"small": {}, "large": large}  # PWM's arguments; small are its defaults
+MOST_UPDATES = {"small": 100_000}  # by default: below 3 hours on a CPU with MT80
 # Options of each stage that its files follow from, with the least value.
 NUMBERS = {
     "collect": {"steps": 1},
@@ -83,7 +86,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if stage == "collect":
             sub.add_argument("--steps", type=int, default=50_000, help="of each task (default: %(default)s)")
         if stage == "train":
-            sub.add_argument("--updates", type=int, help=f"(default: {PRETRAIN_STEPS:,} for each task)")
+            help_text = "PWM's own networks, for a CPU, or sb3_pwm.presets.large, for a GPU (default: %(default)s)"
+            sub.add_argument("--size", choices=SIZES, default="small", help=help_text)
+            default = f"{PRETRAIN_STEPS:,} for each task, but {MOST_UPDATES['small']:,} at most if small"
+            sub.add_argument("--updates", type=int, help=f"(default: {default})")
             sub.add_argument("--checkpoint-every", type=int, default=CHECKPOINT_EVERY, help="(default: %(default)s)")
         if stage == "extract":
             sub.add_argument("--updates", type=int, default=EXTRACTION_UPDATES, help="of each (default: %(default)s)")
@@ -93,6 +99,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help_text = "policies; the planner uses model and critics of the prior (default: %(default)s)"
             sub.add_argument("--methods", nargs="+", choices=METHODS, default=[EXTRACTED], help=help_text)
             sub.add_argument("--episodes", type=int, default=20, help="of each task (default: %(default)s)")
+
+
+def arguments_of(size: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return PWM's arguments: a size's, but for those that are given; each of ``policy_kwargs`` counts by itself."""
+    arguments = SIZES[size] | given
+    policy_kwargs = SIZES[size].get("policy_kwargs", {}) | given.get("policy_kwargs", {})
+    return arguments | ({"policy_kwargs": policy_kwargs} if policy_kwargs else {})
 
 
 def make_jobs(options: argparse.Namespace, units: list[Unit], tasks: list[str]) -> list[Job]:
@@ -106,7 +119,7 @@ def make_jobs(options: argparse.Namespace, units: list[Unit], tasks: list[str]) 
     out, now = options.out.resolve(), revision()
     settings = {name: getattr(options, name) for name in ("suite", "seed", *NUMBERS[options.stage])}
     if hasattr(options, "set"):
-        settings["settings"] = dict(options.set)
+        settings["settings"] = arguments_of(getattr(options, "size", "small"), dict(options.set))
     files = functools.cache(lambda unit: finished_files(out, unit.folder(out), options.suite, now))
     jobs = []
     for unit in units:
@@ -135,7 +148,8 @@ def run(options: argparse.Namespace) -> int:
     """
     tasks = list(find_suite(options.suite).names)
     if options.stage == "train" and options.updates is None:
-        options.updates = PRETRAIN_STEPS * len(tasks)
+        wanted = PRETRAIN_STEPS * len(tasks)
+        options.updates = min(wanted, MOST_UPDATES.get(options.size, wanted))
     for name, low in {"seed": 0, "jobs": 1, "threads": 1, **NUMBERS[options.stage]}.items():
         check_integer(name, getattr(options, name), low)
     methods = [name for name in METHODS if name in getattr(options, "methods", [])]  # each once, in this order
