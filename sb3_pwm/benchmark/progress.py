@@ -66,6 +66,6 @@ class NoteSteps(BaseCallback):
         self.note(self.before + self.num_timesteps, known)
 
     def _on_training_end(self) -> None:
-        self.model.dump_logs()  # type: ignore[attr-defined]
+        self.model.dump_logs()
         self._note()
         self.model.logger.output_formats.remove(self.log)
