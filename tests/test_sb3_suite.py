@@ -48,7 +48,13 @@ def test_what_does_not_pass_is_known(tmp_path: Path) -> None:
         "-k",
         SELECTED,
     ]
-    command += ["--rootdir", str(folder), f"--junitxml={tmp_path / 'result.xml'}", "--continue-on-collection-errors"]
+    command += [
+        str(folder),
+        "--rootdir",
+        str(folder),
+        f"--junitxml={tmp_path / 'result.xml'}",
+        "--continue-on-collection-errors",
+    ]
     paths = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
     subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, check=False)
     cases = [case for case in ET.parse(tmp_path / "result.xml").iter("testcase") if case.get("classname")]
