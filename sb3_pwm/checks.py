@@ -66,6 +66,8 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         raise ValueError(f'critic={arguments["critic_kind"]!r}: allowed are "q" and "v"')
     if arguments["critic_kind"] == "v" and not arguments["horizon"]:
         raise ValueError('horizon=0 with critic="v": V(latents) knows no actions; use critic="q" or 1 or more')
+    if arguments["actor_batch_size"] is not None:
+        check_integer("actor_batch_size", arguments["actor_batch_size"], 1)
     check_precision(arguments["precision"])
     check_torch_compile(arguments["torch_compile"])
 

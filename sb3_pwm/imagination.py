@@ -50,3 +50,16 @@ def imagine(
         rewards=rewards,
         continuations=continuations,
     )
+
+
+def rollout_starts(latents: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the states of replayed windows at which imagined rollouts start: those of the first steps come first.
+
+    :param latents: (T, B, Z) latents of the windows' steps.
+    :param mask: (T, B) 1 for steps before the end of the episode. A state behind it is replaced by the window's first.
+    :param count: number of states; fewer, T * B, if there are no more.
+    :return: (N, Z) latents.
+    """
+    steps = -(-count // latents.shape[1])
+    recorded = torch.where(mask[:steps, :, None] > 0, latents[:steps], latents[:1])
+    return recorded.flatten(0, 1)[:count]

@@ -11,7 +11,7 @@ from sb3_pwm.compute.distributed import share_of_weight
 from sb3_pwm.compute.metrics import RunningMeans, SkipCounter
 from sb3_pwm.compute.optimizers import apply_gradients, move_average
 from sb3_pwm.compute.precision import Precision, arithmetic, usable_precision
-from sb3_pwm.imagination import imagine
+from sb3_pwm.imagination import imagine, rollout_starts
 from sb3_pwm.losses import (
     actor_loss,
     behaviour_loss,
@@ -40,6 +40,7 @@ class Trainable(Protocol):
     device: torch.device
     precision: Precision
     torch_compile: TorchCompile
+    actor_batch_size: int | None
     horizon: int
     critic_updates: int
     critic_batch_size: int
@@ -212,7 +213,8 @@ class Learner:
     ) -> None:
         """Update the actor once, then the critics.
 
-        :param samples: windows, at whose first steps the actor's rollouts start.
+        :param samples: windows, at whose steps the actor's rollouts start, see
+            :func:`sb3_pwm.imagination.rollout_starts`.
         :param transitions: a batch of windows of ``n_steps`` steps for each update of Q critics; none for V critics.
         :param latents: (T + 1, B, Z) their latents, detached; None for those of the present world model.
         :param bc_coef: weight of the distance to the windows' actions in the actor's loss; if positive, the value of
@@ -223,8 +225,10 @@ class Learner:
             with self._arithmetic(), torch.no_grad():
                 latents = encode_windows(policy.world_model, samples.observations)
         policy.latent_scale.update(latents)
-        rollout, weights, returns = self._imagined(latents[0])
+        starts = rollout_starts(latents[:-1], samples.mask, self.model.actor_batch_size or samples.mask.shape[1])
+        rollout, weights, returns = self._imagined(starts)
         tasks = policy.tasks_of(at_steps(samples.observations, 0))
+        tasks = None if tasks is None else tasks.repeat(len(samples.mask))[: len(starts)]
         policy.return_scale.update(returns.detach(), tasks)
         drawn = weights[: len(rollout.log_probs)]
         ent_coef = self._entropy_coefficient(rollout, drawn, tasks)

@@ -59,6 +59,7 @@ paper_single_task: dict[str, Any] = {
     "pretrain_steps": 0,
     "batch_size": 256,
     "sequence_length": 16,
+    "actor_batch_size": None,
     "horizon": 16,
     "critic": "v",
     "critic_updates": 32,

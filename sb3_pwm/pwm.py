@@ -69,28 +69,27 @@ class PWM(SequenceOffPolicyAlgorithm):
     :param learning_rate: of the actor; a number or a schedule of the remaining progress (1 to 0).
     :param buffer_size: capacity of the replay buffer, over all environments.
     :param learning_starts: environment steps with random actions before the first update; ``"auto"`` for 5 % of a
-        run's steps, at least 100 and at most 5,000. Steps already in the replay buffer count, and a full one is enough;
-        those that a learning ``VecNormalize`` has not seen do not count.
+        run's steps, from 100 to 5,000. Stored steps count, if a learning ``VecNormalize`` has seen them.
     :param pretrain_steps: updates of the world model alone before the first update of the policy.
-    :param batch_size: number B of windows per update, and of imagined rollouts.
+    :param batch_size: number B of windows per update.
     :param sequence_length: number T of steps in a window over which the model predicts open-loop.
     :param model_learning_rate: of the world model; None for the actor's. Encoders that see images have 0.3 of it.
     :param consistency_coef: weight of the model's latent error.
     :param reward_coef: weight of the model's reward error.
     :param termination_coef: weight of the model's termination error; 0 trains no termination head, and imagined
         episodes never end.
-    :param observation_coef: weight of the error of observations as a linear head reads them from the model's latents;
-        nothing reads them where features in front of the encoder are trained, as with pictures. ``"auto"`` for 2, and
-        for 0 where observations are more than 1,000 numbers.
+    :param observation_coef: weight of the error of observations that a linear head reads from latents; there is no such
+        head for pictures. ``"auto"`` for 2, and for 0 where observations are more than 1,000 numbers.
+    :param actor_batch_size: imagined rollouts per actor update, at most one from each step of the update's windows:
+        from all first steps, then from the second ones, and so on. None for ``batch_size``.
     :param horizon: number H of imagined steps before the critics value what follows. With 0 the actor follows the Q
         critics at replayed states, as SAC's does; the world model then only gives the latents.
     :param ent_coef: weight of the entropy bonus: reward scales that one nat is worth; 0 for none; ``"auto"`` learns
         it, so that the policy's entropy is ``target_entropy``; ``"auto_0.1"`` starts from 0.1, instead of 0.2.
     :param target_entropy: in nats; ``"auto"`` for minus half the number of action dimensions, and of discrete actions
         for half of the largest entropy.
-    :param bc_coef: in :meth:`learn_offline` only: weight of the squared distance to replayed actions, those better than
-        the data's average in their state, in the actor's loss, in sizes of the imagined return; 0 for none. Discrete
-        actions have their negative log-probability in the place of the distance.
+    :param bc_coef: in :meth:`learn_offline` only: weight, in sizes of the imagined return, of the actor's distance to
+        replayed actions that are better than average, see :func:`sb3_pwm.losses.behaviour_loss`; 0 for none.
     :param critic: ``"q"``: Q(latents, actions) learnt from replayed windows; ``"v"``: the paper's V(latents)
         learnt from imagined rollouts.
     :param critic_learning_rate: of the critics; None for the actor's.
@@ -105,8 +104,7 @@ class PWM(SequenceOffPolicyAlgorithm):
     :param train_freq: collect this many steps (or ``(n, "episode")``) between updates.
     :param gradient_steps: world-model updates after each collection; -1 for as many as steps were collected.
     :param policy_updates: actor updates per world-model update; 0.125 is one after every eighth.
-    :param precision: of matrix products in updates: ``"float32"``; ``"bfloat16"``, several times faster where the
-        hardware has it and the networks are large; ``"tf32"``, on GPUs only. See
+    :param precision: of matrix products in updates: ``"float32"``, ``"bfloat16"`` or, on GPUs only, ``"tf32"``; see
         :func:`sb3_pwm.compute.precision.arithmetic`.
     :param torch_compile: ``"auto"``: updates as CUDA graphs on GPUs, as they are on CPUs; True: their objectives also
         through ``torch.compile``, on any device; False: neither.
@@ -159,7 +157,8 @@ class PWM(SequenceOffPolicyAlgorithm):
         termination_coef: float = 1.0,
         observation_coef: float | Literal["auto"] = "auto",
         # actor
-        horizon: int = 4,
+        actor_batch_size: int | None = 256,
+        horizon: int = 1,
         ent_coef: float | str = "auto",
         target_entropy: float | Literal["auto"] = "auto",
         bc_coef: float = 3.0,
@@ -224,6 +223,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         self.model_learning_rate = model_learning_rate
         self.pretrain_steps = pretrain_steps
         self.sequence_length = sequence_length
+        self.actor_batch_size = actor_batch_size
         self.horizon = horizon
         self.critic_kind = critic
         self.critic_updates = critic_updates

@@ -27,7 +27,7 @@ from sb3_pwm.checks import (
 )
 from sb3_pwm.compute.hardware import keep_sigterm
 from sb3_pwm.compute.live import LiveProgress
-from sb3_pwm.files.models import opened_model, save_model, without_pickles
+from sb3_pwm.files.models import missing_arguments, opened_model, save_model, without_pickles
 from sb3_pwm.files.replay_buffers import as_sequences, read_replay_buffer, save_replay_buffer
 from sb3_pwm.files.tensors import check_tensors
 from sb3_pwm.replay.checks import leads_to
@@ -373,6 +373,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         if "stats_window_size" in kwargs:  # SB3 keeps this one under another name
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
         with opened_model(path) as (file, name):
+            kwargs = missing_arguments(file) | kwargs
             if weights_only:
                 custom_objects = without_pickles(file, name, kwargs | (custom_objects or {}))
             model = super().load(file, env, device, custom_objects, print_system_info, force_reset, **kwargs)  # type: ignore[arg-type]

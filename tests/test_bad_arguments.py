@@ -36,6 +36,7 @@ BAD_VALUES: list[tuple[str, list[Any], str]] = [
         (name, [0, -3], "1 or more")
         for name in (
             *("sequence_length", "batch_size", "critic_batch_size", "critic_updates"),
+            "actor_batch_size",
             *("buffer_size", "train_freq"),
         )
     ],

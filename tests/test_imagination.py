@@ -7,7 +7,7 @@ from torch.distributions import Normal
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.testing import assert_close
 
-from sb3_pwm.imagination import imagine
+from sb3_pwm.imagination import imagine, rollout_starts
 from sb3_pwm.losses import actor_loss, state_values
 from sb3_pwm.networks import Actor, CriticEnsemble
 from sb3_pwm.returns import continuation_weights, imagined_returns
@@ -19,6 +19,23 @@ GAMMA, ENT_COEF, SCALE = 0.9, 0.3, 1.7
 
 def start_latents(dtype: Any = torch.float32) -> torch.Tensor:
     return torch.randn(BATCH, LATENT_DIM, dtype=dtype).softmax(-1)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (1, [0]),
+        (2, [0, 1]),
+        (3, [0, 1, 10]),
+        (4, [0, 1, 10, 1]),  # the second window's episode has ended: its first state once more
+        (6, [0, 1, 10, 1, 20, 1]),
+        (100, [0, 1, 10, 1, 20, 1]),
+    ],
+)
+def test_rollouts_start_at_first_steps_first(count: int, expected: list[int]) -> None:
+    latents = torch.tensor([[[0.0], [1.0]], [[10.0], [11.0]], [[20.0], [21.0]]])
+    mask = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    assert rollout_starts(latents, mask, count).flatten().tolist() == expected
 
 
 @pytest.mark.parametrize("horizon", [0, 1, 2, 7])

@@ -26,6 +26,7 @@ STATE = (
     *("_last_obs", "_last_original_obs", "_last_episode_starts"),
     *("ep_info_buffer", "ep_success_buffer", "lr_schedule"),
 )
+BEFORE_THEY_EXISTED: dict[str, Any] = {"actor_batch_size": None}
 DAMAGE = (  # what wrong content raises in SB3's and torch's code; others are of wrong arguments
     *(KeyError, AttributeError, IndexError, EOFError, ImportError, AssertionError, RuntimeError),
     *(pickle.UnpicklingError, json.JSONDecodeError, UnicodeDecodeError, binascii.Error, zipfile.BadZipFile),
@@ -118,6 +119,17 @@ def check_record(file: BinaryIO, name: str) -> None:
     if record is not None and record["crc32"] != sums:
         wrong = sorted(part for part in {*sums, *record["crc32"]} if sums.get(part) != record["crc32"].get(part))
         raise ValueError(f"{name} is damaged: {', '.join(wrong)} are missing or not what was saved")
+
+
+def missing_arguments(file: BinaryIO) -> dict[str, Any]:
+    """Return the arguments that did not exist when a model's file was saved, with the values that do as it did.
+
+    :param file: the open file; its position is its start afterwards.
+    """
+    with zipfile.ZipFile(file) as archive:
+        names = json.loads(archive.read("data"))
+    file.seek(0)
+    return {name: value for name, value in BEFORE_THEY_EXISTED.items() if name not in names}
 
 
 def without_pickles(file: BinaryIO, name: str, given: Mapping[str, Any]) -> dict[str, Any]:

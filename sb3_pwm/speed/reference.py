@@ -112,7 +112,8 @@ class ReferenceLearner:
         """Update the actor once on windows and their (T + 1, B, Z) latents, then the critics."""
         model, policy, world_model = self.model, self.policy, self.policy.world_model
         policy.latent_scale.update(latents)
-        z, weight, returns = latents[0], torch.ones_like(latents[0, :, 0]), torch.zeros(())
+        z = self._starts(latents, samples)
+        weight, returns = torch.ones_like(z[:, 0]), torch.zeros(())
         states, rewards, continuations, weights, log_probs = [z], [], [], [weight], []
         for t in range(model.horizon):
             action, log_prob = policy.actor.sample_with_log_prob(z.detach())
@@ -150,6 +151,11 @@ class ReferenceLearner:
                 self._fit_once(inputs, targets, torch.ones_like(targets))
         else:
             self._fit(*self._v_targets(states, rewards, continuations, weights))
+
+    def _starts(self, latents: torch.Tensor, samples: SequenceSamples) -> torch.Tensor:
+        length, count = samples.mask.shape
+        starts = [latents[t if samples.mask[t, b] > 0 else 0, b] for t in range(length) for b in range(count)]
+        return torch.stack(starts[: self.model.actor_batch_size or count])
 
     def _q_targets(self, samples: SequenceSamples) -> tuple[torch.Tensor, torch.Tensor]:
         model, policy, count = self.model, self.policy, samples.mask.shape[1]
