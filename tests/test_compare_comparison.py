@@ -309,6 +309,30 @@ def test_what_algorithms_log_of_themselves() -> None:
     assert np.isnan(values["train/critic_gap"]).all()
 
 
+def test_success_is_that_of_the_last_evaluations() -> None:
+    def succeeds(run: Any, *pairs: Any) -> Any:
+        names = ("eval/success_rate", "eval/success_once_rate")
+        rows = [
+            replace(row, logged=dict(zip(names, pair, strict=True))) for row, pair in zip(run.rows, pairs, strict=True)
+        ]
+        return replace(run, rows=rows)
+
+    runs = [
+        succeeds(make_run("A-v0", "pwm", 0, 8.0), (1, 1), (1, 1), (1, 1), (0.2, 0.6)),
+        succeeds(make_run("A-v0", "pwm", 1, 8.0), (0, 0), (0, 0), (0, 0), (0.6, 1.0)),
+        make_run("A-v0", "sac", 0, 4.0),
+        make_run("B-v0", "sac", 0, 4.0),
+    ]
+    comparison = Comparison(runs, "pwm", "sac")
+    found = comparison.cell("A-v0", "pwm")
+    assert found is not None
+    assert found.success == pytest.approx(0.4)
+    assert found.success_once == pytest.approx(0.8)
+    assert comparison.knows_success("A-v0")
+    assert comparison.cell("A-v0", "sac").success is None
+    assert not comparison.knows_success("B-v0")
+
+
 def test_unknown_algorithms_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown baseline in these results 'sca'; did you mean sac"):
         Comparison(all_runs(), "pwm", "sca")

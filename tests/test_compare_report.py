@@ -168,6 +168,19 @@ def test_the_page_shows_times_of_one_machine_only(tmp_path: Path, no_pictures: A
     assert [path.name for path in (tmp_path / "two").glob("curves_*.png")] == ["curves_env_steps.png"]
 
 
+def test_the_page_shows_success_where_it_is_known(tmp_path: Path, no_pictures: Any) -> None:
+    run = make_run("A-v0", "pwm", 0, 8.0)
+    logged = {"eval/success_rate": 0.25, "eval/success_once_rate": 0.75}
+    knowing = replace(run, rows=[replace(row, logged=logged) for row in run.rows])
+    report.write_report(Comparison([knowing, make_run("A-v0", "sac", 0, 4.0)], "pwm", "sac"), tmp_path / "one", "")
+    page = (tmp_path / "one" / "index.html").read_text()
+    assert "success at the end" in page
+    assert '<td data-value="0.25">25%</td>' in page
+    assert '<td data-value="0.75">75%</td>' in page
+    report.write_report(Comparison([run], "pwm", "pwm"), tmp_path / "two", "")
+    assert "success at the end" not in (tmp_path / "two" / "index.html").read_text()
+
+
 def test_names_for_readers(results: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_pictures: Any) -> None:
     arguments = ["report", str(results), "--out", str(tmp_path / "out"), "--label", "pwm=PWM & <co>", "sac=SAC"]
     assert run_command_line({"report": report}, arguments) == 0

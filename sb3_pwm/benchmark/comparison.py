@@ -19,7 +19,14 @@ from sb3_pwm.benchmark.statistics import (
     probability_of_improvement,
 )
 
-DIAGNOSTICS = ("train/value_calibration", "train/critic_gap", "rollout/ep_len_mean")  # the report shows these
+# The report shows these.
+DIAGNOSTICS = (
+    "train/value_calibration",
+    "train/critic_gap",
+    "train/value",
+    "train/imagined_return",
+    "rollout/ep_len_mean",
+)
 RANDOM = "random actions"
 IN_A_ROW = 3  # evaluations
 Untrained = Mapping[str, Mapping[str, Sequence[float]]]  # by environment and name
@@ -42,6 +49,9 @@ class Cell:
     :param highest: return of the highest seed.
     :param kept: mean of the last three evaluations over that of the best three in a row, of the mean curve: 1 is
         nothing forgotten. None with fewer than six evaluations, or where the best is not positive.
+    :param success: mean share of the last evaluation's episodes that were successful at their last step; None where the
+        environment does not say.
+    :param success_once: the same at any step.
     :param seeds: number of finished seeds.
     :param cpu_seconds: mean CPU seconds of a run.
     :param wall_seconds: mean wall seconds of a run.
@@ -55,6 +65,8 @@ class Cell:
     lowest: float
     highest: float
     kept: float | None
+    success: float | None
+    success_once: float | None
     seeds: int
     cpu_seconds: float
     wall_seconds: float
@@ -223,6 +235,8 @@ class Comparison:
             float(finals.min()),
             float(finals.max()),
             kept(self.curve(env, algo)),
+            _success(runs, "success_rate"),
+            _success(runs, "success_once_rate"),
             len(runs),
             float(np.mean([run.rows[-1].cpu_seconds for run in runs])),
             float(np.mean([run.rows[-1].wall_seconds for run in runs])),
@@ -231,6 +245,10 @@ class Comparison:
             median("cpu_seconds"),
             median("wall_seconds"),
         )
+
+    def knows_success(self, env: str) -> bool:
+        """Return whether any run of an environment says which episodes were successful."""
+        return any(_success(runs, "success_rate") is not None for runs in self.runs[env].values())
 
     def missing(self, run: Run) -> list[int]:
         """Return the common steps at which a run lacks an evaluation."""
@@ -313,6 +331,12 @@ class Comparison:
         """Return the probability that the method improves on an algorithm."""
         strata = self.scores(self.method), self.scores(algo)
         return _estimate(probability_of_improvement(*strata), probability_interval(*strata), strata[0] + strata[1])
+
+
+def _success(runs: Sequence[Run], name: str) -> float | None:
+    """Return the mean of a success rate in the last evaluations that have it."""
+    rates = [rate for run in runs if (rate := run.rows[-1].logged.get(f"eval/{name}")) is not None]
+    return float(np.mean(rates)) if rates else None
 
 
 def _mean_of(logs: Sequence[dict[str, float]], name: str) -> float:

@@ -13,7 +13,7 @@ from sb3_pwm.benchmark.comparison import RANDOM, Comparison, Curve
 from sb3_pwm.benchmark.figures import AXES, style_of
 from sb3_pwm.benchmark.origins import origins, parts_of
 from sb3_pwm.benchmark.results import FAILED, Run
-from sb3_pwm.benchmark.texts import estimate, number, seeds_in, seeds_of
+from sb3_pwm.benchmark.texts import estimate, number, percent, seeds_in, seeds_of
 
 
 def render(comparison: Comparison, images: dict[str, bytes], command: str) -> str:
@@ -30,7 +30,7 @@ def render(comparison: Comparison, images: dict[str, bytes], command: str) -> st
         raise ImportError("reports need Jinja: pip install 'sb3-pwm[plot]'") from error
     loader = PackageLoader("sb3_pwm.benchmark", "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": number, "estimate": estimate}
+    environment.filters |= {"number": number, "percent": percent, "estimate": estimate}
     others = [algo for algo in comparison.algos if algo != comparison.method]
     envs, excluded = comparison.scored_envs()
     parts = [part for run in comparison.finished for part in parts_of(run)]

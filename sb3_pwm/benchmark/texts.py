@@ -12,6 +12,11 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
+def percent(share: float | None) -> str:
+    """Write a share in percent; a dash for none."""
+    return "-" if share is None else f"{share:.0%}"
+
+
 def estimate(value: Estimate) -> str:
     """Write a value with its interval."""
     text = number(value.value)
