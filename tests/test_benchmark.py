@@ -43,7 +43,7 @@ def test_a_frozen_networks_weight_gradients_are_not_computed() -> None:
     termination = hidden * latent + hidden
     pi = hidden * latent + hidden * hidden + 2 * action * hidden
     qf = hidden * (latent + action) + hidden * hidden + hidden
-    batch, horizon, critic_rows, n_critics = 64, 4, 2 * 256, 2
+    batch, horizon, critic_rows, n_critics = 256, 1, 2 * 256, 2
     encoder = hidden * 17 + latent * hidden
     # Forward once; backward once more for inputs, and for weights only where they are trained. The actor's input and
     # the critics' need no gradient in their own updates, and z_0 none at all.

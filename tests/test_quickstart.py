@@ -77,7 +77,7 @@ def test_ctrl_c_saves_the_model(tmp_path: Path) -> None:
     script = load_script()
     out = tmp_path / "out"
     with subprocess.Popen(
-        command(out, "Pendulum-v1", 1_600),
+        command(out, "Pendulum-v1", 700),
         cwd=tmp_path,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -94,7 +94,7 @@ def test_ctrl_c_saves_the_model(tmp_path: Path) -> None:
         assert process.wait(timeout=60) == 130, rest
     assert "the model so far" in rest
     model = script.PWM.load(out / "model.zip", device="cpu")
-    assert 0 < model.num_timesteps < 1_600
+    assert 0 < model.num_timesteps < 700
 
 
 @pytest.mark.parametrize("arguments", [["--steps", "299"], ["--episodes", "0"]])
