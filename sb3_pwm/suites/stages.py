@@ -44,7 +44,7 @@ WORLD_MODEL = "world model"  # the unit that is no task
 DATA, MODEL, EVALUATION = "data.pkl", "model.zip", "evaluation.json"
 CHECKPOINT_EVERY = 2_000  # updates of the world model
 EXTRACTED, PLANNER, SINGLE = "extracted", "planner", "single"
-# What extracted policies are compared with: their settings in the same world model; the single task has one of its own.
+# What extracted policies are compared with: their settings in the same world model; the single task has another model.
 BASELINES: dict[str, dict[str, Any]] = {
     "prior": {"critic": "q", "horizon": 0},  # TD-MPC2's policy prior: follows the critics, and imagines nothing
     SINGLE: {},
