@@ -160,8 +160,9 @@ def check_number_or_auto(name: str, value: Any, low: float) -> None:
 
 def check_precision(value: Any) -> None:
     """Check the name of a number format."""
-    if value not in PRECISIONS:
-        raise ValueError(f"precision={value!r}; allowed: {', '.join(map(repr, PRECISIONS))}")
+    allowed = ("auto", *PRECISIONS)
+    if value not in allowed:
+        raise ValueError(f"precision={value!r}; allowed: {', '.join(map(repr, allowed))}")
 
 
 def check_torch_compile(value: Any) -> None:

@@ -10,7 +10,7 @@ from sb3_pwm.compute.compilation import Acceleration, TorchCompile, captured, co
 from sb3_pwm.compute.distributed import share_of_weight
 from sb3_pwm.compute.metrics import RunningMeans, SkipCounter
 from sb3_pwm.compute.optimizers import apply_gradients, move_average
-from sb3_pwm.compute.precision import Precision, arithmetic, usable_precision
+from sb3_pwm.compute.precision import PrecisionChoice, arithmetic, faster_precision, usable_precision
 from sb3_pwm.imagination import imagine, rollout_starts
 from sb3_pwm.losses import (
     actor_loss,
@@ -38,7 +38,7 @@ class Trainable(Protocol):
 
     policy: PWMPolicy
     device: torch.device
-    precision: Precision
+    precision: PrecisionChoice
     torch_compile: TorchCompile
     actor_batch_size: int | None
     horizon: int
@@ -68,7 +68,10 @@ class Learner:
 
     def __init__(self, model: Trainable) -> None:
         self._model = weakref.ref(model)  # the model owns its learner: the other way round, neither would be freed
-        self._precision = usable_precision(model.device, model.precision)
+        if model.precision == "auto":
+            self._precision = faster_precision(model.device, self._predict_and_differentiate)
+        else:
+            self._precision = usable_precision(model.device, model.precision)
         networks = {
             "actor": model.policy.actor,
             "critic": model.policy.all_critics,
@@ -92,6 +95,15 @@ class Learner:
         if model is None:
             raise ReferenceError("the model of this learner has been deleted")
         return model
+
+    def _predict_and_differentiate(self) -> None:
+        """Do what most of an update's time goes into, without an effect: for measuring how long it takes."""
+        world_model = self.model.policy.world_model
+        rows = self.model.actor_batch_size or self.model.critic_batch_size
+        latents = torch.zeros(rows, world_model.latent_dim, device=self.model.device)
+        actions = torch.zeros(rows, world_model.action_dim, device=self.model.device)
+        following = world_model.next_latents(latents, actions)
+        torch.autograd.grad(following.sum(), list(world_model.dynamics.parameters()))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_model": self.model}

@@ -32,7 +32,7 @@ from sb3_pwm.checks import (
 from sb3_pwm.compute.compilation import TorchCompile
 from sb3_pwm.compute.distributed import Part, own_part
 from sb3_pwm.compute.optimizers import set_learning_rate
-from sb3_pwm.compute.precision import Precision
+from sb3_pwm.compute.precision import PrecisionChoice
 from sb3_pwm.compute.progress import let_go, live_progress, say, warn_that_nothing_was_learnt
 from sb3_pwm.diagnostics import evaluation, fitted_q
 from sb3_pwm.diagnostics.start_values import StartValues, follow_episodes
@@ -104,8 +104,8 @@ class PWM(SequenceOffPolicyAlgorithm):
     :param train_freq: collect this many steps (or ``(n, "episode")``) between updates.
     :param gradient_steps: world-model updates after each collection; -1 for as many as steps were collected.
     :param policy_updates: actor updates per world-model update; 0.125 is one after every eighth.
-    :param precision: of matrix products in updates: ``"float32"``, ``"bfloat16"`` or, on GPUs only, ``"tf32"``; see
-        :func:`sb3_pwm.compute.precision.arithmetic`.
+    :param precision: of matrix products in updates: ``"float32"``, ``"bfloat16"``, on GPUs ``"tf32"``, or ``"auto"``:
+        bfloat16 where a measurement finds it faster, see :func:`sb3_pwm.compute.precision.arithmetic`.
     :param torch_compile: ``"auto"``: updates as CUDA graphs on GPUs, as they are on CPUs; True: their objectives also
         through ``torch.compile``, on any device; False: neither.
     :param device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
@@ -177,7 +177,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         gradient_steps: int = 1,
         policy_updates: float = 1.0,
         # system
-        precision: Precision = "float32",
+        precision: PrecisionChoice = "float32",
         torch_compile: TorchCompile = "auto",
         device: torch.device | str = "auto",
         seed: int | None = None,

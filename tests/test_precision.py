@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from sb3_pwm import PWM
-from sb3_pwm.compute.precision import FullPrecisionLinear, arithmetic, usable_precision
+from sb3_pwm.compute.precision import FullPrecisionLinear, arithmetic, faster_precision, usable_precision
 from sb3_pwm.nn.layers import SimNorm, mlp
 from sb3_pwm.world_model import WorldModel
 
@@ -76,8 +76,53 @@ def test_a_device_without_it_falls_back_with_a_warning() -> None:
 
 
 def test_a_precision_that_does_not_exist() -> None:
-    with pytest.raises(ValueError, match="precision='float16'; allowed: 'float32', 'tf32', 'bfloat16'"):
+    with pytest.raises(ValueError, match="precision='float16'; allowed: 'auto', 'float32', 'tf32', 'bfloat16'"):
         make(precision="float16")
+
+
+@pytest.mark.parametrize(
+    ("in_float32", "in_bfloat16", "chosen"), [(2.75, 2.0, "bfloat16"), (2.5, 2.0, "float32"), (2.0, 9.0, "float32")]
+)
+@pytest.mark.usefixtures("every_precision")
+def test_the_faster_precision_is_chosen(
+    in_float32: float, in_bfloat16: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    seen: list[torch.dtype] = []
+
+    def work() -> None:
+        precision = layer(x).dtype
+        clock[0] += in_bfloat16 if precision == torch.bfloat16 else in_float32
+        seen.append(precision)
+
+    x, layer = torch.randn(4, 8), nn.Linear(8, 3)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    assert faster_precision(CPU, work) == chosen
+    assert set(seen) == {torch.float32, torch.bfloat16}
+
+
+def test_nothing_is_measured_where_there_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_pwm.compute.precision.supports", lambda device, precision: precision == "float32")
+    assert faster_precision(CPU, pytest.fail) == "float32"
+
+
+@pytest.mark.parametrize("chosen", ["float32", "bfloat16"])
+@pytest.mark.usefixtures("every_precision")
+def test_an_automatic_precision_is_that_precision(
+    chosen: Literal["float32", "bfloat16"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measuring changes nothing else, and a file says "auto": the next machine measures again."""
+
+    def parameters(precision: Literal["auto", "float32", "bfloat16"]) -> list[torch.Tensor]:
+        model = make(precision=precision).learn(60)
+        model.save(tmp_path / precision)
+        return list(model.policy.parameters())
+
+    known = parameters(chosen)
+    times = {"float32": 2.0, "bfloat16": 1.0 if chosen == "bfloat16" else 3.0}
+    monkeypatch.setattr("sb3_pwm.compute.precision.seconds", lambda device, precision, work: work() or times[precision])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(parameters("auto"), known, strict=True))
+    assert PWM.load(tmp_path / "auto").precision == "auto"
 
 
 @pytest.mark.parametrize("critic", ["q", "v"])
