@@ -68,6 +68,8 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         raise ValueError('horizon=0 with critic="v": V(latents) knows no actions; use critic="q" or 1 or more')
     if arguments["actor_batch_size"] is not None:
         check_integer("actor_batch_size", arguments["actor_batch_size"], 1)
+    if not isinstance(arguments["infer_noise"], bool):
+        raise TypeError(f"infer_noise must be True or False, not {arguments['infer_noise']!r}")
     check_precision(arguments["precision"])
     check_torch_compile(arguments["torch_compile"])
 

@@ -13,6 +13,7 @@ def imagine(
     latents: torch.Tensor,
     horizon: int,
     *,
+    noise: torch.Tensor | None = None,
     terminations: bool = True,
     through_observations: bool = False,
 ) -> ImaginedRollout:
@@ -25,6 +26,7 @@ def imagine(
     :param actor: the policy.
     :param latents: (B, Z) start states.
     :param horizon: number of steps H; with 0 the rollout is its start states.
+    :param noise: (B, Z) numbers that are added to the first predicted latents, see :func:`inferred_noise`.
     :param terminations: let the termination head end imagined episodes; False: they never end.
     :param through_observations: let the gradient flow through what the actor sees, too.
     :return: the rollout, differentiable in the actor's parameters.
@@ -33,7 +35,8 @@ def imagine(
     for step in range(horizon):
         seen = states[-1] if through_observations else states[-1].detach()
         action, log_prob = actor.sample_with_log_prob(seen)
-        states.append(world_model.next_latents(states[-1], action, step))
+        following = world_model.next_latents(states[-1], action, step)
+        states.append(following if noise is None or step > 0 else following + noise)
         actions.append(action)
         log_probs.append(log_prob)
     all_latents = torch.stack(states)
@@ -52,14 +55,32 @@ def imagine(
     )
 
 
-def rollout_starts(latents: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the states of replayed windows at which imagined rollouts start: those of the first steps come first.
+@torch.no_grad()
+def inferred_noise(
+    world_model: WorldModel, latents: torch.Tensor, actions: torch.Tensor, following: torch.Tensor
+) -> torch.Tensor:
+    """Return what the model misses in recorded steps.
 
-    :param latents: (T, B, Z) latents of the windows' steps.
-    :param mask: (T, B) 1 for steps before the end of the episode. A state behind it is replaced by the window's first.
-    :param count: number of states; fewer, T * B, if there are no more.
-    :return: (N, Z) latents.
+    A model that predicts means shows no rare outcomes, and a policy that learns from it alone does not avoid them.
+    Added to the prediction for another action, the noise brings the recorded outcome back (SVG(1) with experience
+    replay, arXiv 1510.09142, algorithm 2).
+
+    :param latents: (B, Z) latents of recorded steps.
+    :param actions: (B, A) recorded actions.
+    :param following: (B, Z) latents of the recorded next steps.
+    :return: (B, Z) recorded minus predicted latents.
     """
-    steps = -(-count // latents.shape[1])
-    recorded = torch.where(mask[:steps, :, None] > 0, latents[:steps], latents[:1])
+    return following - world_model.next_latents(latents, actions)
+
+
+def rollout_starts(values: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Tensor:
+    """Return what replayed windows hold of the steps at which imagined rollouts start: first steps come first.
+
+    :param values: (T, B, ...) latents or actions, say, of the windows' steps.
+    :param mask: (T, B) 1 for steps before the end of the episode. A step behind it is replaced by the window's first.
+    :param count: number of steps; fewer, T * B, if there are no more.
+    :return: (N, ...) values.
+    """
+    steps = -(-count // values.shape[1])
+    recorded = torch.where(mask[:steps, :, None] > 0, values[:steps], values[:1])
     return recorded.flatten(0, 1)[:count]

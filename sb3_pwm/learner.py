@@ -11,7 +11,7 @@ from sb3_pwm.compute.distributed import share_of_weight
 from sb3_pwm.compute.metrics import RunningMeans, SkipCounter
 from sb3_pwm.compute.optimizers import apply_gradients, move_average
 from sb3_pwm.compute.precision import PrecisionChoice, arithmetic, faster_precision, usable_precision
-from sb3_pwm.imagination import imagine, rollout_starts
+from sb3_pwm.imagination import imagine, inferred_noise, rollout_starts
 from sb3_pwm.losses import (
     actor_loss,
     behaviour_loss,
@@ -42,6 +42,7 @@ class Trainable(Protocol):
     torch_compile: TorchCompile
     actor_batch_size: int | None
     horizon: int
+    infer_noise: bool
     critic_updates: int
     critic_batch_size: int
     gamma: float
@@ -192,18 +193,23 @@ class Learner:
         return loss, metrics, torch.cat([first.detach(), following])
 
     @compiled
-    def _imagined(self, latents: torch.Tensor) -> tuple[ImaginedRollout, torch.Tensor, torch.Tensor]:
+    def _imagined(
+        self, latents: torch.Tensor, actions: torch.Tensor, following: torch.Tensor
+    ) -> tuple[ImaginedRollout, torch.Tensor, torch.Tensor]:
         """Return imagined rollouts from (B, Z) latents, their (H + 1, B) weights and (B,) returns.
 
-        With Q critics the rollouts hold the log-density of one action more, that of the last state.
+        Recorded (B, A) actions led from there to the following (B, Z) latents. With Q critics the rollouts hold the
+        log-density of one action more, that of the last state.
         """
         policy = self.model.policy
+        infers = self.model.infer_noise and self.model.horizon > 0
         with self._arithmetic():
             rollout = imagine(
                 policy.world_model,
                 policy.actor,
                 latents,
                 self.model.horizon,
+                noise=inferred_noise(policy.world_model, latents, actions, following) if infers else None,
                 terminations=self.model.termination_coef > 0,
                 through_observations=policy.through_observations,
             )
@@ -237,8 +243,10 @@ class Learner:
             with self._arithmetic(), torch.no_grad():
                 latents = encode_windows(policy.world_model, samples.observations)
         policy.latent_scale.update(latents)
-        starts = rollout_starts(latents[:-1], samples.mask, self.model.actor_batch_size or samples.mask.shape[1])
-        rollout, weights, returns = self._imagined(starts)
+        count = self.model.actor_batch_size or samples.mask.shape[1]
+        recorded = (latents[:-1], samples.actions, latents[1:])
+        starts, actions, following = (rollout_starts(each, samples.mask, count) for each in recorded)
+        rollout, weights, returns = self._imagined(starts, actions, following)
         tasks = policy.tasks_of(at_steps(samples.observations, 0))
         tasks = None if tasks is None else tasks.repeat(len(samples.mask))[: len(starts)]
         policy.return_scale.update(returns.detach(), tasks)

@@ -61,6 +61,7 @@ paper_single_task: dict[str, Any] = {
     "sequence_length": 16,
     "actor_batch_size": None,
     "horizon": 16,
+    "infer_noise": False,
     "critic": "v",
     "critic_updates": 32,
     "critic_batch_size": 256,

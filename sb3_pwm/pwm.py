@@ -64,8 +64,7 @@ class PWM(SequenceOffPolicyAlgorithm):
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, ``"MultiTaskPolicy"`` or a
         :class:`PWMPolicy` class.
-    :param env: Gymnasium environment, its id, or an SB3 VecEnv; actions are Box, Discrete, MultiDiscrete or
-        MultiBinary.
+    :param env: Gymnasium environment, its id, or an SB3 VecEnv; actions are Box, Discrete, MultiDiscrete, MultiBinary.
     :param learning_rate: of the actor; a number or a schedule of the remaining progress (1 to 0).
     :param buffer_size: capacity of the replay buffer, over all environments.
     :param learning_starts: environment steps with random actions before the first update; ``"auto"`` for 5 % of a
@@ -76,22 +75,21 @@ class PWM(SequenceOffPolicyAlgorithm):
     :param model_learning_rate: of the world model; None for the actor's. Encoders that see images have 0.3 of it.
     :param consistency_coef: weight of the model's latent error.
     :param reward_coef: weight of the model's reward error.
-    :param termination_coef: weight of the model's termination error; 0 trains no termination head, and imagined
-        episodes never end.
+    :param termination_coef: weight of the model's termination error; with 0 imagined episodes never end.
     :param observation_coef: weight of the error of observations that a linear head reads from latents; there is no such
         head for pictures. ``"auto"`` for 2, and for 0 where observations are more than 1,000 numbers.
-    :param actor_batch_size: imagined rollouts per actor update, at most one from each step of the update's windows:
-        from all first steps, then from the second ones, and so on. None for ``batch_size``.
+    :param actor_batch_size: imagined rollouts per actor update, from the windows' first steps on; None: ``batch_size``.
     :param horizon: number H of imagined steps before the critics value what follows. With 0 the actor follows the Q
         critics at replayed states, as SAC's does; the world model then only gives the latents.
+    :param infer_noise: add what the model missed in the recorded step to the first imagined one, so that the actor
+        learns from rare outcomes too; see :func:`sb3_pwm.imagination.inferred_noise`.
     :param ent_coef: weight of the entropy bonus: reward scales that one nat is worth; 0 for none; ``"auto"`` learns
         it, so that the policy's entropy is ``target_entropy``; ``"auto_0.1"`` starts from 0.1, instead of 0.2.
     :param target_entropy: in nats; ``"auto"`` for minus half the number of action dimensions, and of discrete actions
         for half of the largest entropy.
     :param bc_coef: in :meth:`learn_offline` only: weight, in sizes of the imagined return, of the actor's distance to
         replayed actions that are better than average, see :func:`sb3_pwm.losses.behaviour_loss`; 0 for none.
-    :param critic: ``"q"``: Q(latents, actions) learnt from replayed windows; ``"v"``: the paper's V(latents)
-        learnt from imagined rollouts.
+    :param critic: ``"q"``: Q(latents, actions), of replayed steps; ``"v"``: the paper's V(latents), of imagined ones.
     :param critic_learning_rate: of the critics; None for the actor's.
     :param critic_updates: critic updates per actor update. Each of a Q critic has its own batch from the replay buffer
         and targets of the present networks; those of a V critic are minibatches of the imagined states.
@@ -159,6 +157,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         # actor
         actor_batch_size: int | None = 256,
         horizon: int = 1,
+        infer_noise: bool = True,
         ent_coef: float | str = "auto",
         target_entropy: float | Literal["auto"] = "auto",
         bc_coef: float = 3.0,
@@ -225,6 +224,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         self.sequence_length = sequence_length
         self.actor_batch_size = actor_batch_size
         self.horizon = horizon
+        self.infer_noise = infer_noise
         self.critic_kind = critic
         self.critic_updates = critic_updates
         self.critic_batch_size = critic_batch_size

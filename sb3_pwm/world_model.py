@@ -146,7 +146,7 @@ class WorldModel(nn.Module):
         logits = self.dynamics[k](self._inputs(latents, actions))
         own, context = latents[..., : self.own_dim], latents[..., self.own_dim :]
         if self.residual_dynamics:
-            logits = logits + (own + SKIP_OFFSET).log()
+            logits = logits + (own.clamp(min=0) + SKIP_OFFSET).log()  # inferred noise may lead below 0
         following: torch.Tensor = self.simnorm(logits)
         return following if self.context is None else torch.cat([following, context], -1)
 

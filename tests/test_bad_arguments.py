@@ -69,6 +69,7 @@ def test_arguments_out_of_range(name: str, value: Any, allowed: str) -> None:
         *[(name, value) for name in ("ent_coef", "target_entropy", "observation_coef") for value in ([1], True, None)],
         *[(name, value) for name in ("horizon", "batch_size", "gradient_steps") for value in (2.5, "3", True, None)],
         *[(name, value) for name in ("learning_rate", "critic_learning_rate") for value in ("3e-4", True, [1])],
+        *[("infer_noise", value) for value in (1, "yes", None)],
         ("train_freq", "episode"),
         ("train_freq", (2.5, "step")),
         ("train_freq", (1, "episode", 2)),

@@ -48,11 +48,12 @@ def test_a_frozen_networks_weight_gradients_are_not_computed() -> None:
     # Forward once; backward once more for inputs, and for weights only where they are trained. The actor's input and
     # the critics' need no gradient in their own updates, and z_0 none at all.
     rollout = batch * horizon * (2 * dynamics + 2 * reward + 2 * termination)
+    noise = batch * dynamics
     actor = batch * (horizon + 1) * (3 * pi - hidden * latent)
     bootstrap = batch * n_critics * 2 * qf
     critics = n_critics * critic_rows * (3 * qf - hidden * (latent + action))
     targets = critic_rows * (2 * encoder + pi + n_critics * qf)
-    bound = 2 * (rollout + actor + bootstrap + critics + targets)
+    bound = 2 * (noise + rollout + actor + bootstrap + critics + targets)
     # The last action's gradient and the first latents' are not needed either: a little less than the sum.
     assert 0.93 * bound < flops <= bound
 

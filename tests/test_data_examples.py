@@ -17,7 +17,6 @@ import pytest
 import torch
 from helpers import SMALL, SMALL_POLICY, TruthEnv, flat_state
 from stable_baselines3 import SAC
-from torch.testing import assert_close
 
 from sb3_pwm import PWM, TaskSet
 from sb3_pwm.benchmark.evaluate import Successes
@@ -206,20 +205,6 @@ def test_the_prior_leaves_the_world_model_alone_and_never_asks_its_dynamics(
     changed = {name.strip("/").split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     learnt = {"actor", "critics", "critics_target", "behaviour_value"}
     assert changed == learnt | {"entropy_coefficient", "return_scale", "latent_scale"}
-
-
-def test_the_prior_maximises_the_mean_of_the_critics(many: PWM) -> None:
-    model = many.extract("Pendulum-v1", 0)
-    learner, policy = importlib.import_module("multitask_offline").PriorLearner(model), model.policy
-    latents = torch.rand(6, policy.world_model.latent_dim)
-    rollout, weights, returns = learner._imagined(latents)
-    inputs = policy.critics.latent_scale(torch.cat([latents, rollout.actions[0]], -1))
-    values = [10 * critic(inputs).squeeze(-1) for critic in policy.critics.critics]
-    assert_close(returns, sum(values) / len(values))
-    assert (len(values), rollout.actions.shape, rollout.log_probs.shape) == (3, (1, 6, 1), (1, 6))
-    assert weights.tolist() == [[1] * 6] * 2
-    gradients = torch.autograd.grad(returns.sum(), list(policy.actor.parameters()))
-    assert any(gradient.abs().sum() > 0 for gradient in gradients)
 
 
 def test_success_at_the_end_of_an_episode_and_at_any_step() -> None:

@@ -7,7 +7,7 @@ from torch.distributions import Normal
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.testing import assert_close
 
-from sb3_pwm.imagination import imagine, rollout_starts
+from sb3_pwm.imagination import imagine, inferred_noise, rollout_starts
 from sb3_pwm.losses import actor_loss, state_values
 from sb3_pwm.networks import Actor, CriticEnsemble
 from sb3_pwm.returns import continuation_weights, imagined_returns
@@ -36,6 +36,53 @@ def test_rollouts_start_at_first_steps_first(count: int, expected: list[int]) ->
     latents = torch.tensor([[[0.0], [1.0]], [[10.0], [11.0]], [[20.0], [21.0]]])
     mask = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     assert rollout_starts(latents, mask, count).flatten().tolist() == expected
+
+
+class Repeating(Actor):
+    """Does what was recorded."""
+
+    recorded: torch.Tensor
+
+    def sample_with_log_prob(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.recorded, torch.zeros(len(latents))
+
+
+def test_recorded_actions_lead_to_the_recorded_outcome(world_model: WorldModel) -> None:
+    start, following = start_latents(), start_latents()
+    actor = Repeating(LATENT_DIM, ACTION_DIM, [4])
+    actor.recorded = torch.rand(BATCH, ACTION_DIM)
+    noise = inferred_noise(world_model, start, actor.recorded, following)
+    assert not noise.requires_grad
+    rollout = imagine(world_model, actor, start, 2, noise=noise)
+    assert_close(rollout.latents[1], following)
+    assert_close(rollout.latents[2], world_model.next_latents(rollout.latents[1], actor.recorded, 1))
+    below_zero = imagine(world_model, actor, start, 3, noise=noise - 1)
+    assert (below_zero.latents[1] < -0.1).any()
+    assert below_zero.latents.isfinite().all()
+
+
+def test_the_gradient_knows_rare_outcomes() -> None:
+    """Three of four steps end 1 lower than the mean, one 3 higher: beyond 1, where each further unit costs 4."""
+
+    class Mean(WorldModel):
+        def next_latents(self, latents: torch.Tensor, actions: torch.Tensor, step: int = 0) -> torch.Tensor:
+            return latents + actions
+
+    world_model = Mean(
+        torch.nn.Identity(), 1, 1, latent_dim=1, simnorm_dim=1, encoder=[], dynamics=[], reward=[], termination=[]
+    )
+    actor = Repeating(1, 1, [4])
+    start, recorded = torch.zeros(4, 1), torch.tensor([[0.3], [-0.2], [0.1], [0.5]])
+    outcomes = recorded + torch.tensor([[-1.0], [-1.0], [3.0], [-1.0]])
+
+    def slope(noise: torch.Tensor | None) -> float:
+        actor.recorded = torch.zeros(4, 1, requires_grad=True)  # the policy's actions now
+        latents = imagine(world_model, actor, start, 1, noise=noise).latents[1]
+        values = latents - 5 * (latents - 1).relu()
+        return torch.autograd.grad(values.mean(), actor.recorded)[0].sum().item()
+
+    assert slope(None) == pytest.approx(1)
+    assert slope(inferred_noise(world_model, start, recorded, outcomes)) == pytest.approx(0.75 * 1 + 0.25 * -4)
 
 
 @pytest.mark.parametrize("horizon", [0, 1, 2, 7])

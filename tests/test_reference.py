@@ -41,6 +41,7 @@ def to_float64(model: PWM) -> PWM:
         {"n_steps": 4, "horizon": 0},
         {"actor_batch_size": 130},
         {"actor_batch_size": None, "horizon": 3},
+        {"infer_noise": False},
         {"critic": "v", "horizon": 5, "td_lambda": 0.9, "pessimism": 0.2},
         {"ent_coef": 0.1, "termination_coef": 0.0, "critic_updates": 7, "pessimism": 0.5},
         {"target_entropy": -3.0, "policy_kwargs": {"reward_bins": 11, "residual_dynamics": False, "n_critics": 2}},

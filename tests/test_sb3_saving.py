@@ -328,10 +328,11 @@ def test_deep_copy_is_independent() -> None:
 def test_a_file_of_earlier_defaults_goes_on_with_its_own(tmp_path: Path) -> None:
     """Files hold the values of all arguments, so defaults may change; those from before an argument existed lack it."""
     earlier: dict[str, Any] = {"gamma": 0.995, "pessimism": 1.0, "critic_batch_size": 128, "learning_starts": 15}
-    make(**earlier).learn(20).save(tmp_path / "model", exclude=["n_steps", "actor_batch_size"])
+    make(**earlier).learn(20).save(tmp_path / "model", exclude=["n_steps", "actor_batch_size", "infer_noise"])
     loaded = PWM.load(tmp_path / "model", env=space_envs())
     assert {name: getattr(loaded, name) for name in earlier} == earlier
     assert loaded.n_steps == 1
     assert loaded.actor_batch_size is None
+    assert not loaded.infer_noise
     assert PWM.load(tmp_path / "model", actor_batch_size=5).actor_batch_size == 5
     assert loaded.learn(20).n_skipped_updates == 0

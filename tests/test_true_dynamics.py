@@ -337,7 +337,7 @@ def test_wrappers_and_normalisation_are_refused() -> None:
         TrueDynamicsPWM("MlpPolicy", wrapped, **TINY)
     with pytest.raises(ValueError, match="VecNormalize"):
         TrueDynamicsPWM("MlpPolicy", VecNormalize(make_vec_env("Hopper-v5")), **TINY)
-    with pytest.raises(ValueError, match="nothing to pre-train"):
+    with pytest.raises(ValueError, match="allowed: 0 and False"):
         TrueDynamicsPWM("MlpPolicy", "Hopper-v5", **TINY | {"pretrain_steps": 5})
     model = TrueDynamicsPWM("MlpPolicy", "Hopper-v5", **TINY)
     with pytest.raises(ValueError, match="not the one whose steps"):

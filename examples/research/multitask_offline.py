@@ -42,8 +42,6 @@ from torch import distributed
 
 from sb3_pwm import PWM, TaskSet
 from sb3_pwm.datasets import from_tasks
-from sb3_pwm.learner import Learner
-from sb3_pwm.type_aliases import ImaginedRollout
 
 
 class SharedModelCallback(OfflineCurveCallback):
@@ -58,26 +56,6 @@ class SharedModelCallback(OfflineCurveCallback):
         return row | {"cpu_seconds": round(row["cpu_seconds"] + self.shared_seconds, 1)}
 
 
-class PriorLearner(Learner):
-    """The actor maximises the mean of the critics at the windows' first states, without imagination."""
-
-    def _imagined(self, latents: torch.Tensor) -> tuple[ImaginedRollout, torch.Tensor, torch.Tensor]:
-        """Return a rollout that ends before its first step: its return is Q(latents, action)."""
-        policy = self.model.policy
-        with self._arithmetic():
-            actions, log_probs = policy.actor.sample_with_log_prob(latents)
-            values = policy.critics(latents, actions).mean(0)
-        weights = torch.ones(2, len(latents), device=latents.device)
-        rollout = ImaginedRollout(
-            latents=torch.stack([latents, latents]),  # where the step leads is not asked
-            actions=actions[None],
-            log_probs=log_probs[None],
-            rewards=torch.zeros_like(weights[:1]),
-            continuations=weights[:1],
-        )
-        return rollout, weights, values
-
-
 def extract_prior(
     model: PWM,
     name: str,
@@ -87,10 +65,8 @@ def extract_prior(
     callback: BaseCallback | None = None,
     **kwargs: Any,
 ) -> PWM:
-    """Do as ``model.extract`` does, with :class:`PriorLearner`."""
-    extracted = model.extract(name, 0, env=env, **kwargs)
-    extracted._learner = PriorLearner(extracted)
-    return extracted.learn_offline(updates, pretrain_steps=0, callback=callback)
+    """Let the actor maximise the mean of the critics at the windows' states, without imagination."""
+    return model.extract(name, updates, env=env, callback=callback, horizon=0, **kwargs)
 
 
 def extract_task(

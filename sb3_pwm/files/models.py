@@ -26,7 +26,7 @@ STATE = (
     *("_last_obs", "_last_original_obs", "_last_episode_starts"),
     *("ep_info_buffer", "ep_success_buffer", "lr_schedule"),
 )
-BEFORE_THEY_EXISTED: dict[str, Any] = {"actor_batch_size": None}
+BEFORE_THEY_EXISTED: dict[str, Any] = {"actor_batch_size": None, "infer_noise": False}
 DAMAGE = (  # what wrong content raises in SB3's and torch's code; others are of wrong arguments
     *(KeyError, AttributeError, IndexError, EOFError, ImportError, AssertionError, RuntimeError),
     *(pickle.UnpicklingError, json.JSONDecodeError, UnicodeDecodeError, binascii.Error, zipfile.BadZipFile),

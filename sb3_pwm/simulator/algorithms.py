@@ -52,17 +52,25 @@ class TrueDynamicsPWM(PWM):
         *,
         pretrain_steps: Literal[0] = 0,
         torch_compile: TorchCompile = False,
+        infer_noise: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            policy, env, learning_rate, pretrain_steps=pretrain_steps, torch_compile=torch_compile, **kwargs
+            policy,
+            env,
+            learning_rate,
+            pretrain_steps=pretrain_steps,
+            torch_compile=torch_compile,
+            infer_noise=infer_noise,
+            **kwargs,
         )
 
     def _setup_model(self) -> None:
-        if self.pretrain_steps or self.torch_compile:
+        if self.pretrain_steps or self.torch_compile or self.infer_noise:
             raise ValueError(
-                f"pretrain_steps={self.pretrain_steps} and torch_compile={self.torch_compile}: with the true dynamics "
-                "there is nothing to pre-train and nothing to compile; allowed: 0 and False"
+                f"pretrain_steps={self.pretrain_steps}, torch_compile={self.torch_compile}, infer_noise="
+                f"{self.infer_noise}: the true dynamics are not trained, not compiled and miss nothing; allowed: 0 and "
+                "False"
             )
         if self.env is not None:
             self.policy_kwargs = self.policy_kwargs | {"simulator": self._checked_simulator(self.env)}

@@ -112,7 +112,7 @@ class ReferenceLearner:
         """Update the actor once on windows and their (T + 1, B, Z) latents, then the critics."""
         model, policy, world_model = self.model, self.policy, self.policy.world_model
         policy.latent_scale.update(latents)
-        z = self._starts(latents, samples)
+        z, noise = self._starts(latents, samples)
         weight, returns = torch.ones_like(z[:, 0]), torch.zeros(())
         states, rewards, continuations, weights, log_probs = [z], [], [], [weight], []
         for t in range(model.horizon):
@@ -120,6 +120,8 @@ class ReferenceLearner:
             reward = world_model.rewards(z, action)
             returns = returns + model.gamma**t * weight * reward
             z = world_model.next_latents(z, action)
+            if t == 0 and model.infer_noise:
+                z = z + noise
             go_on = world_model.continuations(z) if model.termination_coef > 0 else torch.ones_like(weight)
             weight = weight * go_on
             states.append(z)
@@ -152,10 +154,17 @@ class ReferenceLearner:
         else:
             self._fit(*self._v_targets(states, rewards, continuations, weights))
 
-    def _starts(self, latents: torch.Tensor, samples: SequenceSamples) -> torch.Tensor:
+    def _starts(self, latents: torch.Tensor, samples: SequenceSamples) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the latents where rollouts start, and what the model misses in the steps recorded there."""
         length, count = samples.mask.shape
-        starts = [latents[t if samples.mask[t, b] > 0 else 0, b] for t in range(length) for b in range(count)]
-        return torch.stack(starts[: self.model.actor_batch_size or count])
+        places = [(t if samples.mask[t, b] > 0 else 0, b) for t in range(length) for b in range(count)]
+        places = places[: self.model.actor_batch_size or count]
+        starts = torch.stack([latents[place] for place in places])
+        following = torch.stack([latents[t + 1, b] for t, b in places])
+        with torch.no_grad():
+            actions = torch.stack([samples.actions[place] for place in places])
+            noise = following - self.policy.world_model.next_latents(starts, actions)
+        return starts, noise
 
     def _q_targets(self, samples: SequenceSamples) -> tuple[torch.Tensor, torch.Tensor]:
         model, policy, count = self.model, self.policy, samples.mask.shape[1]
