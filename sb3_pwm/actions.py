@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from gymnasium import spaces
 
 from sb3_pwm.checks import check_action_space
@@ -52,3 +53,22 @@ def check_actions(space: spaces.Space[Any]) -> None:
     """
     if action_codes(space) is None:
         check_action_space(space)
+
+
+def for_environment(actions: torch.Tensor, space: spaces.Space[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a policy's actions as SB3's loop does, to the last bit, but on their device.
+
+    :param actions: (N, A) numbers in [-1, 1], or (N, *action_shape) integers of a discrete space.
+    :param space: action space of the environment.
+    :return: (N, *action_shape) actions for the environment, and for the replay buffer.
+    """
+    if not isinstance(space, spaces.Box):
+        return actions, actions
+    low, high = (torch.as_tensor(bound, device=actions.device) for bound in (space.low, space.high))
+
+    def rescaled(numbers: torch.Tensor) -> torch.Tensor:
+        return low + (0.5 * (numbers + 1.0) * (high - low))
+
+    # SB3 stores what it gets back from the actions in the environment's units; rounding may differ.
+    scaled = 2.0 * ((rescaled(actions.reshape(-1, *space.shape)) - low) / (high - low)) - 1.0
+    return rescaled(scaled), scaled

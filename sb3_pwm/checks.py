@@ -7,10 +7,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 
 from sb3_pwm.compute.precision import PRECISIONS
+from sb3_pwm.observations import on_host
 
 # name -> (lowest, highest, whether the lowest itself is allowed)
 REAL_RANGES: dict[str, tuple[float, float, bool]] = {
@@ -275,16 +277,18 @@ def check_finite(what: str, values: Any, step: int, first_env: int = 0) -> None:
     """Check what an environment gave or got.
 
     :param what: name for the message, such as ``"observation"``.
-    :param values: (n_envs, ...) array, or one per key.
+    :param values: (n_envs, ...) array or tensor, or one per key.
     :param step: number of environment steps so far, for the message.
     :param first_env: index of the environment to which the first row belongs.
     :raises ValueError: if a value is not finite in float32; names the environment and the step.
     """
     if isinstance(values, list):  # of one observation
-        first = values[0]
-        values = {key: np.asarray(part)[None] for key, part in first.items()} if isinstance(first, dict) else values
+        first = on_host(values[0])
+        values = {key: np.asarray(part)[None] for key, part in first.items()} if isinstance(first, dict) else [first]
     for key, array in values.items() if isinstance(values, dict) else [("", values)]:
-        array = np.asarray(array)
+        if isinstance(array, torch.Tensor) and array.float().isfinite().all():  # one number to the host
+            continue
+        array = np.asarray(on_host(array))
         if not np.issubdtype(array.dtype, np.floating):
             continue
         finite = is_finite_float32(array)

@@ -1,7 +1,9 @@
-"""Windows of observations, which are tensors or dictionaries of them."""
+"""Observations, which are tensors (or an environment's arrays) or dictionaries of them, and windows of them."""
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 
 from sb3_pwm.type_aliases import Observations, SequenceSamples
@@ -39,3 +41,23 @@ def ends_of_windows(samples: SequenceSamples) -> tuple[Observations, Observation
     else:
         last = behind(observations)
     return at_steps(observations, 0), last
+
+
+def are_tensors(observations: Any) -> bool:
+    """Return whether observations of an environment are tensors, or any entry of a dictionary is one."""
+    parts = observations.values() if isinstance(observations, dict) else [observations]
+    return any(isinstance(part, torch.Tensor) for part in parts)
+
+
+def on_host(values: Any) -> Any:
+    """Return tensors as arrays, also those in dictionaries; what is no tensor stays as it is."""
+    if isinstance(values, dict):
+        return {key: on_host(value) for key, value in values.items()}
+    return values.detach().cpu().numpy()[()] if isinstance(values, torch.Tensor) else values
+
+
+def own_copy(observations: Any) -> Any:
+    """Return observations in arrays that nobody else has; tensors stay tensors, on their device."""
+    if isinstance(observations, dict):
+        return {key: own_copy(values) for key, values in observations.items()}
+    return observations.detach().clone() if isinstance(observations, torch.Tensor) else np.array(observations)

@@ -17,6 +17,7 @@ from stable_baselines3.common.torch_layers import (
     NatureCNN,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.utils import is_vectorized_observation
 from torch import nn
 
 from sb3_pwm.actions import action_codes
@@ -28,7 +29,7 @@ from sb3_pwm.networks import Actor, CategoricalActor, CriticEnsemble, EntropyCoe
 from sb3_pwm.nn.observation_features import ObservationFeatures
 from sb3_pwm.nn.scales import LatentScale, ReturnScale, RewardScale
 from sb3_pwm.nn.task_context import TaskContext
-from sb3_pwm.observations import at_steps
+from sb3_pwm.observations import are_tensors, at_steps
 from sb3_pwm.sac_names import ActorOfObservations, CriticOfObservations
 from sb3_pwm.type_aliases import Observations, SequenceSamples
 from sb3_pwm.world_model import WorldModel
@@ -363,6 +364,25 @@ class PWMPolicy(BasePolicy):
             return
         self.features.set_statistics(observations)
         self.reward_scale.set_statistics(rewards, tasks)
+
+    def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]:
+        """Return observations as tensors on the policy's device, for which ``predict`` asks too.
+
+        :param observation: (n_envs, *obs_shape) observations or a single one, as arrays or as tensors, which do not
+            travel over the host; or a dictionary of them. Tensors of images have their channels first.
+        :return: (n_envs, *obs_shape) tensor, or one per key, and whether there were several observations.
+        :raises ValueError: if the shape is another.
+        """
+        if not are_tensors(observation):
+            return super().obs_to_tensor(observation)
+        several = is_vectorized_observation(observation, self.observation_space)
+        if isinstance(self.observation_space, spaces.Dict):
+            parts = [(key, space.shape or ()) for key, space in self.observation_space.items()]
+            return {key: self._batch(observation[key], shape) for key, shape in parts}, several
+        return self._batch(observation, self.observation_space.shape or ()), several
+
+    def _batch(self, values: Any, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.as_tensor(values, device=self.device).reshape(-1, *shape)
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
         """Return the actions of (N, *obs_shape) observations: (N, A) in [-1, 1], or integers of discrete spaces."""

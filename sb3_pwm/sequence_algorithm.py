@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pwm.actions import check_actions
+from sb3_pwm.actions import check_actions, for_environment
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.checks import (
     check_action_noise,
@@ -30,9 +30,10 @@ from sb3_pwm.compute.live import LiveProgress
 from sb3_pwm.files.models import missing_arguments, opened_model, save_model, without_pickles
 from sb3_pwm.files.replay_buffers import as_sequences, read_replay_buffer, save_replay_buffer
 from sb3_pwm.files.tensors import check_tensors
+from sb3_pwm.observations import are_tensors, on_host, own_copy
 from sb3_pwm.replay.checks import leads_to
 from sb3_pwm.replay.columns import with_columns
-from sb3_pwm.replay.watched_env import WatchedEnv, drop_late_answers, lost_processes_explained, own_copy
+from sb3_pwm.replay.watched_env import WatchedEnv, drop_late_answers, lost_processes_explained, tensors_refused
 from sb3_pwm.sac_names import SAC_ARGUMENTS, without_sac_arguments
 
 SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
@@ -66,7 +67,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def _take_over_buffer(self, buffer: ReplayBuffer) -> None:
         sequences = with_columns(self._checked_buffer(buffer, "observation_space", "action_space"), self.n_envs)
         sequences.device = self.device
-        if self._last_obs is None or not leads_to(sequences, self._last_original_obs):
+        if self._last_obs is None or not leads_to(sequences, on_host(self._last_original_obs)):
             sequences.end_trajectories()
         self.replay_buffer = sequences
 
@@ -199,7 +200,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             self._on_env_reset()
             self._last_obs = None  # if a reset fails, the next one is due
         try:
-            with lost_processes_explained(self.env):
+            with lost_processes_explained(self.env), tensors_refused(self._vec_normalize_env):
                 if resets:
                     drop_late_answers(self.env)
                 env = self._watch(self.env)
@@ -228,7 +229,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         return self._watched
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_watched", "_warned_of_others"]
+        # A file with tensors of a GPU could not be read without one; without them the next steps begin with a reset.
+        last = ["_last_obs", "_last_original_obs"] if are_tensors(self._last_obs) else []
+        return [*super()._excluded_save_params(), "_watched", "_warned_of_others", *last]
 
     def _begin_episodes_anew(self, env: WatchedEnv) -> None:
         """Reset environments that somebody else has moved: what they give next does not follow what is stored."""
@@ -286,10 +289,25 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         env = self._watch(self.env)
         if env.moved_by_others:
             self._begin_episodes_anew(env)
-        actions, buffer_actions = super()._sample_action(learning_starts, action_noise, n_envs)
+        acts = self._sample_tensors if are_tensors(self._last_obs) else super()._sample_action
+        actions, buffer_actions = acts(learning_starts, action_noise, n_envs)
         check_finite("action", buffer_actions, self.num_timesteps)
         env.expect_step()
         return actions, buffer_actions
+
+    def _sample_tensors(self, learning_starts: int, action_noise: ActionNoise | None, n_envs: int) -> tuple[Any, Any]:
+        """Return what :meth:`_sample_action` does as tensors, on the device of the environment's observations."""
+        seen: Any = self._last_obs
+        device = next(
+            part.device for part in (seen.values() if isinstance(seen, dict) else [seen]) if are_tensors(part)
+        )
+        if self.num_timesteps < learning_starts or action_noise is not None:  # random numbers that NumPy draws
+            actions = super()._sample_action(learning_starts, action_noise, n_envs)
+        else:
+            with torch.no_grad():
+                chosen = self.policy(self.policy.obs_to_tensor(seen)[0])
+            actions = for_environment(chosen, self.action_space)
+        return torch.as_tensor(actions[0], device=device), torch.as_tensor(actions[1], device=device)
 
     def _store_transition(
         self,
@@ -305,8 +323,12 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         if self._vec_normalize_env is not None:
             check_finite("reward", env.original_rewards, self.num_timesteps)
         check_finite("reward", reward, self.num_timesteps)
-        for index, last in env.last_observations.items():
-            check_finite("terminal observation", [last], self.num_timesteps, first_env=index)
+        following = env.next_observations()
+        if env.last_observations and are_tensors(following):  # all at once
+            check_finite("terminal observation", following, self.num_timesteps)
+        else:
+            for index, last in env.last_observations.items():
+                check_finite("terminal observation", [last], self.num_timesteps, first_env=index)
         observations = self._last_obs
         if self._vec_normalize_env is None:
             self._last_original_obs, stored_reward = observations, reward  # callbacks may have changed these
@@ -314,7 +336,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             stored_reward = env.original_rewards
         replay_buffer.add(
             self._last_original_obs,  # type: ignore[arg-type]
-            env.next_observations(),
+            following,
             buffer_action,
             stored_reward,
             dones,

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from sb3_pwm.observations import own_copy
+
 
 class StartValues:
     """Follow the discounted return of running episodes, one per environment.
@@ -126,5 +128,5 @@ def run_episodes(
 def observation_of(observations: Any, index: int) -> Any:
     """Return a copy of environment ``index``'s observation."""
     if isinstance(observations, dict):
-        return {key: np.array(values[index]) for key, values in observations.items()}
-    return np.array(observations[index])
+        return {key: own_copy(values[index]) for key, values in observations.items()}
+    return own_copy(observations[index])

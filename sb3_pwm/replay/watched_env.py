@@ -9,17 +9,31 @@ from types import MethodType
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, unwrap_vec_normalize
+import torch
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecEnvWrapper,
+    VecNormalize,
+    unwrap_vec_normalize,
+)
+
+from sb3_pwm.observations import are_tensors, on_host, own_copy
 
 MOVES = ("reset", "step")
+LAST = "terminal_observation"
 
 
-class OwnArrays(VecEnvWrapper):
-    """Copy what an environment gives, which may use the same arrays at every step; ``dones`` become booleans."""
+class OwnCopies(VecEnvWrapper):
+    """Copy what an environment gives, which may use the same arrays at every step; ``dones`` become booleans.
+
+    Observations that are tensors stay so; rewards, dones and infos become arrays.
+    """
 
     def reset(self) -> Any:
         """Reset all environments."""
-        return own_copy(self.venv.reset())
+        return self._own_observations(self.venv.reset())
 
     def step(self, actions: np.ndarray) -> Any:
         """Step all environments."""
@@ -29,13 +43,29 @@ class OwnArrays(VecEnvWrapper):
         """Wait for a step that has been begun."""
         return self._own(*self.venv.step_wait())
 
-    @staticmethod
-    def _own(observations: Any, rewards: np.ndarray, dones: np.ndarray, infos: Any) -> Any:
-        own_infos = [{key: copy.copy(value) for key, value in info.items()} for info in infos]
-        return own_copy(observations), np.array(rewards), np.array(dones).astype(bool), own_infos
+    def _own(self, observations: Any, rewards: Any, dones: Any, infos: Any) -> Any:
+        own_infos = [{key: self._own_info(key, value) for key, value in info.items()} for info in infos]
+        own = self._own_observations(observations)
+        return own, np.array(on_host(rewards)), np.array(on_host(dones)).astype(bool), own_infos
+
+    def _own_observations(self, observations: Any) -> Any:
+        return own_copy(observations)
+
+    def _own_info(self, key: str, value: Any) -> Any:
+        return own_copy(value) if key == LAST and are_tensors(value) else copy.copy(on_host(value))
 
 
-class WatchedEnv(OwnArrays):
+class OwnArrays(OwnCopies):
+    """The same in arrays alone, for what does not take tensors, such as ``VecNormalize`` and ``evaluate_policy``."""
+
+    def _own_observations(self, observations: Any) -> Any:
+        return own_copy(on_host(observations))
+
+    def _own_info(self, key: str, value: Any) -> Any:
+        return copy.copy(on_host(value))
+
+
+class WatchedEnv(OwnCopies):
     """The environment that a model collects steps in: knows what is to be stored, and who else has moved it.
 
     Calls are counted where everybody's pass through: at the innermost VecEnv, and at its environments where they are in
@@ -98,7 +128,7 @@ class WatchedEnv(OwnArrays):
         return observations, rewards, dones, infos
 
     def _last_observation(self, index: int, info: dict[str, Any]) -> Any:
-        last = info.get("terminal_observation")
+        last = info.get(LAST)
         if last is None:
             raise ValueError(
                 f"environment {index} ended an episode and its info has no 'terminal_observation', so that what the "
@@ -112,9 +142,9 @@ class WatchedEnv(OwnArrays):
         for index, last in self.last_observations.items():
             if isinstance(following, dict):
                 for key, values in following.items():
-                    values[index] = last[key]
+                    put(values, index, last[key])
             else:
-                following[index] = last
+                put(following, index, last)
         return following
 
 
@@ -180,11 +210,9 @@ def counted(owner: Any, name: str, only: tuple[str, ...] = ()) -> CountedMethod:
     return method
 
 
-def own_copy(observations: Any) -> Any:
-    """Return observations in arrays that nobody else has."""
-    if isinstance(observations, dict):
-        return {key: np.array(values) for key, values in observations.items()}
-    return np.array(observations)
+def put(values: Any, index: int, value: Any) -> None:
+    """Set a row of an array, or of a tensor, whichever of the two the value is."""
+    values[index] = torch.as_tensor(value) if isinstance(values, torch.Tensor) else on_host(value)
 
 
 def drop_late_answers(env: VecEnv | None) -> None:
@@ -224,3 +252,23 @@ def lost_processes_explained(env: VecEnv | None) -> Iterator[None]:
                     "make the environments anew, call set_env(env), and learn again"
                 ) from error
         raise
+
+
+@contextlib.contextmanager
+def tensors_refused(normalizer: VecNormalize | None) -> Iterator[None]:
+    """Say what to do where a ``VecNormalize``, which computes with arrays, is reset and gets tensors.
+
+    :raises TypeError: if it does.
+    """
+    try:
+        yield
+    except (AssertionError, TypeError, RuntimeError):  # of NumPy, or VecNormalize's own, without words
+        if normalizer is None or not are_tensors(normalizer.venv.reset()):
+            raise
+    else:
+        if normalizer is None or not are_tensors(vars(normalizer).get("old_obs")):
+            return
+    raise TypeError(
+        "the environment gives tensors, and VecNormalize takes arrays only; leave it out (a model has its own scales), "
+        "or give it arrays: VecNormalize(sb3_pwm.replay.watched_env.OwnArrays(venv))"
+    )
