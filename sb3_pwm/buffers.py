@@ -1,7 +1,9 @@
 """Replay buffers that give windows of consecutive steps."""
 
+import functools
 import uuid
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_pwm.checks import check_action_bounds
 from sb3_pwm.compute.distributed import Part
-from sb3_pwm.replay.device_copy import DeviceCopy, free_memory, record_type, staged
+from sb3_pwm.observations import are_tensors, in_turn, named, on_host, unnamed
+from sb3_pwm.replay.device_copy import DeviceCopy, Fetched, free_memory, record_type, staged
 from sb3_pwm.replay.windows import Windows, draw_windows, windows_at
 from sb3_pwm.type_aliases import Observations, SequenceSamples
 
@@ -20,6 +23,7 @@ ALL = Part()
 STATISTICS_ROWS = 20_000  # enough for a standard deviation within 1 %, and a bound on the cost of large buffers
 STATISTICS_BYTES = 2**26  # fewer rows where observations are large, such as images
 COPY_DEVICES = ("cuda",)  # types of devices that get a copy of the buffer
+SMALL = ("rewards", "dones", "timeouts")  # one number for each environment: always in the arrays too
 COPY_SHARE = 0.5  # of a device's free memory that the copy may take; updates need the rest
 
 
@@ -32,12 +36,17 @@ class SequenceReplayBuffer(ReplayBuffer):
     memory, if there is no room (with a warning), for arrays in files, and where ``VecNormalize`` normalises, because
     that works on the host. It is neither saved nor copied with the buffer.
 
+    Steps that come as tensors are written into the copy, and get into the arrays when one of these is read.
+
     Whoever changes the arrays by other means than :meth:`add` and :meth:`end_trajectories` must call
     :meth:`drop_device_copy`.
     """
 
     _device_copy: DeviceCopy | None = None
     _stays_on_host = False
+    observations: Any = Fetched()
+    next_observations: Any = Fetched()
+    actions: Any = Fetched()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -66,23 +75,63 @@ class SequenceReplayBuffer(ReplayBuffer):
         return sequence_buffer
 
     def __getstate__(self) -> dict[str, Any]:
+        self.fetch()
         return {name: value for name, value in vars(self).items() if name not in ("_device_copy", "_stays_on_host")}
 
     def drop_device_copy(self) -> None:
         """Forget what lies on the GPU; the next sampling sends all steps again, if there is room."""
+        self.fetch()
         self._device_copy, self._stays_on_host = None, False
 
-    def add(self, *args: Any, **kwargs: Any) -> None:
-        """Store a step of every environment, as SB3's buffers do; as a whole or not at all if interrupted."""
-        if self._device_copy is not None:
-            self._device_copy.n_stale += 1
+    def fetch(self) -> None:
+        """Write into the arrays what only the copy on the GPU has; reading one of them does it too."""
+        if self._device_copy is not None and self._device_copy.n_ahead:
+            arrays = {name: array for name, array in self._arrays().items() if name not in SMALL}
+            self._device_copy.fetch(self.pos, arrays)
+
+    def reset(self) -> None:
+        """Forget all steps."""
+        self.fetch()
+        super().reset()
+
+    def add(self, obs: Any, next_obs: Any, action: Any, *args: Any, **kwargs: Any) -> None:
+        """Store a step of every environment, as SB3's buffers do; as a whole or not at all if interrupted.
+
+        Tensors are written into the copy on the GPU, if there is one or room for one, and else into the arrays.
+        """
         place = self.pos, self.full
+        on_device = self._current_copy() if are_tensors(obs) else None
+        store: Callable[[], None]
+        if on_device is not None:
+            fixed = on_device, on_device.n_ahead + 1
+            store = functools.partial(self._add_to_copy, *fixed, obs, next_obs, action, *args, **kwargs)
+        else:
+            self.fetch()
+            if self._device_copy is not None:
+                self._device_copy.n_stale += 1
+            arrays = on_host(obs), on_host(next_obs), on_host(action)
+            store = functools.partial(super().add, *arrays, *args, **kwargs)
         try:
-            super().add(*args, **kwargs)
+            store()
         except BaseException:
             self.pos, self.full = place
-            super().add(*args, **kwargs)  # what half of a step overwrote is gone
+            store()  # what half of a step overwrote is gone
             raise
+
+    def _add_to_copy(
+        self, copy: DeviceCopy, n_ahead: int, obs: Any, next_obs: Any, action: Any, reward: Any, done: Any, infos: Any
+    ) -> None:
+        row = self.pos
+        self.rewards[row], self.dones[row] = reward, done
+        if self.handle_timeout_termination:
+            self.timeouts[row] = [info.get("TimeLimit.truncated", False) for info in infos]
+        small = np.stack([getattr(self, name)[row] for name in SMALL])
+        fields = dict(zip(SMALL, staged(small, copy.device).to(copy.device, non_blocking=True), strict=True))
+        seen = named("observations", obs) | named("next_observations", next_obs)
+        copy.write(row, fields | seen | {"actions": action})
+        self.full = self.full or row + 1 == self.buffer_size
+        self.pos = (row + 1) % self.buffer_size
+        copy.n_ahead = n_ahead
 
     @property
     def n_transitions(self) -> int:
@@ -101,6 +150,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         """
         if self.size() == 0:
             return
+        self.fetch()
         newest = (self.pos - 1) % self.buffer_size
         running = self.dones[newest] == 0
         self.timeouts[newest, running] = 1  # alone it means nothing, so that an interrupt between the two does no harm
@@ -182,11 +232,12 @@ class SequenceReplayBuffer(ReplayBuffer):
         return places // self.n_envs, np.arange(len(places)) % self.n_envs
 
     def _samples(self, windows: Windows, env: VecNormalize | None) -> SequenceSamples:
-        if env is None and self._has_room():
+        copy = self._current_copy() if env is None else None
+        if copy is not None:
             try:
-                return self._samples_from_copy(windows)
+                return self._samples_from_copy(copy, windows)
             except torch.OutOfMemoryError:
-                self._stay_on_host(f"{self.device} ran out of memory with a copy of {self._copy_bytes / 1e6:,.0f} MB")
+                self._run_out_of_memory()
         rows, columns, mask = windows
         dones, timeouts = self.dones[rows, columns], self.timeouts[rows, columns]
         return SequenceSamples(
@@ -197,18 +248,30 @@ class SequenceReplayBuffer(ReplayBuffer):
             mask=self._tensor(mask.astype(np.float32)),
         )
 
-    def _samples_from_copy(self, windows: Windows) -> SequenceSamples:
-        if self._device_copy is None:
-            record = record_type(self._arrays())
-            self._device_copy = DeviceCopy(record, self.buffer_size, self.n_envs, self.device, n_stale=self.size())
-        copy, arrays = self._device_copy, self._arrays()
-        copy.bring_up_to_date(self.pos, lambda rows: {name: array[rows] for name, array in arrays.items()})
+    def _current_copy(self) -> DeviceCopy | None:
+        """Return the copy on the device, up to date, or None if there is none and no room for one."""
+        if not self._has_room():
+            return None
+        arrays = self._arrays()
+        try:
+            if self._device_copy is None:
+                record = record_type(arrays)
+                self._device_copy = DeviceCopy(record, self.buffer_size, self.n_envs, self.device, n_stale=self.size())
+            self._device_copy.bring_up_to_date(
+                self.pos, lambda rows: {name: array[rows] for name, array in arrays.items()}
+            )
+        except torch.OutOfMemoryError:
+            self._run_out_of_memory()
+        return self._device_copy
+
+    def _samples_from_copy(self, copy: DeviceCopy, windows: Windows) -> SequenceSamples:
+        arrays = self._arrays()
         numbers = np.stack([windows.rows * self.n_envs + windows.columns, windows.mask])
         places, mask = staged(numbers, self.device).to(self.device, non_blocking=True)
         first = copy.gather(places[:1], [name for name in arrays if name.startswith("observations")])
         steps = copy.gather(places, [name for name in arrays if not name.startswith("observations")])
         return SequenceSamples(
-            observations=_in_turn(_unnamed("observations", first), _unnamed("next_observations", steps)),
+            observations=in_turn(unnamed("observations", first), unnamed("next_observations", steps)),
             actions=steps["actions"],
             rewards=steps["rewards"],
             terminations=steps["dones"] * (1 - steps["timeouts"]),
@@ -216,9 +279,9 @@ class SequenceReplayBuffer(ReplayBuffer):
         )
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        """Return all arrays, those of Dict observations one by one; observations come first."""
-        names = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
-        return {key: array for name in names for key, array in _named(name, getattr(self, name)).items()}
+        """Return all arrays as they are, those of Dict observations one by one; observations come first."""
+        names = ("observations", "next_observations", "actions", *SMALL)
+        return {key: array for name in names for key, array in named(name, vars(self)[name]).items()}
 
     @property
     def _copy_bytes(self) -> int:
@@ -229,6 +292,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         if self._device_copy is not None:
             if self._device_copy.device == self.device:
                 return True
+            self.fetch()
             self._device_copy = None  # the buffer has moved
         if self._stays_on_host or self.device.type not in COPY_DEVICES:
             return False
@@ -243,7 +307,11 @@ class SequenceReplayBuffer(ReplayBuffer):
         )
         return False
 
+    def _run_out_of_memory(self) -> None:
+        self._stay_on_host(f"{self.device} ran out of memory with a copy of {self._copy_bytes / 1e6:,.0f} MB")
+
     def _stay_on_host(self, reason: str) -> None:
+        self.fetch()
         self._device_copy, self._stays_on_host = None, True
         warnings.warn(f"the replay buffer stays in host memory, which is slower: {reason}", stacklevel=2)
 
@@ -258,9 +326,15 @@ class SequenceReplayBuffer(ReplayBuffer):
         :raises ValueError: if the buffer is empty.
         """
         self.check_not_empty()
-        arrays = self.observations.values() if isinstance(self.observations, dict) else [self.observations]
-        bytes_per_row = sum(array.nbytes for array in arrays) // (self.buffer_size * self.n_envs)
+        arrays = named("observations", vars(self)["observations"])
+        bytes_per_row = sum(array.nbytes for array in arrays.values()) // (self.buffer_size * self.n_envs)
         rows, columns = self._spread(min(STATISTICS_ROWS * n_tasks, max(1, STATISTICS_BYTES // bytes_per_row)))
+        if env is None and self._device_copy is not None and self._device_copy.n_ahead:
+            places = torch.as_tensor(rows * self.n_envs + columns, device=self._device_copy.device)
+            gathered = self._device_copy.gather(places[None], list(arrays))
+            parts = {name: part[0].contiguous() for name, part in gathered.items()}
+            found: Observations = unnamed("observations", parts)
+            return found
         return self._gather(self.observations, rows, columns, env)
 
     def all_rewards(self, env: VecNormalize | None = None) -> torch.Tensor:
@@ -278,7 +352,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         """Return obs[t], next_obs[t], ..., next_obs[t + T - 1]; obs[t + 1] may be the reset of another episode."""
         first = self._gather(self.observations, rows[:1], columns, env)
         following = self._gather(self.next_observations, rows, columns, env)
-        return _in_turn(first, following)
+        return in_turn(first, following)
 
     def _gather(self, storage: Any, rows: np.ndarray, columns: np.ndarray, env: VecNormalize | None) -> Observations:
         if isinstance(storage, dict):
@@ -309,25 +383,6 @@ SEQUENCE_CLASSES: dict[type[ReplayBuffer], type[SequenceReplayBuffer]] = {
 def new_identity() -> str:
     """Return what no other buffer is called; global random states stay as they are."""
     return uuid.uuid4().hex
-
-
-def _in_turn(first: Observations, following: Observations) -> Observations:
-    """Put observations behind each other along the time axis."""
-    if isinstance(first, dict) and isinstance(following, dict):
-        return {key: torch.cat([first[key], following[key]]) for key in first}
-    return torch.cat([first, following])  # type: ignore[list-item]
-
-
-def _named(name: str, values: Any) -> dict[str, Any]:
-    """Return ``values``, or each of its values if it is a dictionary, by name."""
-    return {f"{name}/{key}": value for key, value in values.items()} if isinstance(values, dict) else {name: values}
-
-
-def _unnamed(name: str, named: dict[str, Any]) -> Any:
-    """Return what :func:`_named` was given."""
-    if name in named:
-        return named[name]
-    return {key.removeprefix(f"{name}/"): value for key, value in named.items() if key.startswith(f"{name}/")}
 
 
 def check_replay_buffer(buffer: Any, name: str = "the replay buffer") -> None:

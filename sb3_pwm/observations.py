@@ -61,3 +61,22 @@ def own_copy(observations: Any) -> Any:
     if isinstance(observations, dict):
         return {key: own_copy(values) for key, values in observations.items()}
     return observations.detach().clone() if isinstance(observations, torch.Tensor) else np.array(observations)
+
+
+def in_turn(first: Observations, following: Observations) -> Observations:
+    """Put observations behind each other along the time axis."""
+    if isinstance(first, dict) and isinstance(following, dict):
+        return {key: torch.cat([first[key], following[key]]) for key in first}
+    return torch.cat([first, following])  # type: ignore[list-item]
+
+
+def named(name: str, values: Any) -> dict[str, Any]:
+    """Return ``values``, or each of its values if it is a dictionary, by name."""
+    return {f"{name}/{key}": value for key, value in values.items()} if isinstance(values, dict) else {name: values}
+
+
+def unnamed(name: str, named: dict[str, Any]) -> Any:
+    """Return what :func:`named` was given."""
+    if name in named:
+        return named[name]
+    return {key.removeprefix(f"{name}/"): value for key, value in named.items() if key.startswith(f"{name}/")}

@@ -302,7 +302,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             part.device for part in (seen.values() if isinstance(seen, dict) else [seen]) if are_tensors(part)
         )
         if self.num_timesteps < learning_starts or action_noise is not None:  # random numbers that NumPy draws
-            actions = super()._sample_action(learning_starts, action_noise, n_envs)
+            actions: tuple[Any, Any] = super()._sample_action(learning_starts, action_noise, n_envs)
         else:
             with torch.no_grad():
                 chosen = self.policy(self.policy.obs_to_tensor(seen)[0])

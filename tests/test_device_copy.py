@@ -1,6 +1,7 @@
 import copy
 import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,15 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> None:
     let_cpu_have_copies(monkeypatch)
 
 
-def add(buffer: Any, steps: int = 1, seed: int = 0) -> None:
+def as_tensors(values: Any) -> Any:
+    return (
+        {key: torch.as_tensor(part) for key, part in values.items()}
+        if isinstance(values, dict)
+        else torch.as_tensor(values)
+    )
+
+
+def add(buffer: Any, steps: int = 1, seed: int = 0, given: Callable[[Any], Any] = lambda values: values) -> None:
     """Store random steps, of which a fifth end an episode."""
     random, n_envs = np.random.default_rng(seed), buffer.n_envs
     buffer.observation_space.seed(seed)
@@ -54,7 +63,8 @@ def add(buffer: Any, steps: int = 1, seed: int = 0) -> None:
     for _ in range(steps):
         infos = [{"TimeLimit.truncated": bool(random.integers(2))} for _ in range(n_envs)]
         actions, rewards = random.uniform(-1, 1, (n_envs, 2)), random.normal(size=n_envs)
-        buffer.add(observe(), observe(), actions, rewards, random.random(n_envs) < 0.2, infos)
+        step = [given(values) for values in (observe(), observe(), actions)]
+        buffer.add(*step, rewards, random.random(n_envs) < 0.2, infos)
 
 
 def filled(space: str = "vector", steps: int = 20, n_envs: int = 2, capacity: int = 30) -> SequenceReplayBuffer:
@@ -81,7 +91,8 @@ def equal(first: Any, second: Any) -> bool:
 
 
 OPERATIONS = st.lists(
-    st.sampled_from(["add", "add more", "end", "sample", "spread", "pickle", "deepcopy", "take over"]), max_size=20
+    st.sampled_from(["add", "add more", "add tensors", "end", "sample", "spread", "pickle", "deepcopy", "take over"]),
+    max_size=20,
 )
 
 
@@ -93,25 +104,89 @@ def test_windows_are_those_of_the_host(
     with pytest.MonkeyPatch.context() as monkeypatch:
         let_cpu_have_copies(monkeypatch)
         monkeypatch.setattr("sb3_pwm.replay.device_copy.SENT_BYTES", sent_bytes)
-        buffer = filled(space, 2, n_envs, capacity)
+        buffer, twin = filled(space, 2, n_envs, capacity), filled(space, 2, n_envs, capacity)
         for seed, operation in enumerate([*operations, "sample"]):
             if operation == "add":
                 add(buffer, 1, seed)
-            elif operation == "add more":
-                add(buffer, 1 + 5 * seed % 13, seed)  # sometimes more than the capacity
+                add(twin, 1, seed)
+            elif operation in ("add more", "add tensors"):
+                steps = 1 + 5 * seed % 13  # sometimes more than the capacity
+                add(buffer, steps, seed, as_tensors if operation == "add tensors" else lambda values: values)
+                add(twin, steps, seed)
             elif operation == "end":
                 buffer.end_trajectories()
+                twin.end_trajectories()
             elif operation == "sample":
-                assert equal(sample(buffer, 2, 2, seed), sample(on_host(buffer), 2, 2, seed))
+                assert equal(sample(buffer, 2, 2, seed), sample(on_host(twin), 2, 2, seed))
                 assert buffer._device_copy is not None
             elif operation == "spread":
-                assert equal(buffer.spread_sequences(5, 2), on_host(buffer).spread_sequences(5, 2))
+                assert equal(buffer.spread_sequences(5, 2), on_host(twin).spread_sequences(5, 2))
             elif operation == "pickle":
                 buffer = pickle.loads(pickle.dumps(buffer))
             elif operation == "deepcopy":
                 buffer = copy.deepcopy(buffer)
             else:
                 buffer = SequenceReplayBuffer.from_replay_buffer(buffer)
+        assert same(as_lists(buffer), as_lists(twin))
+
+
+def as_lists(buffer: Any) -> dict[str, Any]:
+    """Return all arrays of a buffer, as whoever reads them finds them."""
+    names = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+    return {
+        path: values.tolist() for path, values in flat_state({name: getattr(buffer, name) for name in names}).items()
+    }
+
+
+@pytest.mark.parametrize("end", ["reset", "move", "forget", "no memory"])
+def test_tensors_get_into_the_arrays_before_the_copy_goes(
+    copies: None, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    buffer, twin = filled("mixed", 0), filled("mixed", 20)
+    add(buffer, 20, given=as_tensors)
+    assert buffer._device_copy is not None
+    assert not vars(buffer)["observations"]["a/b"].any()
+    assert buffer.rewards[:20].all()
+    assert equal(sample(buffer), sample(on_host(twin)))
+    assert same(buffer.statistics_sample(), twin.statistics_sample())
+    assert not vars(buffer)["observations"]["a/b"].any()
+    if end == "reset":
+        buffer.reset()
+    elif end == "move":
+        buffer.device = torch.device("cpu", 0)
+        sample(buffer)
+    elif end == "forget":
+        buffer.drop_device_copy()
+    else:
+        monkeypatch.setattr(DeviceCopy, "gather", fail)
+        with pytest.warns(UserWarning, match="ran out of memory"):
+            sample(buffer)
+    assert vars(buffer)["observations"]["a/b"].any()
+    assert same(as_lists(buffer), as_lists(twin))
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_an_interrupted_step_of_tensors_is_stored_whole(
+    copies: None, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    buffer, twin = (filled("mixed", 0, capacity=10) for _ in range(2))
+    for seed, steps in enumerate((12, 1)):
+        add(twin, steps, seed)
+    add(buffer, 12, 0, as_tensors)
+    write, calls = DeviceCopy.write, []
+
+    def interrupted(self: DeviceCopy, *args: Any) -> None:
+        calls.append(args)
+        if len(calls) > 1 or written:
+            write(self, *args)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(DeviceCopy, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        add(buffer, 1, 1, as_tensors)
+    assert (buffer.pos, buffer.full) == (twin.pos, twin.full) == (3, True)
+    assert same(as_lists(buffer), as_lists(twin))
 
 
 def test_windows_after_a_reset_hold_the_new_steps(copies: None) -> None:
@@ -218,14 +293,15 @@ def test_a_copy_that_does_not_fit_is_not_made(monkeypatch: pytest.MonkeyPatch) -
     assert buffer._device_copy is not None
 
 
+def fail(*args: Any, **kwargs: Any) -> None:
+    raise torch.OutOfMemoryError
+
+
 @pytest.mark.parametrize("when", ["__init__", "bring_up_to_date", "gather"])
 def test_out_of_memory_goes_on_from_the_host(copies: None, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     buffer = filled(capacity=50_000)
     if when != "__init__":
         sample(buffer)
-
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise torch.OutOfMemoryError
 
     monkeypatch.setattr(DeviceCopy, when, fail)
     with pytest.warns(UserWarning, match="cpu ran out of memory with a copy of 6 MB") as caught:

@@ -11,9 +11,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 from tensor_toys import AsArrays, PointEnv, as_arrays
+from test_device_copy import let_cpu_have_copies
 
 from sb3_pwm import PWM
 from sb3_pwm.planning.planner import PlanningPWM
+from sb3_pwm.replay.device_copy import DeviceCopy
 from sb3_pwm.replay.watched_env import OwnArrays
 
 pytestmark = pytest.mark.filterwarnings("ignore:nothing was learnt")
@@ -55,6 +57,34 @@ def test_learning_is_that_with_arrays(policy: str, kind: str) -> None:
     assert list(tensors.ep_info_buffer or []) == list(arrays.ep_info_buffer or []) != []
     assert list(tensors.ep_success_buffer or []) == list(arrays.ep_success_buffer or [])
     assert set(tensors.ep_success_buffer or []) == {False, True}
+
+
+@POLICIES
+def test_observations_and_actions_stay_on_the_device(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_dict = policy == "MultiInputPolicy"
+    arrays = learnt(AsArrays(PointEnv(as_dict=as_dict)), policy)
+    let_cpu_have_copies(monkeypatch)
+    converted = []
+    to_numpy = torch.Tensor.numpy
+
+    def numpy(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> np.ndarray:
+        converted.append(tuple(tensor.shape))
+        return to_numpy(tensor, *args, **kwargs)
+
+    def bring_up_to_date(copy: DeviceCopy, *_: Any) -> None:
+        assert copy.n_stale == 0  # nothing is sent from the arrays
+
+    env = PointEnv(as_dict=as_dict)
+    model: Any = make(env, policy, buffer_size=60, pretrain_steps=1)
+    with monkeypatch.context() as counting:
+        counting.setattr(torch.Tensor, "numpy", numpy)
+        counting.setattr(DeviceCopy, "bring_up_to_date", bring_up_to_date)
+        model.learn(72)
+    assert set(converted) == {(), (3,)}  # figures of episodes, and rewards and dones of the three environments
+    assert converted.count((3,)) == 2 * 24
+    assert not vars(model.replay_buffer)["actions"].any()
+    assert same(stored(model), stored(arrays))
+    assert same(model.policy.state_dict(), arrays.policy.state_dict())
 
 
 def test_several_learns_go_on() -> None:
@@ -125,14 +155,15 @@ def test_arrays_and_tensors_can_be_mixed() -> None:
 @POLICIES
 def test_predict_takes_tensors(policy: str) -> None:
     env = PointEnv(as_dict=policy == "MultiInputPolicy")
-    model, observations = make(env, policy), env.reset()
+    model: Any = make(env, policy)
+    observations = env.reset()
     for deterministic in (True, False):
         torch.manual_seed(0)
         actions, _ = model.predict(observations, deterministic=deterministic)
         torch.manual_seed(0)
         assert np.array_equal(actions, model.predict(as_arrays(observations), deterministic=deterministic)[0])
     one = {key: part[0] for key, part in observations.items()} if isinstance(observations, dict) else observations[0]
-    assert np.array_equal(model.predict(one, deterministic=True)[0].shape, (2,))
+    assert model.predict(one)[0].shape == (2,)
     wrong = {**one, "state": torch.zeros(4)} if isinstance(one, dict) else torch.zeros(3, 4)
     with pytest.raises(ValueError, match="shape"):
         model.predict(wrong)
@@ -159,7 +190,7 @@ def test_evaluations_take_tensors() -> None:
 @pytest.mark.parametrize("weights_only", [False, True])
 def test_models_are_saved_without_tensors_of_the_environment(weights_only: bool, tmp_path: Path) -> None:
     env = PointEnv()
-    model = learnt(env)
+    model: Any = learnt(env)
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
     again = PWM.load(tmp_path / "model", env, force_reset=False, weights_only=weights_only)
@@ -167,7 +198,7 @@ def test_models_are_saved_without_tensors_of_the_environment(weights_only: bool,
     again.load_replay_buffer(tmp_path / "buffer")
     again.learn(9, reset_num_timesteps=False)
     model.load_replay_buffer(tmp_path / "buffer")
-    buffer: Any = model.replay_buffer
+    buffer = model.replay_buffer
     assert not buffer.dones[buffer.pos - 1].all()  # its episodes go on
     model._last_obs = model._last_original_obs + 1
     model._last_original_obs = model._last_obs
@@ -177,9 +208,9 @@ def test_models_are_saved_without_tensors_of_the_environment(weights_only: bool,
 
 
 def test_what_takes_arrays_alone_says_so() -> None:
-    for kwargs in ({}, {"norm_obs": False, "norm_reward": False}):
+    for env, policy in ((PointEnv(), "MlpPolicy"), (PointEnv(as_dict=True), "MultiInputPolicy")):
         with pytest.raises(TypeError, match=r"gives tensors, and VecNormalize takes arrays only.*OwnArrays"):
-            make(VecNormalize(PointEnv(), **kwargs)).learn(30)
+            make(VecNormalize(env, norm_obs=False, norm_reward=False), policy).learn(30)
     arrays = learnt(VecNormalize(AsArrays(PointEnv())))
     assert same(stored(learnt(VecNormalize(OwnArrays(PointEnv())))), stored(arrays))
     assert same(stored(learnt(VecMonitor(OwnArrays(PointEnv())))), stored(learnt(VecMonitor(AsArrays(PointEnv())))))

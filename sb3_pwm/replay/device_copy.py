@@ -33,6 +33,8 @@ class DeviceCopy:
         self.device = device
         self.n_stale = n_stale
         """Whoever changes the newest rows, or adds some, says so here."""
+        self.n_ahead = 0
+        """Number of newest rows that have been written here alone; only while none is stale."""
         self._record = record
         kinds = {name: record[name].base for name in record.names or ()}
         self._dtypes = {name: torch.from_numpy(np.empty(0, kind)).dtype for name, kind in kinds.items()}
@@ -55,6 +57,31 @@ class DeviceCopy:
             self._words[rows].copy_(staged(words, self.device), non_blocking=True)
         self.n_stale = 0
 
+    def write(self, row: int, fields: Mapping[str, Any]) -> None:
+        """Write a row.
+
+        :param fields: all fields by name, (n_columns, *shape) tensors; those on the device do not leave it.
+        """
+        row_bytes = self._words[row].view(torch.uint8)
+        for name, dtype in self._dtypes.items():
+            field, place = self._record.fields[name][:2]  # type: ignore[index]
+            own = torch.as_tensor(fields[name]).to(self.device, dtype).reshape(len(row_bytes), -1).contiguous()
+            row_bytes[:, place : place + field.itemsize] = own.view(torch.uint8)
+
+    def fetch(self, end: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write into arrays what only the copy has.
+
+        :param end: row behind the newest one.
+        :param arrays: (capacity, n_columns, *shape) arrays by name.
+        """
+        capacity, n_columns, _ = self._words.shape
+        at_once = max(1, SENT_BYTES // (n_columns * self._record.itemsize))
+        for rows in newest_rows(min(self.n_ahead, capacity), end, capacity, at_once):
+            records = self._words[rows].cpu().numpy().view(self._record)[..., 0]
+            for name, values in arrays.items():
+                values[rows] = records[name]
+        self.n_ahead = 0
+
     def gather(self, places: torch.Tensor, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """Return fields of some steps.
 
@@ -72,6 +99,31 @@ class DeviceCopy:
             own = gathered[..., place - start : place - start + field.itemsize]
             result[name] = own.view(self._dtypes[name]).reshape(*places.shape, *field.shape)
         return result
+
+
+class Fetched:
+    """An array of a buffer that is brought up to date, by the buffer's ``fetch``, when it is read.
+
+    It is kept under its own name in the object's dictionary, as any attribute is.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, buffer: Any, owner: type | None = None) -> Any:
+        if buffer is None:
+            return self
+        buffer.fetch()
+        try:
+            return vars(buffer)[self._name]
+        except KeyError:
+            raise AttributeError(f"{type(buffer).__name__} has no {self._name}") from None
+
+    def __set__(self, buffer: Any, values: Any) -> None:
+        vars(buffer)[self._name] = values
+
+    def __delete__(self, buffer: Any) -> None:
+        del vars(buffer)[self._name]
 
 
 def record_type(fields: Mapping[str, NDArray[Any]]) -> np.dtype[Any]:
