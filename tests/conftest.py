@@ -2,16 +2,20 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from forked import ForkedWorker
 from hypothesis import settings
 from torch import nn
 
 from sb3_pwm import PWM, offline
+from sb3_pwm.benchmark import engines
 from sb3_pwm.networks import Actor, CriticEnsemble
 from sb3_pwm.video.rendering import render, rendered_env
 from sb3_pwm.world_model import WorldModel
@@ -32,11 +36,20 @@ def _seed() -> None:
 
 @pytest.fixture
 def quick_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the default updates few and small, for scripts that run as printed; all else stays."""
+    """Make the default updates few and small, and episodes short, for scripts that run as printed; all else stays."""
     arguments: Any = PWM.__init__.__kwdefaults__
-    for name, value in {"pretrain_steps": 20, "batch_size": 8, "critic_batch_size": 16}.items():
+    for name, value in {"pretrain_steps": 20, "batch_size": 8, "critic_batch_size": 16, "train_freq": 10}.items():
         monkeypatch.setitem(arguments, name, value)
+    for env_id in ("Pendulum-v1", "HalfCheetah-v5"):
+        monkeypatch.setattr(gym.spec(env_id), "max_episode_steps", 20)
     monkeypatch.setitem(offline.ARGUMENTS, "batch_size", 8)
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let engines fork this process instead of starting Python anew."""
+    importlib.import_module("torch._dynamo")  # or each of them would, with its first optimizer
+    monkeypatch.setattr(engines, "start_worker", ForkedWorker)
 
 
 @pytest.fixture
