@@ -36,6 +36,7 @@ SMALL: dict[str, Any] = {
     "seed": 0,
     "device": "cpu",
 }
+NO_UPDATES: dict[str, Any] = {"pretrain_steps": 0, "gradient_steps": 0}  # where only what is stored matters
 SMALL_POLICY: dict[str, Any] = {"net_arch": [16], "latent_dim": 16}
 
 

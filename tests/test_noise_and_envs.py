@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fault_toys import false_steps
-from helpers import SMALL, TruthEnv, make, space_envs
+from helpers import NO_UPDATES, SMALL, TruthEnv, make, space_envs
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
@@ -190,7 +190,7 @@ class InterruptedPipe:
 def test_answers_that_an_interrupt_left_in_the_pipes(late: int, answer: int) -> None:
     """Only this process is interrupted, as by a notebook; the environments' live on."""
     env = truth_processes(3)
-    model = make(env)
+    model = make(env, **NO_UPDATES)
     pipes = env.remotes
     env.remotes = tuple(InterruptedPipe(pipe, answer) if i == late else pipe for i, pipe in enumerate(pipes))
     with pytest.raises(KeyboardInterrupt):

@@ -1,5 +1,6 @@
 """When the scales of observations and rewards follow the replay buffer, and when they must not."""
 
+import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,16 @@ def interval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scales, "STATISTICS_INTERVAL", 20)
 
 
+@pytest.fixture(scope="module")
+def learnt() -> PWM:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scales, "STATISTICS_INTERVAL", 20)
+        return make().learn(80)
+
+
 @pytest.fixture
-def model(interval: None) -> PWM:
-    return make().learn(80)
+def model(interval: None, learnt: PWM) -> PWM:
+    return copy.deepcopy(learnt)
 
 
 def test_scales_follow_the_buffer(model: PWM) -> None:

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import TruthEnv, make, truth_envs
+from helpers import NO_UPDATES, TruthEnv, make, truth_envs
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -113,7 +113,7 @@ def test_whoever_moves_the_training_environment_ends_its_episodes(kind: str, run
     env = ENVS[kind]()
     policy = "MultiInputPolicy" if kind == "dict" else "MlpPolicy"
     for act in (WAYS if kind == "processes" else IN_PROCESS).values():
-        model = make(env, policy, buffer_size=1_000)
+        model = make(env, policy, buffer_size=1_000, **NO_UPDATES)
         with pytest.warns(UserWarning, match=WARNING) as caught:
             run(model, act)
         assert len([each for each in caught if WARNING in str(each.message)]) == 1  # once for each model
@@ -214,7 +214,7 @@ def test_a_watched_environment_can_be_copied_and_pickled() -> None:
 @pytest.mark.parametrize("normalized", [False, True])
 def test_the_step_at_which_a_callback_stops_is_stored(n_envs: int, normalized: bool) -> None:
     env = VecNormalize(truth_envs(n_envs), clip_obs=1e9) if normalized else truth_envs(n_envs)
-    model = make(env, buffer_size=1_000)
+    model = make(env, buffer_size=1_000, **NO_UPDATES)
     for count in range(1, 9):
         model.learn(100, callback=StopTrainingOnMaxEpisodes(1), reset_num_timesteps=False)
         assert model.replay_buffer.n_transitions == model.num_timesteps
