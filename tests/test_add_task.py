@@ -34,7 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def trained(steps: int = 120, kind: Any = "q", env: Any = None, **kwargs: Any) -> Any:
+def trained(steps: int = 60, kind: Any = "q", env: Any = None, **kwargs: Any) -> Any:
     env = env or task_vec_env(TASKS, seed=0)
     model = PWM("MultiTaskPolicy", env, **(SMALL | {"policy_kwargs": TINY} | KINDS[kind] | kwargs))
     return model.learn(steps) if steps else model
@@ -184,7 +184,7 @@ def test_data_beside_each_other_by_hand() -> None:
 
 
 def test_a_ring_that_has_gone_round_comes_oldest_first() -> None:
-    model = trained(steps=400, buffer_size=60)  # 30 steps of each task
+    model = trained(steps=400, buffer_size=60, train_freq=20)  # 30 steps of each task
     assert model.replay_buffer.full
     assert model.replay_buffer.pos
     oldest = model.replay_buffer.oldest
@@ -355,6 +355,12 @@ def of_spaces(observation_space: Any, action_space: Any) -> Any:
     return SequenceReplayBuffer(5, observation_space, action_space, "cpu")
 
 
+@pytest.fixture(scope="module")
+def unchanged() -> Any:
+    """A model that every test leaves as it was."""
+    return trained(steps=40)
+
+
 VECTOR, IMAGE = spaces.Box(-1, 1, (3,), np.float32), spaces.Box(0, 255, (3, 36, 36), np.uint8)
 CHOICE = spaces.Discrete(3)
 
@@ -388,8 +394,10 @@ CHOICE = spaces.Discrete(3)
         ("new", data(EQUAL), {"env_steps": 0}, ValueError, "env_steps=0"),
     ],
 )
-def test_bad_input_changes_nothing(name: str, source: Any, kwargs: Any, error: Any, message: str) -> None:
-    model = trained(steps=40)
+def test_bad_input_changes_nothing(
+    unchanged: Any, name: str, source: Any, kwargs: Any, error: Any, message: str
+) -> None:
+    model = unchanged
     known, state = dict(vars(model)), copy.deepcopy(model.policy.state_dict())
     with pytest.raises(error, match=message):
         model.add_task(name, source, **({"total_updates": 1} | kwargs))

@@ -55,7 +55,7 @@ def test_a_saved_run_goes_on_as_if_it_had_not_been_interrupted(
     n_envs = {"three": 3}.get(kind, 1)
     env: Any = truth_envs(n_envs, as_dict=kind == "dict")
     env = VecNormalize(env) if kind == "normalized" else env
-    model = make(env, "MultiInputPolicy" if kind == "dict" else "MlpPolicy", learning_rate=1e-3).learn(90)
+    model = make(env, "MultiInputPolicy" if kind == "dict" else "MlpPolicy", learning_rate=1e-3).learn(50)
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
     twin_env = copy.deepcopy(env)
@@ -65,11 +65,11 @@ def test_a_saved_run_goes_on_as_if_it_had_not_been_interrupted(
     if not env_goes_on:
         model._last_obs = None  # both begin a new episode
     model.set_random_seed(7)
-    model.learn(60, reset_num_timesteps=False)
+    model.learn(30, reset_num_timesteps=False)
     loaded = PWM.load(tmp_path / "model", env=twin_env, device="cpu", force_reset=not env_goes_on)
     loaded.load_replay_buffer(tmp_path / "buffer")
     loaded.set_random_seed(7)
-    loaded.learn(60, reset_num_timesteps=False)
+    loaded.learn(30, reset_num_timesteps=False)
     assert same(loaded.policy.state_dict(), model.policy.state_dict())
     for name in ("rewards", "dones", "timeouts", "actions"):
         np.testing.assert_array_equal(getattr(loaded.replay_buffer, name), getattr(model.replay_buffer, name))
