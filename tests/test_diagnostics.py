@@ -96,7 +96,9 @@ def numpys_numbers() -> np.ndarray:
 
 
 def model_of(buffer: Any) -> PWM:
-    return PWM.from_dataset(buffer, seed=0, device="cpu", policy_kwargs={"latent_dim": 16}, batch_size=64)
+    return PWM.from_dataset(
+        buffer, seed=0, device="cpu", policy_kwargs={"net_arch": [64], "latent_dim": 16}, batch_size=64
+    )
 
 
 def test_errors_fall_with_learning_and_nothing_else_changes() -> None:

@@ -28,6 +28,7 @@ def extract(files: Path, out: Path, *options: Any) -> int:
     return run_command_line(COMMANDS, arguments)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_all_tasks_in_processes(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert extract(files, tmp_path, "--updates", "3", "--jobs", "2") == 0
     direct = PWM.load(files / "model.zip")
@@ -74,6 +75,7 @@ def other_files(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_policies_of_other_settings_are_refused(
     files: Path, other_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +116,7 @@ def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_task_that_fails(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "data.pkl").write_bytes(b"no pickle")
     options = ["--data", str(tmp_path / "data.pkl"), "--tasks", "large", "--updates", "1"]

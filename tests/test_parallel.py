@@ -7,7 +7,7 @@ import torch
 from helpers import SMALL, SpaceEnv
 from stable_baselines3.common.utils import set_random_seed
 from torch import distributed, nn
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 from torch.testing import assert_close
 
 from sb3_pwm import PWM, SequenceReplayBuffer
@@ -64,7 +64,7 @@ def test_two_processes_do_what_one_does_with_the_double_batch(tmp_path: Path) ->
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn(in_process, (port, tmp_path), nprocs=2)
+    start_processes(in_process, (port, tmp_path), nprocs=2, start_method="fork")
     (first, first_losses), (second, second_losses) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert_close(first, second, atol=0, rtol=0)
     model, losses = trained(batch_size=16)
