@@ -2,12 +2,11 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import signal
 import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forked import FORK
 from helpers import SMALL_POLICY, make, same
 from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import VecNormalize
@@ -225,39 +225,34 @@ def test_names_are_those_of_sb3(tmp_path: Path) -> None:
         model.save_replay_buffer(3)  # type: ignore[arg-type]
 
 
-SAVING = """
-import sys
-import numpy as np
-sys.path.insert(0, {tests!r})
-from helpers import SMALL_POLICY, make
-from sb3_pwm.benchmark.results import write_json
-from test_atomic_files import write_video
-model = make(policy_kwargs=SMALL_POLICY | {{"net_arch": [128]}}).learn(40)
-print("ready", flush=True)
-number = 0
-while True:
-    number += 1
-    model.num_timesteps = number
-    model.replay_buffer.rewards[:] = number
-    model.policy.reward_scale.scale.fill_(number)
-    model.save("model")
-    model.save_replay_buffer("buffer")
-    model.save_world_model("world.pt")
-    write_json("run.json", [number] * 10_000)
-    write_video("video.mp4", [np.full((64, 64, 3), number % 10 * 20, np.uint8)] * 5)
-    print(number, flush=True)
-"""
+def save_for_ever(folder: Path, finished: Any) -> None:
+    """Save everything with a number, tell it, and go on with the next one."""
+    model = make(policy_kwargs=SMALL_POLICY | {"net_arch": [128]}).learn(40)
+    for number in itertools.count(1):
+        model.num_timesteps = number
+        model.replay_buffer.rewards[:] = number
+        model.policy.reward_scale.scale.fill_(number)
+        model.save(folder / "model")
+        model.save_replay_buffer(folder / "buffer")
+        model.save_world_model(folder / "world.pt")
+        write_json(folder / "run.json", [number] * 10_000)
+        write_video(folder / "video.mp4", [np.full((64, 64, 3), number % 10 * 20, np.uint8)] * 5)
+        finished.send(number)
 
 
 def kill_while_saving(folder: Path, seconds: float, model: PWM) -> int:
     """Start a process that saves in a loop, kill it, and check what it leaves."""
-    code = textwrap.dedent(SAVING).format(tests=str(Path(__file__).parent))
-    with subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "ready\n"
-        assert process.stdout.readline() == "1\n"  # every file is there
-        time.sleep(seconds)
-        process.kill()
-        known = max([1, *map(int, process.stdout.read().split())])
+    receiving, sending = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=save_for_ever, args=(folder, sending))
+    process.start()
+    sending.close()
+    known = receiving.recv()  # every file is there
+    time.sleep(seconds)
+    process.kill()
+    process.join()
+    with contextlib.suppress(EOFError):
+        while True:
+            known = receiving.recv()
     found = PWM.load(folder / "model", device="cpu")
     model.load_replay_buffer(folder / "buffer")
     model.load_world_model(folder / "world.pt")

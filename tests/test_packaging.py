@@ -26,8 +26,8 @@ def python_blocks(page: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S)
 
 
-BLOCKS = {f"{page}-{i}": block for page in PAGES for i, block in enumerate(python_blocks(page))} | {
-    "docs/offline.md-1": python_blocks("docs/offline.md")[1]
+BLOCKS = {block: f"{page}-{i}" for page in PAGES for i, block in enumerate(python_blocks(page))} | {
+    python_blocks("docs/offline.md")[1]: "docs/offline.md-1"
 }  # the first one needs a file
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -125,7 +125,7 @@ def shrink(block: str) -> str:
 
 @pytest.mark.usefixtures("quick_defaults")
 @pytest.mark.filterwarnings("ignore:nothing was learnt")  # in so few steps
-@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+@pytest.mark.parametrize("block", BLOCKS, ids=BLOCKS.values())
 def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
