@@ -64,14 +64,20 @@ def pendulum() -> PWM:
     return PWM("MlpPolicy", "Pendulum-v1", **TINY).learn(60)
 
 
+@pytest.fixture(scope="module")
+def exported(pendulum: PWM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    assert export_policy(pendulum, folder / "policy.onnx") == ["observation"]
+    export_policy(pendulum, folder / "policy.pt", format="torchscript")
+    return folder
+
+
 @pytest.mark.parametrize("n", [1, 5])
-def test_the_same_actions(pendulum: PWM, tmp_path: Path, n: int) -> None:
+def test_the_same_actions(pendulum: PWM, exported: Path, n: int) -> None:
     observations = np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)
     expected = pendulum.predict(observations, deterministic=True)[0]
-    assert export_policy(pendulum, tmp_path / "policy.onnx") == ["observation"]
-    export_policy(pendulum, tmp_path / "policy.pt", format="torchscript")
-    actions = run_onnx(tmp_path / "policy.onnx", {"observation": observations})
-    traced = torch.jit.load(tmp_path / "policy.pt")(torch.as_tensor(observations)).numpy()
+    actions = run_onnx(exported / "policy.onnx", {"observation": observations})
+    traced = torch.jit.load(exported / "policy.pt")(torch.as_tensor(observations)).numpy()
     for found in (actions, traced):
         assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
         np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -117,8 +123,9 @@ def test_the_statistics_of_vec_normalize_are_inside(tmp_path: Path) -> None:
     model = PWM("MlpPolicy", env, **TINY).learn(60)
     raw = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     expected = model.predict(env.normalize_obs(raw), deterministic=True)[0]
-    export_policy(model, tmp_path / "own.onnx")
-    np.testing.assert_allclose(run_onnx(tmp_path / "own.onnx", {"observation": raw}), expected, atol=1e-5)
+    export_policy(model, tmp_path / "own.pt", format="torchscript")
+    own = torch.jit.load(tmp_path / "own.pt")(torch.as_tensor(raw)).numpy()
+    np.testing.assert_allclose(own, expected, atol=1e-5)
     model.save(tmp_path / "model")
     env.save(str(tmp_path / "statistics.pkl"))
     command = ["export", str(tmp_path / "model.zip"), "--vec-normalize", str(tmp_path / "statistics.pkl")]
