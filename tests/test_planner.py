@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -519,6 +520,8 @@ def test_a_benchmark_of_policy_and_planner(tmp_path: Path, monkeypatch: pytest.M
         return predict(self, observation, state, episode_start, deterministic)
 
     monkeypatch.setattr(Planner, "predict", watched)
+    gym.make(spec_of("pwm").env)  # registers it
+    monkeypatch.setattr(gym.spec("Global-v0"), "max_episode_steps", 20)
     specs = {
         "pwm": spec_of("pwm"),
         "planning": spec_of("sb3_pwm:PlanningPWM", "planning", planner_kwargs=FEW),
@@ -535,8 +538,8 @@ def test_a_benchmark_of_policy_and_planner(tmp_path: Path, monkeypatch: pytest.M
     assert returns["planning"][0] == returns["planning"][1]
     assert returns["planning"][0][:2] == returns["pwm"][0][:2]  # at 0 and 15 steps there was no update yet
     assert all(a != b for a, b in zip(returns["planning"][0][2:], returns["pwm"][0][2:], strict=True))
-    # 2 runs with 3 evaluations of 2 episodes with 60 steps: states are passed on, and forgotten between episodes
-    assert len(given) == 2 * 3 * 2 * 60
+    # 2 runs with 3 evaluations of 2 episodes with 20 steps: states are passed on, and forgotten between episodes
+    assert len(given) == 2 * 3 * 2 * 20
     assert all(deterministic for *_, deterministic in given)
     assert sum(without for without, *_ in given) == 2 * 3
     assert sum(start for _, start, _ in given) == 2 * 3 * 2
