@@ -2,6 +2,7 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
 
+import gc
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,11 @@ settings.load_profile("ci")
 
 OBS_DIM, LATENT_DIM, ACTION_DIM, N_CRITICS = 3, 8, 2, 3
 HIDDEN: dict[str, Any] = {"encoder": [10], "dynamics": [10], "reward": [10], "termination": [10]}
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # what has been imported need not be searched for garbage again and again
 
 
 @pytest.fixture(autouse=True)
