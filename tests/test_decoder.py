@@ -16,8 +16,8 @@ from sb3_pwm.video.imagined import encode, fit_latent_decoder
 @pytest.fixture(scope="module")
 def pendulum() -> PWM:
     """A model of Pendulum that has seen 1,200 random steps."""
-    settings: dict[str, Any] = {"learning_starts": 1_200, "pretrain_steps": 150, "seed": 0, "device": "cpu"}
-    return PWM("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [64], "latent_dim": 32}, **settings).learn(1_200)
+    model = PWM("MlpPolicy", "Pendulum-v1", learning_starts=1_200, pretrain_steps=150, seed=0, device="cpu")
+    return model.learn(1_200)
 
 
 def test_r_squared_by_hand() -> None:
