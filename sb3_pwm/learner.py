@@ -70,7 +70,7 @@ class Learner:
     def __init__(self, model: Trainable) -> None:
         self._model = weakref.ref(model)  # the model owns its learner: the other way round, neither would be freed
         if model.precision == "auto":
-            self._precision = faster_precision(model.device, self._predict_and_differentiate)
+            self._precision = faster_precision(model.device, self._value_and_differentiate)
         else:
             self._precision = usable_precision(model.device, model.precision)
         networks = {
@@ -97,14 +97,12 @@ class Learner:
             raise ReferenceError("the model of this learner has been deleted")
         return model
 
-    def _predict_and_differentiate(self) -> None:
-        """Do what most of an update's time goes into, without an effect: for measuring how long it takes."""
-        world_model = self.model.policy.world_model
-        rows = self.model.actor_batch_size or self.model.critic_batch_size
-        latents = torch.zeros(rows, world_model.latent_dim, device=self.model.device)
-        actions = torch.zeros(rows, world_model.action_dim, device=self.model.device)
-        following = world_model.next_latents(latents, actions)
-        torch.autograd.grad(following.sum(), list(world_model.dynamics.parameters()))
+    def _value_and_differentiate(self) -> None:
+        """Do what an update does many times, without an effect: for measuring how long it takes."""
+        policy = self.model.policy
+        rows = self.model.critic_batch_size, policy.world_model.latent_dim + policy.actor.action_dim * policy.q_critic
+        values = policy.critics(torch.zeros(rows, device=self.model.device))
+        torch.autograd.grad(values.sum(), list(policy.critics.parameters()))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_model": self.model}

@@ -1,6 +1,6 @@
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -123,6 +123,18 @@ def test_an_automatic_precision_is_that_precision(
     monkeypatch.setattr("sb3_pwm.compute.precision.seconds", lambda device, precision, work: work() or times[precision])
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(parameters("auto"), known, strict=True))
     assert PWM.load(tmp_path / "auto").precision == "auto"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"critic": "v"}, {"critic_batch_size": 1, "policy_kwargs": {"n_dynamics": 3}}, {"horizon": 0}]
+)
+@pytest.mark.usefixtures("every_precision")
+def test_what_is_measured_has_no_effect(settings: dict[str, Any]) -> None:
+    model = make(**settings)
+    drawn = torch.get_rng_state()
+    model._learner._value_and_differentiate()
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(parameter.grad is None for parameter in model.policy.parameters())
 
 
 @pytest.mark.parametrize("critic", ["q", "v"])

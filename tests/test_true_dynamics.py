@@ -340,6 +340,7 @@ def test_wrappers_and_normalisation_are_refused() -> None:
     with pytest.raises(ValueError, match="allowed: 0 and False"):
         TrueDynamicsPWM("MlpPolicy", "Hopper-v5", **TINY | {"pretrain_steps": 5})
     model = TrueDynamicsPWM("MlpPolicy", "Hopper-v5", **TINY)
+    model._learner._value_and_differentiate()  # what precision="auto" measures
     with pytest.raises(ValueError, match="not the one whose steps"):
         model.set_env(gym.make("Hopper-v5", healthy_z_range=(0.5, 2.0)))
     with pytest.raises(ValueError, match="has no world model"):
