@@ -44,7 +44,7 @@ def _seed() -> None:
 def quick_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the default updates few and small, and episodes short, for scripts that run as printed; all else stays."""
     arguments: Any = PWM.__init__.__kwdefaults__
-    for name, value in {"pretrain_steps": 20, "batch_size": 8, "critic_batch_size": 16, "train_freq": 10}.items():
+    for name, value in {"pretrain_steps": 20, "batch_size": 8, "critic_batch_size": 16, "train_freq": 25}.items():
         monkeypatch.setitem(arguments, name, value)
     for env_id in ("Pendulum-v1", "HalfCheetah-v5"):
         monkeypatch.setattr(gym.spec(env_id), "max_episode_steps", 20)

@@ -28,11 +28,12 @@ SMALL: dict[str, Any] = {
     "buffer_size": 500,
     "learning_starts": 20,
     "pretrain_steps": 3,
-    "train_freq": 4,
+    "train_freq": 8,
     "batch_size": 8,
     "sequence_length": 3,
     "horizon": 2,
     "critic_batch_size": 16,
+    "critic_updates": 1,
     "seed": 0,
     "device": "cpu",
 }
@@ -125,6 +126,11 @@ def make(
     """Return a small model; ``policy_kwargs`` are added to the small ones."""
     env = space_envs() if env is None else env
     return PWM(policy, env, policy_kwargs=SMALL_POLICY | (policy_kwargs or {}), **(SMALL | kwargs))
+
+
+def make_by_fours(*args: Any, **kwargs: Any) -> PWM:
+    """Return a small model that learns after every four steps, for tests that count its updates."""
+    return make(*args, **({"train_freq": 4} | kwargs))
 
 
 def flat_state(state: Any, prefix: str = "") -> dict[str, Any]:

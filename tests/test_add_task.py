@@ -267,7 +267,9 @@ def test_a_frozen_world_model_learns_the_embedding_only(tmp_path: Path) -> None:
 
 
 def test_a_task_is_added_in_its_environment_and_learnt_on_there() -> None:
-    model = trained()
+    model = trained(
+        train_freq=4,
+    )
     env = gym.wrappers.TimeLimit(space_env(5, 2), 4)
     model.add_task("new", env, 2, env_steps=30)
     assert model.replay_buffer.observations["task"][:30, 2].tolist() == [[2]] * 30
@@ -423,7 +425,7 @@ def test_models_that_cannot_take_a_task(tmp_path: Path) -> None:
 
 
 def test_what_fails_on_the_way_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = trained(steps=40)
+    model = trained(train_freq=4, steps=40)
     known = dict(vars(model))
     monkeypatch.setattr("sb3_pwm.multitask.growth.take_over", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import BOX, SpaceEnv, make, space_envs
+from helpers import BOX, SpaceEnv, make, make_by_fours, space_envs
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
@@ -64,7 +64,7 @@ def check_usable(model: PWM, good_env: VecEnv, tmp_path: Path) -> None:
     for other in (model, PWM.load(tmp_path / "model", device="cpu")):
         other.set_env(good_env)
         n_updates = other._n_updates
-        other.learn(48, reset_num_timesteps=False)
+        other.learn(24, reset_num_timesteps=False)
         assert other._n_updates > n_updates
         assert is_finite(other.replay_buffer)
         assert all(torch.isfinite(p).all() for p in other.policy.parameters())
@@ -203,7 +203,7 @@ def spoil_loss(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     ("name", "key"), [("world_model_loss", "world_model"), ("actor_loss", "actor"), ("critic_loss", "critics")]
 )
 def test_updates_that_are_not_finite_are_skipped(monkeypatch: pytest.MonkeyPatch, name: str, key: str) -> None:
-    model = make(critic_updates=1).learn(40)
+    model = make_by_fours(critic_updates=1).learn(40)
     before = {k: v.clone() for k, v in model.policy.state_dict().items()}
     spoil_loss(monkeypatch, name)
     model.learn(40, reset_num_timesteps=False, log_interval=None)  # type: ignore[arg-type]
@@ -249,7 +249,7 @@ def test_skipped_updates_are_counted_in_a_row(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_interrupted_model_is_usable(tmp_path: Path) -> None:
-    model = make()
+    model = make_by_fours()
     with pytest.raises(KeyboardInterrupt):
         model.learn(100, callback=lambda local, _: local["self"].num_timesteps < 50 or interrupt())
     model.save_replay_buffer(tmp_path / "buffer")

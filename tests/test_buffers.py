@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import MIXED, make, space_envs, truth_envs
+from helpers import MIXED, make, make_by_fours, space_envs, truth_envs
 from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3 import SAC, TD3
@@ -318,7 +318,7 @@ def test_statistics_know_every_task_over_all_of_its_time(monkeypatch: pytest.Mon
 
 
 def test_statistics_of_large_observations_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make(space_envs(1, MIXED), policy="MultiInputPolicy").learn(60)
+    model = make_by_fours(space_envs(1, MIXED), policy="MultiInputPolicy").learn(60)
     image, vector, kind = 3 * 36 * 36, 4 * 8, 8
     monkeypatch.setattr("sb3_pwm.buffers.STATISTICS_BYTES", 10 * (image + vector + kind))
     vectors = model.replay_buffer.observations["vector"]

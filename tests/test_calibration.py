@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import make, same, space_envs
+from helpers import make, make_by_fours, same, space_envs
 from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -280,7 +280,7 @@ def test_value_calibration_leaves_the_model_alone() -> None:
 
 
 def test_training_follows_its_own_episodes() -> None:
-    model = make(clocks("time-out", 2), gamma=0.5, learning_starts=1_000, gradient_steps=0, pretrain_steps=0)
+    model = make_by_fours(clocks("time-out", 2), gamma=0.5, learning_starts=1_000, gradient_steps=0, pretrain_steps=0)
     policy: Any = model.policy
     policy.predict_values = lambda observations: 8 + observations[:, 0]
     model.learn(11 * 2)  # the train_freq makes it 12 steps of each environment: 4 episodes

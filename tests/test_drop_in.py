@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import MIXED, make, same, space_envs
+from helpers import MIXED, make, make_by_fours, same, space_envs
 from stable_baselines3 import SAC
 from test_multitask import model_of
 from torch.testing import assert_close
@@ -231,13 +231,13 @@ def test_state_dicts_hold_floats_alone(case: Any) -> None:
 
 def test_files_with_integers_and_booleans_load(tmp_path: Path) -> None:
     """Those of earlier versions."""
-    model = make().learn(40)
+    model = make_by_fours().learn(40)
     old = model.get_parameters()
     state = old["policy"]
     state["statistics_size"] = state["statistics_size"].long()
     for name in [name for name in state if name.endswith("initialized")]:
         state[name] = state[name].bool()
-    fresh = make()
+    fresh = make_by_fours()
     fresh.set_parameters(old)
     assert same(fresh.policy.state_dict(), model.policy.state_dict())
     assert fresh.policy.statistics_size == 20  # at the first update

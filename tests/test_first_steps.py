@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from helpers import make, space_envs
+from helpers import make, make_by_fours, space_envs
 from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
 from test_multitask import model_of
 
@@ -56,7 +57,11 @@ def test_a_model_that_has_learnt_collects_with_its_policy(tmp_path: Path, capfd:
     assert "Collecting 20 steps before the first update" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("make_model", [make, lambda: make(space_envs(2)), model_of], ids=["one", "two", "tasks"])
+@pytest.mark.parametrize(
+    "make_model",
+    [make_by_fours, lambda: make_by_fours(space_envs(2)), partial(model_of, train_freq=4)],
+    ids=["one", "two", "tasks"],
+)
 @pytest.mark.parametrize("steps", [8, 16])
 def test_too_few_steps_are_told(make_model: Callable[[], PWM], steps: int) -> None:
     model = make_model()

@@ -113,9 +113,9 @@ def test_the_world_model_learns_the_environment() -> None:
 @pytest.mark.parametrize("critic", ["q", pytest.param("v", marks=pytest.mark.slow)])
 def test_the_policy_learns_in_imagination(critic: Literal["q", "v"]) -> None:
     model = make_model(critic)
-    model.pretrain(300)
+    model.pretrain(150)
     before = mean_losses(model, lambda: model.train(5, batch_size=64))
-    model.train(300, batch_size=64)
+    model.train(120, batch_size=64)
     after = mean_losses(model, lambda: model.train(5, batch_size=64))
     assert after["imagined_return"] > before["imagined_return"] + 3
     # and in the environment, of which it has seen random actions only

@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 import pytest
-from helpers import make, same
+from helpers import make, make_by_fours, same
 from rich.console import Console
 from stable_baselines3.common.callbacks import CallbackList, ConvertCallback
 
@@ -17,7 +17,7 @@ def shown_by(is_terminal: bool, **kwargs: Any) -> tuple[str, LiveProgress]:
     """Train 40 steps, of which 20 are random, and return what was printed."""
     file = io.StringIO()
     view = LiveProgress(Console(file=file, force_terminal=is_terminal, width=80, color_system=None))
-    make(pretrain_steps=30, **kwargs).learn(40, callback=view, log_interval=1)
+    make_by_fours(pretrain_steps=30, **kwargs).learn(40, callback=view, log_interval=1)
     return file.getvalue(), view
 
 

@@ -342,7 +342,7 @@ def test_environments_that_number_the_tasks_otherwise_are_refused(tmp_path: Path
     message = "task 0 of the environment is 'large'; task 0 of the model is 'small'"
     with pytest.raises(ValueError, match=message):
         PWM("MultiTaskPolicy", wrong, policy_kwargs=TINY, **SMALL)
-    model = model_of()
+    model = model_of(train_freq=4)
     known = model.env
     for env in (wrong, VecNormalize(wrong, norm_obs=False)):
         with pytest.raises(ValueError, match=message):

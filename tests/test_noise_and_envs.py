@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fault_toys import false_steps
-from helpers import NO_UPDATES, SMALL, TruthEnv, make, space_envs
+from helpers import NO_UPDATES, SMALL, TruthEnv, make, make_by_fours, space_envs
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
@@ -68,7 +68,7 @@ def test_loaded_noise_is_added_in_every_environment(tmp_path: Path) -> None:
 
 
 def test_noise_starts_anew_where_an_episode_ends() -> None:
-    model = make(space_envs(2, length=7), action_noise=Fixed()).learn(12 * 2)
+    model = make_by_fours(space_envs(2, length=7), action_noise=Fixed()).learn(12 * 2)
     assert [noise.calls for noise in noises_of(model)] == [5, 5]
 
 
@@ -129,7 +129,7 @@ def interrupt_at(step: int, before: Callable[..., Any] = lambda: None) -> Callab
 def test_ctrl_c_that_also_ends_the_processes(tmp_path: Path, wrapper: Callable[..., Any], reset: bool) -> None:
     """As a terminal does it."""
     env = truth_processes()
-    model = make(wrapper(env))
+    model = make_by_fours(wrapper(env))
     with pytest.raises(KeyboardInterrupt):
         model.learn(100, interrupt_at(50, lambda: [end(process) for process in env.processes]))
     model.save(tmp_path / "model")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import BOX, MIXED, SMALL, SMALL_POLICY, SpaceEnv, count_updates, make, same, space_envs
+from helpers import BOX, MIXED, SMALL, SMALL_POLICY, SpaceEnv, count_updates, make, make_by_fours, same, space_envs
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -30,7 +30,7 @@ def dataset(n_envs: int = 1, space: spaces.Space[Any] = BOX) -> Any:
     """Fifty-two random steps of each environment, in a buffer with room for a hundred."""
     policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
     only_collect: dict[str, Any] = {"learning_starts": 1_000, "gradient_steps": 0, "pretrain_steps": 0}
-    model = make(space_envs(n_envs, space), policy, buffer_size=100 * n_envs, **only_collect)
+    model = make_by_fours(space_envs(n_envs, space), policy, buffer_size=100 * n_envs, **only_collect)
     return model.learn(52 * n_envs).replay_buffer
 
 
@@ -193,7 +193,7 @@ def test_no_environment_is_touched() -> None:
 
 
 def test_going_on_in_an_environment_adds_to_the_data() -> None:
-    model = from_dataset(dataset(), learning_starts=20).learn_offline(5)
+    model = from_dataset(dataset(), train_freq=4, learning_starts=20).learn_offline(5)
     with pytest.raises(RuntimeError, match="no environment to act in; call set_env"):
         model.learn(10)
     model.set_env(space_envs())
@@ -207,7 +207,7 @@ def test_going_on_in_an_environment_adds_to_the_data() -> None:
 
 
 def test_the_first_online_actions_are_the_policys() -> None:
-    model = from_dataset(dataset(), learning_starts=1_000).learn_offline(5)
+    model = from_dataset(dataset(), train_freq=4, learning_starts=1_000).learn_offline(5)
     model.set_env(space_envs())
     model.predict = lambda *args, **kwargs: (np.full((1, 2), 0.125, np.float32), None)
     model.learn(8)

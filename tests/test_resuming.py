@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import SMALL, SMALL_POLICY, make, same, truth_envs
+from helpers import SMALL, SMALL_POLICY, make, make_by_fours, same, truth_envs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -77,8 +77,8 @@ def test_a_saved_run_goes_on_as_if_it_had_not_been_interrupted(
 
 
 def test_another_buffer_brings_its_scales(tmp_path: Path) -> None:
-    model = make(truth_envs()).learn(60)
-    other = make(truth_envs(), seed=5).learn(80)
+    model = make_by_fours(truth_envs()).learn(60)
+    other = make_by_fours(truth_envs(), seed=5).learn(80)
     other.save_replay_buffer(tmp_path / "buffer")
     model.load_replay_buffer(tmp_path / "buffer")
     model.learn(4, reset_num_timesteps=False)
@@ -136,7 +136,7 @@ def test_pretraining_takes_callbacks_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_pretraining_leaves_the_count_of_steps() -> None:
-    model = make(truth_envs()).learn(40)
+    model = make_by_fours(truth_envs()).learn(40)
     model.pretrain(5)
     assert (model.num_timesteps, model._current_progress_remaining) == (40, 0)
     model.learn(20, reset_num_timesteps=False)

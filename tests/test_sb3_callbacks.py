@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import make, space_envs
+from helpers import make_by_fours as make
+from helpers import space_envs
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import (
     BaseCallback,

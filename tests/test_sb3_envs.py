@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import BOX, MIXED, SpaceEnv, count_updates, make, space_envs, truth_envs
+from helpers import BOX, MIXED, SpaceEnv, count_updates, space_envs, truth_envs
+from helpers import make_by_fours as make
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import (

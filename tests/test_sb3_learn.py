@@ -5,7 +5,8 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from helpers import count_updates, make, space_envs
+from helpers import count_updates, space_envs
+from helpers import make_by_fours as make
 from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule

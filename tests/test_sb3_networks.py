@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import ACTIONS, SpaceEnv, make
+from helpers import ACTIONS, SpaceEnv, make, make_by_fours
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
@@ -40,11 +40,11 @@ def test_three_schedules() -> None:
 
 
 def test_rates_follow_the_actors_unless_given() -> None:
-    model = make(learning_rate=LinearSchedule(1e-2, 0, 1.0)).learn(
+    model = make_by_fours(learning_rate=LinearSchedule(1e-2, 0, 1.0)).learn(
         40, callback=lambda local, _: local["self"].num_timesteps < 30
     )
     assert rates_of(model) == pytest.approx(all_rates(1e-2 * (1 - 28 / 40)))
-    assert rates_of(make(learning_rate=1e-5).learn(24)) == all_rates(1e-5)
+    assert rates_of(make_by_fours(learning_rate=1e-5).learn(24)) == all_rates(1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:nothing was learnt")

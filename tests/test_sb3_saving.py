@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import MIXED, SMALL, SMALL_POLICY, count_updates, flat_state, make, same, space_envs
+from helpers import MIXED, SMALL, SMALL_POLICY, count_updates, flat_state, same, space_envs
+from helpers import make_by_fours as make
 from stable_baselines3 import SAC
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize

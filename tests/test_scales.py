@@ -24,7 +24,7 @@ def truth_envs(n_envs: int = 1) -> DummyVecEnv:
 
 
 def make(env: Any = None, policy: str = "MlpPolicy", **kwargs: Any) -> PWM:
-    return PWM(policy, env or truth_envs(), policy_kwargs=SMALL_POLICY, **(SMALL | kwargs))
+    return PWM(policy, env or truth_envs(), policy_kwargs=SMALL_POLICY, **(SMALL | {"train_freq": 4} | kwargs))
 
 
 def scales_of(model: PWM) -> tuple[float, float, float, int]:

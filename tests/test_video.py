@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from helpers import PictureEnv, make
+from helpers import PictureEnv, make, make_by_fours
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -112,7 +112,7 @@ def test_training_does_not_go_on_in_an_episode_that_a_video_has_ended(
     tmp_path: Path, wrapped: Callable[..., Any]
 ) -> None:
     env = PictureEnv(length=10)
-    model = make(wrapped(env), gradient_steps=0, pretrain_steps=0).learn(4)
+    model = make_by_fours(wrapped(env), gradient_steps=0, pretrain_steps=0).learn(4)
     record_video(model, lambda: PictureEnv(length=10), tmp_path / "v.mp4", max_steps=2)
     assert model._last_obs is not None
     record_video(model, env, tmp_path / "v.mp4", max_steps=2)

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import PictureEnv, make, same
+from helpers import PictureEnv, make, make_by_fours, same
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import EvalCallback
@@ -76,7 +76,7 @@ def test_training_is_the_same_bit_for_bit(tmp_path: Path, algorithm: str) -> Non
     def trained(callback: RecordVideoCallback | None) -> dict[str, Any]:
         env = PictureEnv(length=9)
         if algorithm == "PWM":
-            model: BaseAlgorithm = make(env)
+            model: BaseAlgorithm = make_by_fours(env)
         elif algorithm == "SAC":
             model = SAC("MlpPolicy", env, learning_starts=10, batch_size=8, seed=0, device="cpu")
         else:
