@@ -22,6 +22,7 @@ pytest.importorskip("onnxscript")
 TINY: dict[str, Any] = {
     "policy_kwargs": {"net_arch": [16], "latent_dim": 16},
     "learning_starts": 30,
+    "train_freq": 10,
     "pretrain_steps": 3,
     "batch_size": 8,
     "critic_batch_size": 8,

@@ -23,7 +23,17 @@ from sb3_pwm.suites.stages import find_suite
 
 SMALL = ["--set", 'policy_kwargs={"net_arch":[16],"latent_dim":16}', "--set", "batch_size=8"]
 OPTIONS = {
-    "collect": ["--steps", "60", *SMALL, "--set", "learning_starts=20", "--set", "pretrain_steps=2"],
+    "collect": [
+        "--steps",
+        "60",
+        *SMALL,
+        "--set",
+        "learning_starts=20",
+        "--set",
+        "pretrain_steps=2",
+        "--set",
+        "train_freq=8",
+    ],
     "train": ["--updates", "12", "--checkpoint-every", "5", *SMALL],
     "extract": ["--updates", "3"],
     "baselines": [],
