@@ -3,6 +3,7 @@
 import inspect
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -34,7 +35,6 @@ LOWEST_INTEGERS: dict[str, int] = {
     "batch_size": 1,
     "critic_batch_size": 1,
     "critic_updates": 1,
-    "n_steps": 1,
     "buffer_size": 1,
     "pretrain_steps": 0,
     "gradient_steps": -1,
@@ -72,6 +72,8 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         check_integer("actor_batch_size", arguments["actor_batch_size"], 1)
     if not isinstance(arguments["infer_noise"], bool):
         raise TypeError(f"infer_noise must be True or False, not {arguments['infer_noise']!r}")
+    for length in target_lengths(arguments["n_steps"]):
+        check_integer("n_steps", length, 1)
     check_precision(arguments["precision"])
     check_torch_compile(arguments["torch_compile"])
 
@@ -92,6 +94,17 @@ def initial_ent_coef(value: Any) -> float | None:
             f'ent_coef={value!r}; allowed: "auto" or a number in [0, inf), or "auto_" with a number in (0, inf)'
         )
     return start
+
+
+def target_lengths(n_steps: Any) -> tuple[int, ...]:
+    """Return the argument ``n_steps``, a number or a sequence of numbers, as a tuple.
+
+    :raises ValueError: if the sequence is empty.
+    """
+    lengths = tuple(n_steps) if isinstance(n_steps, Sequence) and not isinstance(n_steps, str) else (n_steps,)
+    if not lengths:
+        raise ValueError(f"n_steps={n_steps!r} is empty; allowed: a number of steps, or several")
+    return lengths
 
 
 def check_capacity(buffer_size: int, n_envs: int, lengths: dict[str, int], batch_size: int) -> None:

@@ -1,6 +1,6 @@
 """Observations, which are tensors (or an environment's arrays) or dictionaries of them, and windows of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,14 @@ def ends_of_windows(samples: SequenceSamples) -> tuple[Observations, Observation
     else:
         last = behind(observations)
     return at_steps(observations, 0), last
+
+
+def cut_windows(samples: SequenceSamples, lengths: Sequence[int]) -> SequenceSamples:
+    """Return windows of which number i counts at most ``lengths[i % len(lengths)]`` steps."""
+    n_steps, n_windows = samples.mask.shape
+    most = torch.tensor(lengths, device=samples.mask.device).repeat(-(-n_windows // len(lengths)))[:n_windows]
+    counted = torch.arange(n_steps, device=samples.mask.device)[:, None] < most
+    return samples._replace(mask=samples.mask * counted)
 
 
 def are_tensors(observations: Any) -> bool:

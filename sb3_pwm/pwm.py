@@ -3,7 +3,7 @@
 import functools
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
 import gymnasium as gym
@@ -28,6 +28,7 @@ from sb3_pwm.checks import (
     constructor_parameters,
     initial_ent_coef,
     random_steps,
+    target_lengths,
 )
 from sb3_pwm.compute.compilation import TorchCompile
 from sb3_pwm.compute.distributed import Part, own_part
@@ -41,6 +42,7 @@ from sb3_pwm.learner import Learner
 from sb3_pwm.multitask import adding, extraction
 from sb3_pwm.multitask.data import Source
 from sb3_pwm.multitask.policies import MultiTaskPolicy
+from sb3_pwm.observations import cut_windows
 from sb3_pwm.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PWMPolicy, check_policy_class
 from sb3_pwm.replay import statistics
 from sb3_pwm.replay.her import chosen_buffer_class
@@ -94,7 +96,7 @@ class PWM(SequenceOffPolicyAlgorithm):
     :param critic_updates: critic updates per actor update. Each of a Q critic has its own batch from the replay buffer
         and targets of the present networks; those of a V critic are minibatches of the imagined states.
     :param critic_batch_size: transitions per critic update.
-    :param n_steps: recorded rewards in a target of the Q critics, before the value of what follows.
+    :param n_steps: recorded rewards in a Q critic's target; of several numbers, a batch's transitions take turns.
     :param gamma: discount in (0, 1].
     :param td_lambda: lambda in [0, 1] of the V critics' targets in imagined rollouts; 0 for one-step targets.
     :param pessimism: in [0, 1]: where the critics' targets are between the mean of the critics (0) and the lowest (1).
@@ -166,7 +168,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         critic_learning_rate: float | Schedule | None = None,
         critic_updates: int = 2,
         critic_batch_size: int = 256,
-        n_steps: int = 1,
+        n_steps: int | Sequence[int] = 1,
         gamma: float = 0.99,
         td_lambda: float = 0.5,
         pessimism: float = 0.5,
@@ -228,7 +230,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         self.critic_kind = critic
         self.critic_updates = critic_updates
         self.critic_batch_size = critic_batch_size
-        self.n_steps = n_steps
+        self.n_steps = n_steps  # type: ignore[assignment]  # SB3 knows one number only
         self.td_lambda = td_lambda
         self.pessimism = pessimism
         self.ent_coef = ent_coef
@@ -256,7 +258,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         if "critic" in self.policy_kwargs:
             raise ValueError("critic is an argument of PWM itself; leave it out of policy_kwargs")
         self.replay_buffer_class = chosen_buffer_class(self.replay_buffer_class, self.observation_space)
-        lengths = {"sequence_length": self.sequence_length, "n_steps": self.n_steps}
+        lengths = {"sequence_length": self.sequence_length, "n_steps": max(target_lengths(self.n_steps))}
         check_capacity(self.buffer_size, self.n_envs, lengths, self.batch_size)
         # The kind of critic is an argument of the algorithm; the policy's own arguments stay what the user gave.
         policy_kwargs = extraction.storable(self.policy_kwargs)
@@ -325,7 +327,8 @@ class PWM(SequenceOffPolicyAlgorithm):
     def _critic_samples(self) -> tuple[SequenceSamples, ...]:
         """Return a batch for each update of the Q critics that follows an update of the actor."""
         count = self.critic_updates if self.policy.q_critic else 0
-        return tuple(self._sample(self.critic_batch_size, length=self.n_steps) for _ in range(count))
+        steps = target_lengths(self.n_steps)
+        return tuple(cut_windows(self._sample(self.critic_batch_size, length=max(steps)), steps) for _ in range(count))
 
     def _on_env_reset(self) -> None:
         super()._on_env_reset()
@@ -577,10 +580,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         policy_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> SelfPWM:
-        """Learn a policy for one task in this model's world model, see :func:`sb3_pwm.multitask.extraction.extract`.
-
-        :return: the new model.
-        """
+        """Learn a policy for one task in this model, see :func:`sb3_pwm.multitask.extraction.extract`; return it."""
         model = extraction.extract(self, task, env, policy_kwargs or {}, kwargs, trains=total_updates)
         return model.learn_offline(total_updates, pretrain_steps=0, callback=callback, progress_bar=progress_bar)
 

@@ -40,6 +40,8 @@ BAD_VALUES: list[tuple[str, list[Any], str]] = [
             *("buffer_size", "train_freq"),
         )
     ],
+    ("n_steps", [0, -1], "1 or more"),
+    ("n_steps", [(), []], "a number of steps, or several"),
     ("learning_starts", [-1], '"auto" or 0 or more'),
     ("horizon", [-1], "0 or more"),
     ("pretrain_steps", [-1], "0 or more"),
@@ -70,6 +72,7 @@ def test_arguments_out_of_range(name: str, value: Any, allowed: str) -> None:
         *[(name, value) for name in ("horizon", "batch_size", "gradient_steps") for value in (2.5, "3", True, None)],
         *[(name, value) for name in ("learning_rate", "critic_learning_rate") for value in ("3e-4", True, [1])],
         *[("infer_noise", value) for value in (1, "yes", None)],
+        *[("n_steps", value) for value in (2.5, "3", True, None)],
         ("train_freq", "episode"),
         ("train_freq", (2.5, "step")),
         ("train_freq", (1, "episode", 2)),

@@ -10,7 +10,10 @@ from gymnasium import spaces
 from helpers import NoHostReads, TruthEnv, make, same, space_envs, truth_envs
 from torch.testing import assert_close
 
+from sb3_pwm.checks import target_lengths
 from sb3_pwm.learner import Learner
+from sb3_pwm.observations import cut_windows
+from sb3_pwm.type_aliases import SequenceSamples
 from sb3_pwm.world_model import encode_windows
 
 PICTURE = spaces.Box(0, 255, (1, 36, 36), np.uint8)
@@ -54,6 +57,32 @@ def test_a_policy_update_encodes_its_windows_if_nobody_has() -> None:
     latents = encode_windows(other.policy.world_model, samples.observations).detach()
     other._learner.update_policy(samples, transitions, latents)
     assert same(model.policy.state_dict(), other.policy.state_dict())
+
+
+def test_the_transitions_of_a_batch_take_their_numbers_of_steps_in_turn() -> None:
+    model = make(truth_envs(), n_steps=[1, 3], critic_updates=2, critic_batch_size=5).learn(60)
+    for windows in model._critic_samples():
+        assert windows.mask.shape == windows.rewards.shape == (3, 5)
+        steps = windows.mask.sum(0)
+        assert steps[::2].tolist() == [1] * 3
+        ended = windows.terminations.bool().any(0)
+        observations: Any = windows.observations
+        places = np.diff(observations[:, :, 1].numpy(), axis=0)  # the number of steps ever taken
+        assert all(ended[i] or (places[: int(steps[i]), i] == 1).all() for i in range(5))
+    many = make(truth_envs(), n_steps=(1, 3), critic_batch_size=400).learn(60)._critic_samples()[0]
+    steps = many.mask.sum(0)
+    assert set(steps[1::2].tolist()) == {1, 2, 3}  # where an episode ends, it is fewer
+    assert steps[1::2].mean() > 2
+    assert target_lengths(2) == (2,)
+
+
+def test_windows_are_cut_by_hand() -> None:
+    mask = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0]])
+    windows = SequenceSamples(torch.zeros(4, 4, 2), torch.zeros(3, 4, 1), mask, 0 * mask, mask)
+    cut = cut_windows(windows, (1, 2, 3))
+    assert cut.mask.tolist() == [[1, 1, 1, 1], [0, 1, 1, 0], [0, 0, 1, 0]]
+    assert cut.rewards is windows.rewards
+    assert cut_windows(windows, (3,)).mask.tolist() == mask.tolist()
 
 
 def test_skips_are_counted_when_the_host_looks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ def to_float64(model: PWM) -> PWM:
     [
         {},
         {"n_steps": 4, "horizon": 0},
+        {"n_steps": (1, 3, 5)},
         {"actor_batch_size": 130},
         {"actor_batch_size": None, "horizon": 3},
         {"infer_noise": False},
