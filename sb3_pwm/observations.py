@@ -45,10 +45,10 @@ def ends_of_windows(samples: SequenceSamples) -> tuple[Observations, Observation
 
 def cut_windows(samples: SequenceSamples, lengths: Sequence[int]) -> SequenceSamples:
     """Return windows of which number i counts at most ``lengths[i % len(lengths)]`` steps."""
-    n_steps, n_windows = samples.mask.shape
-    most = torch.tensor(lengths, device=samples.mask.device).repeat(-(-n_windows // len(lengths)))[:n_windows]
-    counted = torch.arange(n_steps, device=samples.mask.device)[:, None] < most
-    return samples._replace(mask=samples.mask * counted)
+    mask = samples.mask.clone()
+    for i, length in enumerate(lengths):
+        mask[length:, i :: len(lengths)] = 0
+    return samples._replace(mask=mask)
 
 
 def are_tensors(observations: Any) -> bool:

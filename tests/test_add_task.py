@@ -267,9 +267,7 @@ def test_a_frozen_world_model_learns_the_embedding_only(tmp_path: Path) -> None:
 
 
 def test_a_task_is_added_in_its_environment_and_learnt_on_there() -> None:
-    model = trained(
-        train_freq=4,
-    )
+    model = trained(train_freq=4)
     env = gym.wrappers.TimeLimit(space_env(5, 2), 4)
     model.add_task("new", env, 2, env_steps=30)
     assert model.replay_buffer.observations["task"][:30, 2].tolist() == [[2]] * 30

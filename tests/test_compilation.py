@@ -103,7 +103,7 @@ def update(model: PWM, rounds: int, batch_size: int = 16, rate: float = 2**-10, 
             set_learning_rate(optimizer, rate * (i + 1) * len(name), on_device=model._learner.acceleration.captures)
         drawn: Any = model.sequences.spread_sequences(batch_size + i, model.sequence_length)
         samples = SequenceSamples(*(values[:, i:].contiguous() for values in drawn))  # or each round is compiled anew
-        transitions = (model.sequences.spread_sequences(batch_size, 3),) if model.policy.q_critic else ()
+        transitions = (model.sequences.spread_sequences(batch_size, model.n_steps),) if model.policy.q_critic else ()
         model._learner.update_policy(samples, transitions, model._learner.update_model(samples), **settings)
 
 

@@ -41,7 +41,7 @@ def update(model: PWM, rounds: int = ROUNDS, **settings: Any) -> None:
         for name, optimizer in model.policy.optimizers.items():
             set_learning_rate(optimizer, 2**-12 * (i + 1) * len(name), on_device=True)
         samples = model.policy.for_networks(model.sequences.spread_sequences(16, model.sequence_length))
-        spread = model.policy.for_networks(model.sequences.spread_sequences(16, 3))
+        spread = model.policy.for_networks(model.sequences.spread_sequences(16, model.n_steps))
         transitions = (spread,) * model.critic_updates if model.policy.q_critic else ()
         model._learner.update_policy(samples, transitions, model._learner.update_model(samples), **settings)
 

@@ -149,7 +149,7 @@ def test_updates_in_bfloat16_are_those_in_float32_within_rounding(critic: Litera
         before = {name: value.clone() for name, value in model.policy.named_parameters()}
         torch.manual_seed(0)
         samples = model.sequences.spread_sequences(64, model.sequence_length)
-        transitions = model.sequences.spread_sequences(64, 3)
+        transitions = model.sequences.spread_sequences(64, model.n_steps)
         model._learner.update_policy(samples, (transitions,), model._learner.update_model(samples))
         after = dict(model.policy.named_parameters())
         assert all(value.dtype == torch.float32 for value in after.values())

@@ -1,6 +1,7 @@
 import copy
 import csv
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +143,9 @@ def test_constructor_is_that_of_sb3() -> None:
         "device": "cpu",
         "verbose": 0,
     }
-    few: dict[str, Any] = {"pretrain_steps": 3}
-    for algorithm, own in ((SAC, {}), (PWM, few)):
-        model: Any = algorithm("MlpPolicy", SpaceEnv(), **copy.deepcopy(shared), **own)  # SAC changes policy_kwargs
+    algorithms: Any = SAC, partial(PWM, pretrain_steps=3)
+    for algorithm in algorithms:
+        model: Any = algorithm("MlpPolicy", SpaceEnv(), **copy.deepcopy(shared))  # SAC changes policy_kwargs
         model.learn(40, log_interval=2)
         assert model.num_timesteps == 40
         assert vars(model).keys() >= shared.keys()

@@ -21,19 +21,14 @@ from sb3_pwm.multitask.extraction import spaces_of_task
 from sb3_pwm.suites import records, stages
 from sb3_pwm.suites.stages import find_suite
 
-SMALL = ["--set", 'policy_kwargs={"net_arch":[16],"latent_dim":16}', "--set", "batch_size=8"]
+
+def settings(*pairs: str) -> list[str]:
+    return [word for pair in pairs for word in ("--set", pair)]
+
+
+SMALL = settings('policy_kwargs={"net_arch":[16],"latent_dim":16}', "batch_size=8")
 OPTIONS = {
-    "collect": [
-        "--steps",
-        "60",
-        *SMALL,
-        "--set",
-        "learning_starts=20",
-        "--set",
-        "pretrain_steps=2",
-        "--set",
-        "train_freq=8",
-    ],
+    "collect": ["--steps", "60", *SMALL, *settings("learning_starts=20", "pretrain_steps=2", "train_freq=8")],
     "train": ["--updates", "12", "--checkpoint-every", "5", *SMALL],
     "extract": ["--updates", "3"],
     "baselines": [],
