@@ -175,7 +175,10 @@ class SequenceReplayBuffer(ReplayBuffer):
         :raises ValueError: if nothing is stored.
         """
         if self.size() == 0:
-            raise ValueError("the replay buffer is empty; collect steps first (learning_starts), or load a buffer")
+            raise ValueError(
+                "the replay buffer is empty: let learn() collect steps first (learning_starts), or give the model data "
+                "with load_replay_buffer(); save() leaves them out"
+            )
 
     def sample_sequences(
         self, batch_size: int, length: int, env: VecNormalize | None = None, part: Part = ALL

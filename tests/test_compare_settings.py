@@ -212,6 +212,8 @@ def test_unknown_environments_get_the_nearest_names() -> None:
     check_env("compare_toys:Global-v0")
     with pytest.raises(ValueError, match="unknown environment 'Pendlum-v1'; did you mean Pendulum-v1"):
         check_env("Pendlum-v1")
+    with pytest.raises(ValueError, match="one of your own is mymodule:Tank-v0"):
+        check_env("Tank-v0")
     with pytest.raises(ValueError, match="cannot make environment 'Pendulum-v77'"):
         check_env("Pendulum-v77")
     with pytest.raises(ValueError, match="cannot make environment 'no_such_module:X-v0'"):

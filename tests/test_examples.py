@@ -4,7 +4,9 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 @pytest.mark.usefixtures("quick_defaults")
+@pytest.mark.filterwarnings("ignore:.*already in registry")
 @pytest.mark.parametrize(
     ("script", "output"),
     [
@@ -52,13 +55,29 @@ def test_pictures_of_the_pendulum() -> None:
     assert (env.reset(seed=0)[0] == first).all()
 
 
+@pytest.mark.filterwarnings("ignore:.*already in registry")
 def test_the_ball_falls_off_the_beam_and_the_time_is_up() -> None:
-    env = runpy.run_path(str(EXAMPLES / "custom_env.py"))["BallOnBeam"](max_steps=3)
+    runpy.run_path(str(EXAMPLES / "custom_env.py"))
+    env: Any = gym.make("BallOnBeam-v0", max_episode_steps=3)
     env.reset(seed=0)
-    env.position, env.velocity = 0.9, 0.0
+    env.unwrapped.position, env.unwrapped.velocity = 0.9, 0.0
     # v = 0.25 and x = 0.9125, v = 0.5 and x = 0.9375, ...: two steps on the beam, then the time is up
-    rewards = [env.step([1.0])[1:4] for _ in range(3)]
+    rewards = [env.step(np.ones(1))[1:4] for _ in range(3)]
     assert rewards[0] == (pytest.approx(1 - 0.9125**2), False, False)
     assert rewards[1] == (pytest.approx(1 - 0.9375**2), False, False)
     assert rewards[2] == (pytest.approx(1 - 0.975**2), False, True)
-    assert env.step([1.0])[1:4] == (0.0, True, False)
+    assert env.step(np.ones(1))[1] == 0.0
+    assert env.unwrapped.step([1.0])[2:4] == (True, False)
+
+
+@pytest.mark.filterwarnings("ignore:.*already in registry")
+def test_the_ball_lies_on_the_beam_in_the_picture() -> None:
+    env = runpy.run_path(str(EXAMPLES / "custom_env.py"))["BallOnBeam"](render_mode="rgb_array")
+    for position, column in ((0.0, 99), (-0.5, 50), (0.5, 149)):
+        env.position = position
+        picture = env.render()
+        blue = (picture == (0, 114, 178)).all(-1)
+        rows, columns = blue.nonzero()
+        assert abs(columns.mean() - column) < 1
+        assert rows.max() == 47
+    assert (picture[48:52] == 128).all()

@@ -39,9 +39,9 @@ def with_ctrl_c(action: Callable[[], Any], delay: float, children: Iterable[int]
             os.kill(process, signal.SIGINT)
 
     timers = threading.Timer(delay, send), threading.Timer(delay + 60, send, [True])
-    for timer in timers:
-        timer.start()
     try:
+        for timer in timers:  # the first may be over before the second has started
+            timer.start()
         while True:
             action()
     except KeyboardInterrupt:

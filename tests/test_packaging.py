@@ -27,7 +27,7 @@ def python_blocks(page: str) -> list[str]:
 
 
 BLOCKS = {block: f"{page}-{i}" for page in PAGES for i, block in enumerate(python_blocks(page))} | {
-    python_blocks("docs/offline.md")[1]: "docs/offline.md-1"
+    block: f"docs/offline.md-{i}" for i, block in enumerate(python_blocks("docs/offline.md")) if i in (1, 2)
 }  # the first one needs a file
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -117,7 +117,7 @@ def test_pages_have_their_examples(page: str) -> None:
 def shrink(block: str) -> str:
     """Replace numbers of steps by small ones; everything else runs as printed."""
     block = re.sub(r"learn_offline\([\d_]+", "learn_offline(20", block)
-    block = block.replace("from_dataset(dataset", "from_dataset(dataset, pretrain_steps=20")
+    block = re.sub(r"(from_dataset\((?:dataset|from_replay_buffer\([^)]*\)))", r"\1, pretrain_steps=20", block)
     block = re.sub(r"(learn\(|total_timesteps=)[\d_]+", r"\g<1>150", block)
     block = block.replace("n_envs=64", "n_envs=2")
     return re.sub(r"n_eval_episodes=\d+", "n_eval_episodes=1", block)

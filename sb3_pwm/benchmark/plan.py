@@ -27,7 +27,9 @@ def registered_id(env_id: str) -> str:
             importlib.import_module(module)
         return gym.spec(newest_version(name, gym.registry) or name).id
     except gym.error.NameNotFound:
-        raise unknown_name("environment", env_id, (f"{module}{colon}{name}" for name in gym.registry)) from None
+        known = (f"{module}{colon}{name}" for name in gym.registry)
+        own = "" if colon else f"; one of your own is mymodule:{name}, with the module that registers it"
+        raise ValueError(f"{unknown_name('environment', env_id, known)}{own}") from None
     except Exception as error:  # whatever a foreign module answers with
         raise ValueError(f"cannot make environment {env_id!r}: {error}") from error
 

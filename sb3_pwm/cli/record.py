@@ -148,4 +148,5 @@ def load_model(
             # Algorithms with a HerReplayBuffer are loaded with an environment only.
             return kind.load(path, env=DummyVecEnv([functools.partial(make_env, env)]))
     except (KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise ValueError(f"{path} cannot be loaded as a {kind.__name__}; --algo says what it is: {error}") from error
+        hint = "If another algorithm saved it, name that one: --algo sac, say"
+        raise ValueError(f"{path} cannot be loaded as a {kind.__name__}: {error}. {hint}") from error

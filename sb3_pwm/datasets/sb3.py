@@ -19,7 +19,7 @@ def from_replay_buffer(
 ) -> SequenceReplayBuffer:
     """Copy a replay buffer of any number of environments into one of a single environment.
 
-    ``PWM.load_replay_buffer`` is for a model with as many environments as the file has; this is for all others.
+    The result is a data set for ``PWM.from_dataset``. ``PWM.load_replay_buffer`` gives a file to an existing model.
 
     :param source: a :class:`ReplayBuffer` or :class:`DictReplayBuffer`, or the path of a file that
         ``save_replay_buffer`` wrote (SAC, TD3, DDPG, TQC, ...). A pickle runs code: load only files that you trust;
