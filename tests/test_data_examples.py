@@ -50,11 +50,11 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def test_from_single_tasks_to_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Collect from two tasks, learn from one of them alone, then from both."""
     for env in ("Pendulum-v1", "MountainCarContinuous-v0"):
-        run(monkeypatch, "collect.py", "--env", env, "--steps", 60, "--episodes", 1, "--out", tmp_path / env)
+        run(monkeypatch, "collect.py", "--env", env, "--steps", 64, "--episodes", 1, "--out", tmp_path / env)
         (row,) = rows_of(tmp_path / f"{env}.csv")
-        assert (row["environment"], row["env_steps"], row["episodes"]) == (env, "60", "1")
+        assert (row["environment"], row["env_steps"], row["episodes"]) == (env, "64", "1")
     pendulum, car = (from_replay_buffer(tmp_path / f"{env}.pkl") for env in ("Pendulum-v1", "MountainCarContinuous-v0"))
-    assert (pendulum.size(), pendulum.buffer_size, car.size()) == (60, 60, 60)
+    assert (pendulum.size(), pendulum.buffer_size, car.size()) == (64, 64, 64)
 
     updates = ["--updates", 4, "--every", 2, "--episodes", 1]
     data = ["--data", tmp_path / "Pendulum-v1.pkl", "--transitions", 50]

@@ -11,6 +11,7 @@ name=value`` (JSON values) overrides a constructor argument. One torch thread, C
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def main() -> None:
     # The buffer is saved with all its rows, also empty ones.
     settings = {"buffer_size": args.steps} | settings
     model: Any = algorithm("MlpPolicy", args.env, seed=args.seed, device="cpu", **settings)
-    never = args.steps + 1  # while it learns
+    never = sys.maxsize
     curve = CurveCallback(args.env, args.every or never, args.episodes, row, files[".csv"])
     model.learn(args.steps, callback=curve)
     if not curve.rows or curve.rows[-1]["env_steps"] < model.num_timesteps:

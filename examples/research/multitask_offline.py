@@ -66,7 +66,7 @@ def extract_prior(
     **kwargs: Any,
 ) -> PWM:
     """Let the actor maximise the mean of the critics at the windows' states, without imagination."""
-    return model.extract(name, updates, env=env, callback=callback, horizon=0, **kwargs)
+    return model.extract(name, updates, env=env, callback=callback, **kwargs | {"horizon": 0})
 
 
 def extract_task(
