@@ -88,7 +88,7 @@ class PWM(SequenceOffPolicyAlgorithm):
     :param ent_coef: weight of the entropy bonus: reward scales that one nat is worth; 0 for none; ``"auto"`` learns
         it, so that the policy's entropy is ``target_entropy``; ``"auto_0.1"`` starts from 0.1, instead of 0.2.
     :param target_entropy: in nats; ``"auto"`` for minus half the number of action dimensions, and of discrete actions
-        for half of the largest entropy.
+        for 15 % of the largest entropy.
     :param bc_coef: in :meth:`learn_offline` only: weight, in sizes of the imagined return, of the actor's distance to
         replayed actions that are better than average, see :func:`sb3_pwm.losses.behaviour_loss`; 0 for none.
     :param critic: ``"q"``: Q(latents, actions), of replayed steps; ``"v"``: the paper's V(latents), of imagined ones.
