@@ -175,10 +175,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         :raises ValueError: if nothing is stored.
         """
         if self.size() == 0:
-            raise ValueError(
-                "the replay buffer is empty: let learn() collect steps first (learning_starts), or give the model data "
-                "with load_replay_buffer(); save() leaves them out"
-            )
+            raise ValueError("the replay buffer is empty: learn() collects steps, load_replay_buffer() loads some")
 
     def sample_sequences(
         self, batch_size: int, length: int, env: VecNormalize | None = None, part: Part = ALL

@@ -59,7 +59,7 @@ def main() -> None:
     # The buffer is saved with all its rows, also empty ones.
     settings = {"buffer_size": args.steps} | settings
     model: Any = algorithm("MlpPolicy", args.env, seed=args.seed, device="cpu", **settings)
-    never = sys.maxsize
+    never = sys.maxsize  # while it learns
     curve = CurveCallback(args.env, args.every or never, args.episodes, row, files[".csv"])
     model.learn(args.steps, callback=curve)
     if not curve.rows or curve.rows[-1]["env_steps"] < model.num_timesteps:

@@ -29,7 +29,7 @@ def registered_id(env_id: str) -> str:
     except gym.error.NameNotFound:
         known = (f"{module}{colon}{name}" for name in gym.registry)
         own = "" if colon else f"; one of your own is mymodule:{name}, with the module that registers it"
-        raise ValueError(f"{unknown_name('environment', env_id, known)}{own}") from None
+        raise unknown_name("environment", env_id, known, own) from None
     except Exception as error:  # whatever a foreign module answers with
         raise ValueError(f"cannot make environment {env_id!r}: {error}") from error
 

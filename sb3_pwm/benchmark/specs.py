@@ -76,13 +76,13 @@ def as_file_name(name: str) -> str:
     return name.replace("/", "-").replace(":", "-")
 
 
-def unknown_name(what: str, name: str, known: Iterable[str]) -> ValueError:
-    """Return an error that names the known names nearest to an unknown one."""
+def unknown_name(what: str, name: str, known: Iterable[str], advice: str = "") -> ValueError:
+    """Return an error that names the known names nearest to an unknown one, and ends with the advice."""
     known = sorted(known)
     by_lower = {each.lower(): each for each in known}
     nearest = [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, n=3)]
     hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"known: {', '.join(known)}"
-    return ValueError(f"unknown {what} {name!r}; {hint}")
+    return ValueError(f"unknown {what} {name!r}; {hint}{advice}")
 
 
 def named_algorithms(given: Iterable[str]) -> dict[str, str]:
