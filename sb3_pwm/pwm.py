@@ -245,7 +245,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         self.torch_compile = torch_compile
         self.n_model_updates = 0
         self.n_skipped_updates = 0
-        self._steps_since_statistics = statistics.STATISTICS_INTERVAL  # due at the first update
+        self._steps_until_statistics = 0  # due at the first update
         self._statistics_from: str | None = None  # the replay buffer's identity
         if _init_setup_model:
             self._setup_model()
@@ -305,14 +305,14 @@ class PWM(SequenceOffPolicyAlgorithm):
         known = self._vec_normalize_env
         super().set_env(env, force_reset)
         self._give_env()
-        if self._vec_normalize_env is not known:
-            self._steps_since_statistics = statistics.STATISTICS_INTERVAL
+        if self._vec_normalize_env is not known:  # which may have other units
+            self._steps_until_statistics, self._statistics_from = 0, None
 
     def _take_over_buffer(self, buffer: ReplayBuffer) -> None:
         super()._take_over_buffer(buffer)
         self._give_env()
         if self.sequences.identity != self._statistics_from:
-            self._steps_since_statistics = statistics.STATISTICS_INTERVAL
+            self._steps_until_statistics = 0
 
     def _give_env(self) -> None:
         """Let a buffer that computes rewards anew ask the present environment."""
@@ -335,7 +335,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         self._start_values = StartValues(self.gamma, self.n_envs, CALIBRATION_EPISODES)
 
     def _on_transition(self, observations: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[Any]) -> None:
-        self._steps_since_statistics += self.n_envs
+        self._steps_until_statistics -= self.n_envs
         start_value = functools.partial(evaluation.start_value, self.policy)
         follow_episodes(self._start_values, start_value, observations, rewards, dones, infos)
 
@@ -436,7 +436,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         """
         batch_size = batch_size or self.batch_size
         self._prepare_updates()
-        if statistics.is_due(self._steps_since_statistics):
+        if self._steps_until_statistics <= 0:
             self._take_scales()
         for _ in range(gradient_steps):
             samples = self._sample(batch_size)
@@ -457,9 +457,15 @@ class PWM(SequenceOffPolicyAlgorithm):
 
     def _take_scales(self) -> None:
         """Take the scales of observations and rewards, and the observation head's weights, from the replay buffer."""
-        weigh = self._learner.observation_coef > 0
-        if statistics.take_scales(self.policy, self.sequences, self._vec_normalize_env, weigh_observations=weigh):
-            self._steps_since_statistics, self._statistics_from = 0, self.sequences.identity
+        if statistics.take_scales(
+            self.policy,
+            self.sequences,
+            self._vec_normalize_env,
+            weigh_observations=self._learner.observation_coef > 0,
+            same_units=self._statistics_from is not None,
+        ):
+            self._steps_until_statistics = self.sequences.n_transitions
+            self._statistics_from = self.sequences.identity
 
     def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
         """Set each optimizer's own rate; the argument is SB3's and names no rates, so it is not used."""

@@ -240,7 +240,7 @@ def test_files_with_integers_and_booleans_load(tmp_path: Path) -> None:
     fresh = make_by_fours()
     fresh.set_parameters(old)
     assert same(fresh.policy.state_dict(), model.policy.state_dict())
-    assert fresh.policy.statistics_size == 20  # at the first update
+    assert fresh.policy.statistics_size == 40
     assert fresh.policy.latent_scale.initialized
     assert fresh.policy.return_scale.initialized
 

@@ -20,7 +20,7 @@ LEVELS = (
     {"compute/metrics", "compute/optimizers", "compute/precision", "compute/random_state", "compute/streams"},
     {"compute/live"},
     {"compute/progress"},
-    {"observations", "nn/action_codes", "nn/predictability"},
+    {"observations", "nn/action_codes", "nn/predictability", "nn/rescaling"},
     {"compute/compilation", "nn/layers", "nn/task_context", "replay/windows", "replay/watched_env", "cli/subcommands"},
     {"checks", "replay/device_copy", "world_model", "networks", "diagnostics/start_values"},
     {

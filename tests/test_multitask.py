@@ -26,7 +26,6 @@ from sb3_pwm.networks import Actor, EntropyCoefficient
 from sb3_pwm.nn.scales import LATENT_STD_FLOOR, ReturnScale, RewardScale
 from sb3_pwm.nn.task_context import TaskContext, TaskFeatures
 from sb3_pwm.observations import at_steps
-from sb3_pwm.replay import statistics as scales
 from sb3_pwm.type_aliases import SequenceSamples
 
 
@@ -305,8 +304,7 @@ def test_extracted_scales_stay(tmp_path: Path) -> None:
     assert_close(loaded.policy.reward_scale.scale, scale)
 
 
-def test_extracted_scales_follow_the_tasks_own_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scales, "STATISTICS_INTERVAL", 20)
+def test_extracted_scales_follow_the_tasks_own_data() -> None:
     model = model_of(steps=400, learning_starts=300)
     env = space_env(2, 1)
     own = model.extract("small", 1, env=env, learning_starts=20)

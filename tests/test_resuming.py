@@ -17,7 +17,6 @@ from test_watched_env import check_every_window, stored
 
 from sb3_pwm import PWM
 from sb3_pwm.buffers import SequenceReplayBuffer
-from sb3_pwm.replay import statistics
 from sb3_pwm.replay.columns import with_columns
 
 pytestmark = pytest.mark.filterwarnings("ignore:nothing was learnt")
@@ -45,13 +44,12 @@ class Watch(BaseCallback):
         return self.num_timesteps != self.stop_at
 
 
-@pytest.mark.parametrize("interval", [7, 1_000])
+@pytest.mark.parametrize("steps", [30, 60])  # with 60 the scales are taken anew
 @pytest.mark.parametrize("env_goes_on", [False, True])
 @pytest.mark.parametrize("kind", ["one", "three", "dict", "normalized"])
 def test_a_saved_run_goes_on_as_if_it_had_not_been_interrupted(
-    kind: str, env_goes_on: bool, interval: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, env_goes_on: bool, steps: int, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(statistics, "STATISTICS_INTERVAL", interval)
     n_envs = {"three": 3}.get(kind, 1)
     env: Any = truth_envs(n_envs, as_dict=kind == "dict")
     env = VecNormalize(env) if kind == "normalized" else env
@@ -65,11 +63,11 @@ def test_a_saved_run_goes_on_as_if_it_had_not_been_interrupted(
     if not env_goes_on:
         model._last_obs = None  # both begin a new episode
     model.set_random_seed(7)
-    model.learn(30, reset_num_timesteps=False)
+    model.learn(steps, reset_num_timesteps=False)
     loaded = PWM.load(tmp_path / "model", env=twin_env, device="cpu", force_reset=not env_goes_on)
     loaded.load_replay_buffer(tmp_path / "buffer")
     loaded.set_random_seed(7)
-    loaded.learn(30, reset_num_timesteps=False)
+    loaded.learn(steps, reset_num_timesteps=False)
     assert same(loaded.policy.state_dict(), model.policy.state_dict())
     for name in ("rewards", "dones", "timeouts", "actions"):
         np.testing.assert_array_equal(getattr(loaded.replay_buffer, name), getattr(model.replay_buffer, name))

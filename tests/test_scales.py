@@ -14,7 +14,6 @@ from helpers import SMALL, SMALL_POLICY, TruthEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pwm import PWM
-from sb3_pwm.replay import statistics as scales
 
 pytestmark = pytest.mark.filterwarnings("ignore:nothing was learnt")
 
@@ -38,20 +37,13 @@ def scales_of(model: PWM) -> tuple[float, float, float, int]:
     )
 
 
-@pytest.fixture
-def interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scales, "STATISTICS_INTERVAL", 20)
-
-
 @pytest.fixture(scope="module")
 def learnt() -> PWM:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scales, "STATISTICS_INTERVAL", 20)
-        return make().learn(80)
+    return make().learn(80)
 
 
 @pytest.fixture
-def model(interval: None, learnt: PWM) -> PWM:
+def model(learnt: PWM) -> PWM:
     return copy.deepcopy(learnt)
 
 
@@ -59,6 +51,19 @@ def test_scales_follow_the_buffer(model: PWM) -> None:
     assert model._n_updates == 16  # after steps 20, 24, ..., 80
     np.testing.assert_allclose(scales_of(model)[:2], (np.mean(range(80)), np.std(range(80))), rtol=1e-5)
     assert scales_of(model)[3] == 80
+
+
+@pytest.mark.parametrize(("buffer_size", "expected"), [(200, [20, 20, 40, 40, 80]), (40, [20, 20, 40, 40, 40])])
+def test_scales_stay_for_as_many_steps_as_they_stand_for(buffer_size: int, expected: list[int]) -> None:
+    """At every refresh observations change for networks that had learnt them as they were."""
+    model = make(buffer_size=buffer_size)
+    sizes, means = [], []
+    for steps in (20, 16, 4, 36, 4):
+        model.learn(steps, reset_num_timesteps=False)
+        sizes.append(scales_of(model)[3])
+        means.append(scales_of(model)[0])
+    assert sizes == expected
+    assert means == pytest.approx([9.5, 9.5, 19.5, 19.5, 39.5 if buffer_size == 200 else 59.5])
 
 
 def test_a_loaded_model_keeps_its_scales_until_the_new_buffer_holds_as_much(model: PWM, tmp_path: Path) -> None:
@@ -71,16 +76,18 @@ def test_a_loaded_model_keeps_its_scales_until_the_new_buffer_holds_as_much(mode
     np.testing.assert_allclose(scales_of(loaded)[0], loaded.replay_buffer.observations[:80, 0, 1].mean(), rtol=1e-5)
 
 
-def test_a_loaded_model_with_its_buffer_goes_on_at_once(model: PWM, tmp_path: Path) -> None:
+def test_a_loaded_model_with_its_buffer_goes_on(model: PWM, tmp_path: Path) -> None:
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
     loaded = PWM.load(tmp_path / "model", env=truth_envs(), device="cpu")
     loaded.load_replay_buffer(tmp_path / "buffer")
-    loaded.learn(20, reset_num_timesteps=False)
-    assert scales_of(loaded)[3] > 80
+    loaded.learn(76, reset_num_timesteps=False)
+    assert scales_of(loaded)[3] == 80
+    loaded.learn(4, reset_num_timesteps=False)
+    assert scales_of(loaded)[3] == 160
 
 
-@pytest.mark.parametrize(("n_envs", "buffer_size", "steps"), [(1, 40, 44), (3, 80, 78 + 6)])
+@pytest.mark.parametrize(("n_envs", "buffer_size", "steps"), [(1, 40, 80), (3, 80, 78 + 6)])
 def test_a_buffer_that_cannot_hold_as_much_counts_once_it_is_full(
     model: PWM, tmp_path: Path, n_envs: int, buffer_size: int, steps: int
 ) -> None:
@@ -106,7 +113,7 @@ def test_other_data_bring_their_own_scales_if_the_world_model_learns_them(model:
     np.testing.assert_allclose(scales_of(other)[0], data.observations[:, 0, 1].mean(), rtol=1e-5)
 
 
-def test_a_world_model_without_scales_leaves_them_to_the_data(tmp_path: Path, interval: None) -> None:
+def test_a_world_model_without_scales_leaves_them_to_the_data(tmp_path: Path) -> None:
     make().save_world_model(tmp_path / "world.pt")
     model = make().load_world_model(tmp_path / "world.pt").learn(24)
     assert scales_of(model)[3] == 20
@@ -195,27 +202,25 @@ class InOtherUnits(gym.ObservationWrapper[Any, Any, Any]):
 
 @pytest.mark.parametrize(("unit", "offset"), [(1e-5, 0), (1e-3, 0), (1e6, 0), (1, 5e7), (1, 1.7e9)])
 @pytest.mark.parametrize("as_dict", [False, True])
-def test_units_and_offsets_of_observations_do_not_matter(
-    unit: float, offset: float, as_dict: bool, interval: None
-) -> None:
+def test_units_and_offsets_of_observations_do_not_matter(unit: float, offset: float, as_dict: bool) -> None:
     """They are standardised before they are cast, in learning and in acting."""
     env = InOtherUnits(TruthEnv(as_dict=as_dict), unit, offset)
-    model = make(env, policy="MultiInputPolicy" if as_dict else "MlpPolicy").learn(60)
+    model = make(env, policy="MultiInputPolicy" if as_dict else "MlpPolicy").learn(40)
     stored = model.replay_buffer.observations
     stored = np.concatenate([stored["place"], stored["rest"]], -1) if as_dict else stored
-    truth = (stored[:60, 0] - offset) / unit
+    truth = (stored[:40, 0] - offset) / unit
     with torch.no_grad():
         features = model.policy.features(model.replay_buffer.statistics_sample()).numpy()
     varies = np.array([False, True, True, False, True])  # not the number of the environment, nor the end
     expected = (truth - truth.mean(0))[:, varies] / truth.std(0)[varies]
     np.testing.assert_allclose(features[:, varies], expected, atol=1e-4)
     assert np.abs(features[:, ~varies]).max() < 1e-6
-    window: Any = model.sequences.spread_sequences(60, 1)
+    window: Any = model.sequences.spread_sequences(40, 1)
     first = {key: part[0] for key, part in window.observations.items()} if as_dict else window.observations[0]
     np.testing.assert_array_equal(model.policy.features(first).detach(), features)
     with torch.no_grad():
         own, _ = model.policy.obs_to_tensor(
-            {key: part[:60, 0] for key, part in model.replay_buffer.observations.items()} if as_dict else stored[:60, 0]
+            {key: part[:40, 0] for key, part in model.replay_buffer.observations.items()} if as_dict else stored[:40, 0]
         )
         np.testing.assert_array_equal(model.policy.features(own), features)
 

@@ -103,7 +103,7 @@ def _grow(model: "PWM", task_set: TaskSet, buffer: SequenceReplayBuffer) -> None
     except BaseException:
         model.__dict__ = known
         raise
-    model._statistics_from, model._steps_since_statistics = buffer.identity, 0
+    model._statistics_from, model._steps_until_statistics = buffer.identity, buffer.n_transitions
 
 
 def _update_newest_task(model: "PWM", data: SequenceReplayBuffer, optimizer: torch.optim.Optimizer | None) -> None:

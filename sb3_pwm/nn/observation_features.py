@@ -5,12 +5,17 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first, preprocess_obs
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.preprocessing import (
+    get_flattened_obs_dim,
+    is_image_space,
+    is_image_space_channels_first,
+    preprocess_obs,
+)
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.vec_env import VecTransposeImage
 from torch import nn
 
-from sb3_pwm.nn.scales import Standardizer
+from sb3_pwm.nn.scales import Standardizer, units
 from sb3_pwm.type_aliases import Observations
 
 CATEGORIES = (spaces.Discrete, spaces.MultiDiscrete)
@@ -82,6 +87,29 @@ class ObservationFeatures(nn.Module):
         parts = observations if isinstance(observations, dict) else {"": observations}
         for key, standardizer in zip(self.keys, self.standardizers, strict=True):
             standardizer.set_statistics(parts[key])  # type: ignore[operator]
+
+    def means_and_units(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return what each of D features is shifted by and divided by, in float64: 0 and 1 if it is not standardised.
+
+        :return: (D,) means and (D,) units; None if the extractor does more than put the entries into a row.
+        """
+        is_fixed = next(self.extractor.parameters(), None) is None
+        if not is_fixed or type(self.extractor) not in (FlattenExtractor, CombinedExtractor):
+            return None
+        space = self.observation_space
+        parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+        known: dict[str, Any] = dict(zip(self.keys, self.standardizers, strict=True))
+        device = next(self.buffers(), torch.empty(0)).device
+        means, divisors = [], []
+        for key, part in parts.items():
+            if key in known:
+                mean = known[key].mean.flatten()
+                means.append(mean)
+                divisors.append(units(mean, known[key].std.flatten()))
+            else:
+                means.append(torch.zeros(get_flattened_obs_dim(part), dtype=torch.float64, device=device))
+                divisors.append(torch.ones_like(means[-1]))
+        return torch.cat(means), torch.cat(divisors)
 
 
 def flattenable(observations: Observations) -> Observations:

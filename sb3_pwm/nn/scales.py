@@ -46,7 +46,12 @@ def standardize(values: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> 
     What was constant changes relative to its size. The difference is taken in float64: in float32 a large mean leaves
     nothing of it.
     """
-    return ((values.double() - mean) / torch.where(std > 0, std, 1 + mean.abs())).clamp(-10, 10).float()
+    return ((values.double() - mean) / units(mean, std)).clamp(-10, 10).float()
+
+
+def units(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Return what differences to the mean are divided by: ``std``, and for constants their size plus 1."""
+    return torch.where(std > 0, std, 1 + mean.abs())
 
 
 class Statistics(nn.Module):
