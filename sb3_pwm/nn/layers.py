@@ -72,17 +72,21 @@ class Mish(nn.Mish):
         return F.mish(x)
 
 
+def linear_layers(module: nn.Module) -> list[nn.Linear]:
+    """Return all linear layers of ``module``, from the first to the last."""
+    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+
+
 def truncated_normal_init(module: nn.Module) -> None:
     """Initialise every linear layer of ``module``: weights truncated normal (std 0.02), biases zero."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+    for layer in linear_layers(module):
+        nn.init.trunc_normal_(layer.weight, std=0.02)
+        nn.init.zeros_(layer.bias)
 
 
 def orthogonal_init(module: nn.Module, last_gain: float) -> None:
     """Initialise every linear layer orthogonally (gain sqrt(2), ``last_gain`` for the last), biases zero."""
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    layers = linear_layers(module)
     for layer in layers:
         nn.init.orthogonal_(layer.weight, last_gain if layer is layers[-1] else 2**0.5)
         nn.init.zeros_(layer.bias)

@@ -3,8 +3,6 @@
 (Pop-Art, arXiv 1602.07714, section 2.2, for inputs too.)
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
@@ -44,8 +42,3 @@ def put_out(layer: nn.Linear, factor: torch.Tensor, shift: torch.Tensor | float 
     """Let a layer put out factor * y + shift instead of y; both are () or have an entry for each output."""
     layer.weight.mul_(factor.to(layer.weight.dtype).reshape(-1, 1))
     layer.bias.copy_(factor * layer.bias + shift)
-
-
-def linear_layers(network: nn.Module) -> Sequence[nn.Linear]:
-    """Return a network's linear layers, from the first to the last."""
-    return [layer for layer in network.modules() if isinstance(layer, nn.Linear)]

@@ -12,11 +12,14 @@ import torch
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_pwm.buffers import SequenceReplayBuffer
+from sb3_pwm.nn.layers import linear_layers
 from sb3_pwm.nn.observation_features import ObservationFeatures
-from sb3_pwm.nn.rescaling import change_of_units, linear_layers, put_out, take_inputs
+from sb3_pwm.nn.rescaling import change_of_units, put_out, take_inputs
 from sb3_pwm.observations import at_steps
 from sb3_pwm.policies import PWMPolicy
 from sb3_pwm.world_model import WorldModel
+
+Units = tuple[torch.Tensor, torch.Tensor] | None  # means and units of features, where they are known
 
 PREDICTABILITY_STEPS = 10_000  # from which it is taken how predictable each observation dimension is
 
@@ -55,9 +58,6 @@ def take_scales(
     if weigh_observations:
         take_weights(policy, buffer, normalizer)
     return True
-
-
-Units = tuple[torch.Tensor, torch.Tensor] | None
 
 
 def keep_what_is_seen(world_model: WorldModel, old: Units, new: Units) -> None:
