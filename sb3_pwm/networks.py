@@ -143,7 +143,8 @@ class Actor(LatentActor):
 
     def mode(self, latents: torch.Tensor) -> torch.Tensor:
         """Return the (..., A) deterministic actions in [-1, 1] of (..., Z) latents."""
-        return self.without_padding(torch.tanh(self.distribution(latents)[0]), latents)
+        means = self.net(self.latent_scale(latents))[..., : self.action_dim]  # no standard deviations: acting is faster
+        return self.without_padding(torch.tanh(means), latents)
 
     def target_entropy(self, latents: torch.Tensor) -> torch.Tensor | float:
         """Return minus half the number of action dimensions, in (..., Z) latents."""

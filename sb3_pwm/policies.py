@@ -365,6 +365,11 @@ class PWMPolicy(BasePolicy):
         self.features.set_statistics(observations)
         self.reward_scale.set_statistics(rewards, tasks)
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the networks. SB3 asks for it at every action, and walks through all modules to find it."""
+        return self.return_scale.variance.device
+
     def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]:
         """Return observations as tensors on the policy's device, for which ``predict`` asks too.
 

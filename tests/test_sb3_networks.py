@@ -235,3 +235,9 @@ def test_actor_and_all_critics_share_one_scale_of_latents(critic: Literal["q", "
         assert_close(policy.critics(*inputs)[0], 10 * policy.critics.critics[0](scaled).squeeze(-1))
         mean, _ = policy.actor.net(policy.latent_scale(latents)).chunk(2, -1)
         assert_close(policy.actor.distribution(latents)[0], mean)
+
+
+def test_the_device_of_a_policy_is_that_of_its_networks() -> None:
+    policy = make().policy
+    assert policy.device == next(policy.parameters()).device
+    assert copy.deepcopy(policy).to("meta").device.type == "meta"
