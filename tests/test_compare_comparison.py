@@ -94,7 +94,9 @@ def test_a_run_without_its_last_evaluation_does_not_count() -> None:
     first, second = make_run("A-v0", "pwm", 0, 100), make_run("A-v0", "pwm", 1, 300)
     comparison = Comparison([first, replace(second, rows=second.rows[:3])], "pwm", "pwm")
     assert list(comparison.finals("A-v0", "pwm")) == [100]
-    assert [run.spec.seed for run in comparison.others] == [1]
+    assert [(run.spec.seed, run.state) for run in comparison.others] == [(1, RUNNING)]
+    [origin] = origins([*comparison.finished, *comparison.others], ["pwm"])
+    assert (origin.finished, origin.unfinished) == (1, 1)
 
 
 def test_only_common_evaluations_count() -> None:
@@ -131,6 +133,9 @@ def test_untrained_policies_are_references() -> None:
     found = {name: list(values) for name, values in comparison.references("A-v0").items()}
     assert found == {"random actions": [10], "untrained pwm": [5, 7], "untrained": [1]}
     assert list(comparison.curve("A-v0", "pwm").env_steps) == [0, 100, 200, 300, 400]
+    # where the runs have fewer seeds of them than a file, those of the file count
+    more = {"A-v0": {"untrained pwm": [1.0, 2.0, 3.0]}}
+    assert list(Comparison(runs, "pwm", "pwm", untrained=more).references("A-v0")["untrained pwm"]) == [1, 2, 3]
     # an algorithm without that evaluation leaves it out of the curves
     comparison = Comparison([*runs, make_run("A-v0", "sac", 0, 50)], "pwm", "sac")
     assert list(comparison.curve("A-v0", "pwm").env_steps) == [100, 200, 300, 400]
@@ -145,6 +150,26 @@ def test_an_end_below_the_beginning_is_a_caution() -> None:
     assert cautions(Comparison([worse], "pwm", "pwm"))[0] == first
     first = "A-v0: pwm ends at 8.0, below random actions (10.0) and untrained pwm (9.0)"
     assert cautions(Comparison([with_untrained(worse, 9.0)], "pwm", "pwm"))[0] == first
+
+
+def test_a_target_that_needs_no_learning_is_a_caution() -> None:
+    runs = [make_run("A-v0", "pwm", 0, 100), with_untrained(make_run("A-v0", "sac", 0, 20), 30.0)]
+    text = "A-v0: the target, sac's 20.0, says little: untrained sac reach it without learning"
+    assert text in cautions(Comparison(runs, "pwm", "sac"))
+
+
+def test_revisions_that_differ_from_one_environment_to_another_are_a_caution() -> None:
+    runs = [recorded(make_run(env, "pwm", 0, 100), git_revision=of) for env, of in (("A-v0", "abc"), ("B-v0", "def"))]
+    text = "A-v0, B-v0: the runs of pwm are of other revisions than elsewhere (abc, def in all)"
+    assert text in cautions(Comparison(runs, "pwm", "pwm"))
+
+
+def test_one_seed_of_the_method_has_no_interval() -> None:
+    runs = [run for run in all_runs() if run.spec.algo != "pwm" or run.spec.seed == 0]
+    comparison = Comparison(runs, "pwm", "sac")
+    assert comparison.improvement("td3").value == 1.0  # 200 of 120 to 140, 40 of 5 to 15
+    assert np.isnan(comparison.improvement("td3").low)
+    assert not np.isnan(comparison.iqm("td3").low)
 
 
 def test_runs_of_several_origins_are_told_apart() -> None:
@@ -201,6 +226,8 @@ def test_returns_that_are_not_finite(bad: Any, algo: Any) -> None:
     comparison = Comparison(runs, "pwm", "sac")
     assert comparison.scored_envs() == (["B-v0"], {"A-v0": f"a final return of {algo} is not finite"})
     assert comparison.target("A-v0") == ("td3", 130)
+    seed = run.spec.seed
+    assert cautions(comparison)[0] == f"A-v0: seed {seed} of {algo} ends at {bad}: {algo} has no mean, and is no target"
     assert np.isfinite(comparison.iqm("pwm").value)
     assert figures.saved(figures.learning_curves(comparison, ["A-v0"], "env_steps"), "png")
     assert json.dumps(chart_data(comparison), allow_nan=False)
@@ -244,7 +271,7 @@ def test_what_cannot_be_scored_is_left_out_with_a_reason() -> None:
         ),
         (
             [make_run("A-v0", "sac", 0, 1, RUNNING), make_run("A-v0", "td3", 0, 1)],
-            "no run of the method sac has finished; --steps N compares after fewer steps",
+            r"no run of the method sac has finished \(0 failed, 1 unfinished\); --steps N compares after fewer steps",
         ),
     ],
 )

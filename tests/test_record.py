@@ -91,9 +91,15 @@ def test_imagined_as_a_page(
     out = tmp_path / "page.html"
     assert record(tmp_path / "model.zip", "--env", "Picture-v0", "--out", out, "--imagined", 2, "--seed", 0) == 0
     assert "</html>" in out.read_text()
+    n_pictures = out.read_text().count("data:image")
     assert capsys.readouterr().out.startswith("return -")
     assert record(tmp_path / "model.zip", "--env", "Picture-v0", "--out", out) == 2
     assert "must end in .mp4 or .gif" in capsys.readouterr().err
+    page = (tmp_path / "model.zip", "--env", "Picture-v0", "--out", out, "--imagined", 9, "--seed", 0)
+    assert record(*page, "--max-steps", 2) == 0
+    assert out.read_text().count("data:image") == n_pictures
+    assert record(*page, "--episodes", 2) == 2
+    assert "--episodes 2: a page shows one rollout" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("mujoco_renderer")

@@ -49,7 +49,7 @@ def read_curves() -> dict[tuple[str, str], Curve]:
 
 def draw(axes: Axes, environment: str, curves: dict[tuple[str, str], Curve]) -> None:
     axes.axhline(
-        mean(curves[environment, "untrained"][0]), color="#666666", linestyle="--", linewidth=1, label="untrained"
+        mean(curves[environment, "untrained pwm"][0]), color="#666666", linestyle="--", linewidth=1, label="untrained"
     )
     for algorithm, color in COLOURS.items():
         name, curve = NAMES[algorithm], curves[environment, algorithm]

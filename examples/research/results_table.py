@@ -27,7 +27,7 @@ NAMES = {  # as they are written, in the order of the columns; ``_graphs`` is ho
     "tqc_graphs": "TQC",
     "sac": "SAC",
     "ppo": "PPO",
-    "untrained": "untrained",
+    "untrained pwm": "untrained",
 }
 
 COLUMNS: tuple[int, ...] = (1_000, 1_500, 2_000, 2_500, 4_000, 5_000, 6_000, 8_000, 10_000, 12_000, 15_000, 16_000)

@@ -26,7 +26,7 @@ def evaluated(env_id: str, seed: int, episodes: int) -> dict[str, object]:
     returns, lengths, _ = evaluate(model, env, episodes)
     env.close()
     return {
-        "algorithm": "untrained",
+        "algorithm": "untrained pwm",  # what a report calls the policies of runs before their first step
         "environment": env_id,
         "seed": seed,
         "env_steps": 0,

@@ -12,11 +12,37 @@ from sb3_pwm.benchmark.results import FAILED, Run
 def cautions(comparison: Comparison) -> list[str]:
     """Return the cautions, the gravest first; what is said of several environments alike is said once."""
     envs: dict[str, list[str]] = {}
-    for find in (_below_what_came_first, _failed, _mixed_revisions, _mixed_steps, _missing, _mixed_evaluations, _alone):
+    for find in (
+        _not_finite,
+        _below_what_came_first,
+        _easy_target,
+        _failed,
+        _mixed_revisions,
+        _mixed_steps,
+        _missing,
+        _mixed_evaluations,
+        _alone,
+    ):
         for env in comparison.envs:
             for text in find(comparison, env):
                 envs.setdefault(text, []).append(env)
     return [f"{', '.join(named)}: {text}" for text, named in envs.items()]
+
+
+def _not_finite(comparison: Comparison, env: str) -> Iterator[str]:
+    """Find runs whose last evaluation is no number; the algorithm has no mean then, and the environment no scores."""
+    for algo in comparison.runs[env]:
+        for run, final in zip(comparison.runs[env][algo], comparison.finals(env, algo), strict=True):
+            if not np.isfinite(final):
+                yield f"seed {run.spec.seed} of {algo} ends at {final}: {algo} has no mean, and is no target"
+
+
+def _easy_target(comparison: Comparison, env: str) -> Iterator[str]:
+    """Find targets that policies reach without learning."""
+    best, target = comparison.target(env)
+    above = [name for name, returns in comparison.references(env).items() if returns.mean() >= target]
+    if above:
+        yield f"the target, {best}'s {target:,.1f}, says little: {' and '.join(above)} reach it without learning"
 
 
 def _below_what_came_first(comparison: Comparison, env: str) -> Iterator[str]:
@@ -41,10 +67,14 @@ def _failed(comparison: Comparison, env: str) -> Iterator[str]:
 
 
 def _mixed_revisions(comparison: Comparison, env: str) -> Iterator[str]:
+    """Find algorithms whose runs are of several revisions, in one environment or from one to another."""
     for algo, runs in comparison.runs[env].items():
         found = sorted({revisions_of(run) for run in runs})
+        every = sorted({revisions_of(run) for of_env in comparison.runs.values() for run in of_env.get(algo, [])})
         if len(found) > 1:
             yield f"the runs of {algo} are of {len(found)} revisions ({', '.join(found)})"
+        elif len(every) > 1:
+            yield f"the runs of {algo} are of other revisions than elsewhere ({', '.join(every)} in all)"
 
 
 def _mixed_steps(comparison: Comparison, env: str) -> Iterator[str]:

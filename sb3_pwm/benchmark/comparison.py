@@ -9,7 +9,7 @@ import numpy as np
 
 from sb3_pwm.benchmark.alignment import common_steps, cut_to_shortest, has_learnt, row_due_at
 from sb3_pwm.benchmark.origins import why_times_differ
-from sb3_pwm.benchmark.results import FINISHED, CurveRow, Run
+from sb3_pwm.benchmark.results import FAILED, FINISHED, RUNNING, CurveRow, Run
 from sb3_pwm.benchmark.specs import unknown_name
 from sb3_pwm.benchmark.statistics import (
     bootstrap_interval,
@@ -146,8 +146,12 @@ class Comparison:
         self.envs = sorted(self.runs)
         self.algos = sorted({run.spec.name for run in self.finished}, key=lambda algo: (algo != method, algo))
         for what, name in (("method", method), ("baseline", baseline)):
-            if name in {run.spec.name for run in self.others} - set(self.algos):
-                raise ValueError(f"no run of the {what} {name} has finished; --steps N compares after fewer steps")
+            if name not in self.algos and (others := [run for run in self.others if run.spec.name == name]):
+                failed = sum(run.state == FAILED for run in others)
+                raise ValueError(
+                    f"no run of the {what} {name} has finished ({failed} failed, {len(others) - failed} unfinished); "
+                    "--steps N compares after fewer steps"
+                )
             if name not in self.algos:
                 raise unknown_name(f"{what} in these results", name, self.algos)
         self._check()
@@ -155,7 +159,10 @@ class Comparison:
     def _align(self, env: str, runs: Sequence[Run]) -> None:
         """Sort the runs of an environment by whether they count, and keep of their evaluations the common ones."""
         whole = [run for run in runs if run.state == FINISHED and row_due_at(run, run.spec.steps)]
-        self.others += [run for run in runs if run not in whole]
+        # One that says it has finished, but lacks its last evaluation, has not.
+        self.others += [
+            replace(run, state=RUNNING) if run.state == FINISHED else run for run in runs if run not in whole
+        ]
         if not whole:
             return
         self.steps[env] = common_steps(whole)
@@ -203,7 +210,8 @@ class Comparison:
             if at_start := [row.return_mean for row in rows if row.env_steps == 0]:
                 found[f"untrained {algo}"] = at_start
         for name, values in self.untrained.get(env, {}).items():
-            found.setdefault(name, list(values))
+            if len(values) > len(found.get(name, [])):
+                found[name] = list(values)
         return {name: np.array(values) for name, values in found.items()}
 
     def finals(self, env: str, algo: str) -> np.ndarray:
@@ -249,6 +257,10 @@ class Comparison:
     def knows_success(self, env: str) -> bool:
         """Return whether any run of an environment says which episodes were successful."""
         return any(_success(runs, "success_rate") is not None for runs in self.runs[env].values())
+
+    def knows_kept(self, env: str) -> bool:
+        """Return whether an environment has enough common evaluations to say what algorithms kept."""
+        return any((cell := self.cell(env, algo)) and cell.kept is not None for algo in self.algos)
 
     def missing(self, run: Run) -> list[int]:
         """Return the common steps at which a run lacks an evaluation."""
@@ -330,7 +342,7 @@ class Comparison:
     def improvement(self, algo: str) -> Estimate:
         """Return the probability that the method improves on an algorithm."""
         strata = self.scores(self.method), self.scores(algo)
-        return _estimate(probability_of_improvement(*strata), probability_interval(*strata), strata[0] + strata[1])
+        return _estimate(probability_of_improvement(*strata), probability_interval(*strata), *strata)
 
 
 def _success(runs: Sequence[Run], name: str) -> float | None:
@@ -352,9 +364,9 @@ def kept(curve: Curve | None) -> float | None:
     return float(in_a_row[-1]) / best if best > 0 else None
 
 
-def _estimate(value: float, interval: tuple[float, float], strata: list[np.ndarray]) -> Estimate:
-    """Leave the interval out where there is nothing to resample."""
-    several = any(len(scores) > 1 for scores in strata)
+def _estimate(value: float, interval: tuple[float, float], *sides: list[np.ndarray]) -> Estimate:
+    """Leave the interval out where an algorithm has nothing to resample."""
+    several = all(any(len(scores) > 1 for scores in strata) for strata in sides)
     return Estimate(value, *interval) if several else Estimate(value, np.nan, np.nan)
 
 

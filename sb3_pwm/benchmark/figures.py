@@ -9,7 +9,7 @@ import numpy as np
 
 from sb3_pwm.benchmark.comparison import RANDOM, Comparison, Curve, Estimate
 from sb3_pwm.benchmark.statistics import performance_profile, profile_interval
-from sb3_pwm.benchmark.texts import seeds_in, seeds_of
+from sb3_pwm.benchmark.texts import seeds_by_algo, seeds_in, seeds_of
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -91,9 +91,9 @@ def learning_curves(comparison: Comparison, envs: Sequence[str], x: str) -> "Fig
 def _curve(axes: "Axes", curve: Curve, x: str, style: dict[str, Any]) -> "Artist":
     positions = curve.positions(x)
     for where, returns in zip(positions, curve.returns, strict=True):
-        axes.plot(where, returns, color=style["color"], linewidth=0.7, alpha=0.5)
+        axes.plot(where, returns, color=style["color"], linewidth=0.7, alpha=0.5 if len(curve.seeds) > 1 else 1.0)
     every = max(1, len(curve.env_steps) // 8)
-    width = 0.7 if len(curve.seeds) == 1 else 1.8
+    width = 1.1 if len(curve.seeds) == 1 else 1.8
     line, *_ = axes.plot(positions.mean(0), curve.mean, markevery=every, markersize=4, linewidth=width, **style)
     axes.fill_between(positions.mean(0), curve.low, curve.high, color=style["color"], alpha=0.12, linewidth=0)
     return line
@@ -150,7 +150,11 @@ def profiles(comparison: Comparison) -> "Figure":
 
 def _what_is_counted(comparison: Comparison) -> str:
     count = len(comparison.scored_envs()[0])
-    return f"{count} environment{'' if count == 1 else 's'}, {seeds_of(comparison)} each"
+    envs = f"{count} environment{'' if count == 1 else 's'}"
+    each = {algo: seeds_by_algo(comparison, algo) for algo in comparison.algos}
+    if len(set(each.values())) == 1:
+        return f"{envs}, {seeds_of(comparison)} each"
+    return f"{envs}; seeds: {', '.join(f'{algo} {count}' for algo, count in each.items())}"
 
 
 def _new_figure(size: tuple[float, float], rows: int = 1, columns: int = 1) -> tuple["Figure", list["Axes"]]:

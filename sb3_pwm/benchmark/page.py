@@ -13,7 +13,7 @@ from sb3_pwm.benchmark.comparison import RANDOM, Comparison, Curve
 from sb3_pwm.benchmark.figures import AXES, style_of
 from sb3_pwm.benchmark.origins import origins, parts_of
 from sb3_pwm.benchmark.results import FAILED, Run
-from sb3_pwm.benchmark.texts import estimate, number, percent, seeds_in, seeds_of
+from sb3_pwm.benchmark.texts import estimate, number, percent, seeds_by_algo, seeds_in, seeds_of
 
 
 def render(comparison: Comparison, images: dict[str, bytes], command: str) -> str:
@@ -46,6 +46,7 @@ def render(comparison: Comparison, images: dict[str, bytes], command: str) -> st
         iqm={algo: comparison.iqm(algo) for algo in comparison.algos} if envs else {},
         improvement={algo: comparison.improvement(algo) for algo in others} if envs else {},
         seeds=seeds_of(comparison),
+        seeds_of_each={algo: seeds_by_algo(comparison, algo) for algo in comparison.algos},
         longer=any(run.record["specification"]["steps"] != run.spec.steps for run in comparison.finished),
         specs=settings_of(comparison.finished),
         failed=[run for run in comparison.others if run.state == FAILED],

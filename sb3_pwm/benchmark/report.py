@@ -67,6 +67,9 @@ def run(options: argparse.Namespace) -> int:
         runs = [cut(run, options.steps) for run in runs]
     labels = read_labels(options.label)
     method, baseline = (labels.get(name, name) for name in (options.method, options.baseline))
+    for env, by_name in untrained.items():
+        named = {f"untrained {name}": f"untrained {text}" for name, text in labels.items()}
+        untrained[env] = {named.get(name, name): returns for name, returns in by_name.items()}
     comparison = Comparison(relabelled(runs, labels), method, baseline, options.zero == "random", untrained)
     write_report(comparison, options.out, shlex.join(["sb3-pwm", "report", *options.arguments]))
     print(options.out / "index.html")

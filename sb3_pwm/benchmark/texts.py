@@ -34,6 +34,12 @@ def seeds_of(comparison: Comparison) -> str:
     return seeds(counts[0]) if len(counts) == 1 else f"{counts[0]} to {seeds(counts[-1])}"
 
 
+def seeds_by_algo(comparison: Comparison, algo: str) -> str:
+    """Say how many seeds an algorithm has in the environments: ``3``, or ``1 to 3``."""
+    counts = sorted({len(runs) for by_algo in comparison.runs.values() if (runs := by_algo.get(algo))})
+    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
 def seeds_in(comparison: Comparison, env: str) -> str:
     """Say how many seeds the algorithms have in an environment."""
     counts = {algo: len(runs) for algo in comparison.algos if (runs := comparison.runs[env].get(algo))}

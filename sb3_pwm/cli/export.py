@@ -3,7 +3,7 @@
 With ``--format web`` the output is a folder: a page on which the policy moves its robot, simulated by MuJoCo in the
 browser, and the robot can be pushed. It needs two packages of npm, and then no network:
 
-    npm install --no-save @mujoco/mujoco onnxruntime-web
+    npm install --no-save @mujoco/mujoco@3.14.0 onnxruntime-web@1.30.0
     sb3-pwm export model.zip --format web --env HalfCheetah-v5 --out page
     python -m http.server --directory page
 """

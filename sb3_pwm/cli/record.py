@@ -1,4 +1,9 @@
-"""Record a saved model: a video of its episodes, or of what its world model imagines beside them."""
+"""Record a saved model: a video of its episodes, or of what its world model imagines beside them.
+
+An example, after ``sb3-pwm benchmark --out results``:
+
+    sb3-pwm record results/Hopper-v5/pwm/0/model.zip --env Hopper-v5 --out hopper.mp4
+"""
 
 import argparse
 import ast
@@ -106,8 +111,12 @@ def _record(model: BaseAlgorithm, env: EnvFactory, args: argparse.Namespace) -> 
         return
     if not isinstance(model, PWM):
         raise ValueError(f"--imagined needs a PWM, which has a world model; --algo {args.algo} has none")
+    print("first a decoder learns to read observations from latents: a minute or more", file=sys.stderr)
     if args.out.suffix == PAGE_SUFFIX:
-        rollout = imagination_page(model, env, args.out, horizon=args.imagined, seed=args.seed)
+        if args.episodes > 1:
+            raise ValueError(f"--episodes {args.episodes}: a page shows one rollout; allowed: 1, or a video as --out")
+        steps = min(args.imagined, args.max_steps)
+        rollout = imagination_page(model, env, args.out, horizon=steps, seed=args.seed)
         print(f"return {rollout.rewards.sum():.1f}, imagined {rollout.imagined_rewards.sum():.1f}")
     else:
         for number, episode in enumerate(record_imagination(model, env, args.out, horizon=args.imagined, **options), 1):

@@ -83,8 +83,9 @@
     }
     return curve.seeds.flatMap((seed, s) => {
       const xs = positions[s].map(x.place), ys = at(curve.returns[s]);
-      const line = add(svg, "path", { class: "seed", d: pathOf(xs, ys), stroke: color });
-      const text = (i) => `${short(curve.returns[s][i])} after ${short(positions[s][i])} ${data.axes[chosen.x]}`;
+      const line = add(svg, "path", { class: curve.seeds.length > 1 ? "seed" : "seed alone", d: pathOf(xs, ys), stroke: color });
+      const whole = (value) => Number(value.toPrecision(5)).toLocaleString("en");
+    const text = (i) => `${whole(curve.returns[s][i])} after ${whole(positions[s][i])} ${data.axes[chosen.x]}`;
       const points = xs.map((px, i) => ({ px, py: ys[i], line, text: () => `${algo}, seed ${seed}: ${text(i)}` }));
       return points.filter((point) => point.px !== null && point.py !== null);
     });
