@@ -154,7 +154,7 @@ def test_an_end_below_the_beginning_is_a_caution() -> None:
 
 def test_a_target_that_needs_no_learning_is_a_caution() -> None:
     runs = [make_run("A-v0", "pwm", 0, 100), with_untrained(make_run("A-v0", "sac", 0, 20), 30.0)]
-    text = "A-v0: the target, sac's 20.0, says little: untrained sac reach it without learning"
+    text = "A-v0: the target, sac's 20.0, says little: without learning untrained sac had as much"
     assert text in cautions(Comparison(runs, "pwm", "sac"))
 
 

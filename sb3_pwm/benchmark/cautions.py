@@ -42,7 +42,7 @@ def _easy_target(comparison: Comparison, env: str) -> Iterator[str]:
     best, target = comparison.target(env)
     above = [name for name, returns in comparison.references(env).items() if returns.mean() >= target]
     if above:
-        yield f"the target, {best}'s {target:,.1f}, says little: {' and '.join(above)} reach it without learning"
+        yield f"the target, {best}'s {target:,.1f}, says little: without learning {' and '.join(above)} had as much"
 
 
 def _below_what_came_first(comparison: Comparison, env: str) -> Iterator[str]:
