@@ -30,7 +30,7 @@ def cautions(comparison: Comparison) -> list[str]:
 
 
 def _not_finite(comparison: Comparison, env: str) -> Iterator[str]:
-    """Find runs whose last evaluation is no number; the algorithm has no mean then, and the environment no scores."""
+    """Find runs whose last evaluation is not finite: the algorithm then has no mean, and the environment no scores."""
     for algo in comparison.runs[env]:
         for run, final in zip(comparison.runs[env][algo], comparison.finals(env, algo), strict=True):
             if not np.isfinite(final):
