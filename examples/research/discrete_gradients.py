@@ -18,9 +18,9 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import torch
+from does_the_model_help import visited_observations
 
 from sb3_pwm import PWM
 from sb3_pwm.imagination import imagine
@@ -130,16 +130,9 @@ def gradients(model: PWM, starts: torch.Tensor, horizon: int) -> dict[str, np.nd
 
 def visited_latents(model: PWM, env_id: str, count: int, seed: int) -> torch.Tensor:
     """Return the (count, Z) latents of states that the stochastic policy visits, of several episodes."""
-    env = gym.make(env_id)
-    observations: list[np.ndarray] = []
-    observation, _ = env.reset(seed=seed)
-    while len(observations) < 5 * count:
-        observations.append(observation)
-        observation, _, terminated, truncated, _ = env.step(model.predict(observation)[0])
-        if terminated or truncated:
-            observation, _ = env.reset()
+    observations = visited_observations(model, env_id, count, seed, every=5)
     with torch.no_grad():
-        return model.policy.world_model.encode(torch.as_tensor(np.array(observations[::5])))
+        return model.policy.world_model.encode(torch.as_tensor(observations))
 
 
 def compared(each: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:

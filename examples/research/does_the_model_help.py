@@ -81,17 +81,17 @@ def returns_of(
     return returns, rollout.latents.detach()
 
 
-def visited_observations(model: PWM, env_id: str, count: int, seed: int) -> np.ndarray:
-    """Return (count, D) observations spread over episodes of the stochastic policy."""
+def visited_observations(model: PWM, env_id: str, count: int, seed: int, every: int = 20) -> np.ndarray:
+    """Return (count, D) observations of the stochastic policy's episodes, one in ``every`` steps."""
     env = gym.make(env_id)
     observations: list[np.ndarray] = []
     observation, _ = env.reset(seed=seed)
-    while len(observations) < 20 * count:
+    while len(observations) < every * count:
         observations.append(observation)
         observation, _, terminated, truncated, _ = env.step(model.predict(observation)[0])
         if terminated or truncated:
             observation, _ = env.reset()
-    return np.array(observations[::20][:count])
+    return np.array(observations[::every][:count])
 
 
 def contacts_change(steps: MujocoSteps, states: np.ndarray) -> np.ndarray:

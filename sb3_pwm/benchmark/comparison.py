@@ -258,10 +258,6 @@ class Comparison:
         """Return whether any run of an environment says which episodes were successful."""
         return any(_success(runs, "success_rate") is not None for runs in self.runs[env].values())
 
-    def knows_kept(self, env: str) -> bool:
-        """Return whether an environment has enough common evaluations to say what algorithms kept."""
-        return any((cell := self.cell(env, algo)) and cell.kept is not None for algo in self.algos)
-
     def missing(self, run: Run) -> list[int]:
         """Return the common steps at which a run lacks an evaluation."""
         return [step for step in self.steps[run.spec.env] if row_due_at(run, step) is None]

@@ -9,7 +9,7 @@ import numpy as np
 
 from sb3_pwm.benchmark.comparison import RANDOM, Comparison, Curve, Estimate
 from sb3_pwm.benchmark.statistics import performance_profile, profile_interval
-from sb3_pwm.benchmark.texts import seeds_by_algo, seeds_in, seeds_of
+from sb3_pwm.benchmark.texts import seeds_by_algo, seeds_in, seeds_of, seeds_of_each
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -154,7 +154,7 @@ def _what_is_counted(comparison: Comparison) -> str:
     each = {algo: seeds_by_algo(comparison, algo) for algo in comparison.algos}
     if len(set(each.values())) == 1:
         return f"{envs}, {seeds_of(comparison)} each"
-    return f"{envs}; seeds: {', '.join(f'{algo} {count}' for algo, count in each.items())}"
+    return f"{envs}; {seeds_of_each(each)}"
 
 
 def _new_figure(size: tuple[float, float], rows: int = 1, columns: int = 1) -> tuple["Figure", list["Axes"]]:

@@ -32,6 +32,7 @@ def render(comparison: Comparison, images: dict[str, bytes], command: str) -> st
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"number": number, "percent": percent, "estimate": estimate}
     others = [algo for algo in comparison.algos if algo != comparison.method]
+    found = {env: {algo: comparison.cell(env, algo) for algo in comparison.algos} for env in comparison.envs}
     envs, excluded = comparison.scored_envs()
     parts = [part for run in comparison.finished for part in parts_of(run)]
     return environment.get_template("report.html").render(
@@ -39,6 +40,7 @@ def render(comparison: Comparison, images: dict[str, bytes], command: str) -> st
         images={name: base64.b64encode(image).decode() for name, image in images.items()},
         data=chart_data(comparison),
         cautions=cautions(comparison),
+        cells={env: {algo: cell for algo, cell in of_env.items() if cell} for env, of_env in found.items()},
         origins=origins([*comparison.finished, *comparison.others], comparison.algos),
         no_times={env: reason for env in comparison.envs if (reason := comparison.why_no_times(env))},
         envs=envs,

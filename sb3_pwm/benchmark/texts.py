@@ -1,6 +1,7 @@
 """How numbers are written in reports."""
 
 import math
+from collections.abc import Mapping
 
 from sb3_pwm.benchmark.comparison import Comparison, Estimate
 
@@ -45,4 +46,9 @@ def seeds_in(comparison: Comparison, env: str) -> str:
     counts = {algo: len(runs) for algo in comparison.algos if (runs := comparison.runs[env].get(algo))}
     if len(set(counts.values())) == 1:
         return seeds(next(iter(counts.values())))
+    return seeds_of_each(counts)
+
+
+def seeds_of_each(counts: Mapping[str, int | str]) -> str:
+    """Say how many seeds each algorithm has."""
     return "seeds: " + ", ".join(f"{algo} {count}" for algo, count in counts.items())
