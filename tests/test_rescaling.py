@@ -12,6 +12,7 @@ from torch import nn
 
 from sb3_pwm import PWM
 from sb3_pwm.nn.rescaling import change_of_units, put_out, take_inputs
+from sb3_pwm.nn.scales import RewardScale
 from sb3_pwm.policies import MultiInputPolicy
 from sb3_pwm.replay import statistics
 
@@ -82,6 +83,34 @@ def test_scales_move_and_answers_stay(case: str) -> None:
     assert abs(policy.reward_scale.scale / scale - 1) > 0.1
     for name, values in answers(model, observations).items():
         torch.testing.assert_close(values, before[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_the_first_reward_changes_no_network() -> None:
+    """While all rewards were 0 their scale was a placeholder, and nothing was learnt in units of it."""
+    model = PWM("MlpPolicy", TruthEnv(), policy_kwargs=SMALL_POLICY, **(SMALL | {"train_freq": 4}))
+    model.learn(40)
+    policy, rewards = model.policy, model.sequences.rewards.copy()
+    model.sequences.rewards[:] = 0
+    policy.reward_scale = RewardScale()
+    policy.reward_scale.set_statistics(model.sequences.all_rewards(None))
+    assert not policy.reward_scale.is_known
+    assert policy.reward_scale.scale == 1
+    model.sequences.rewards[:] = 1e-3 * rewards
+    before = answers(model, model.sequences.statistics_sample())
+    assert statistics.take_scales(policy, model.sequences, None, weigh_observations=False, same_units=True)
+    scale = policy.reward_scale.scale
+    assert policy.reward_scale.is_known
+    assert scale < 0.1
+    for name, values in answers(model, model.sequences.statistics_sample()).items():
+        unit = scale if name in ("return scale", "entropy", "values", "targets", "behaviour", "rewards") else 1.0
+        torch.testing.assert_close(values / unit, before[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_measured_scale_is_not_taken_for_the_placeholder() -> None:
+    scale = RewardScale()
+    scale.set_statistics(torch.tensor([1.0, -1.0]))
+    assert scale.is_known
+    assert abs(scale.scale - 1) < 2e-7
 
 
 def test_learning_keeps_answers_and_a_new_normalizer_does_not() -> None:

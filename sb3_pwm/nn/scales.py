@@ -5,6 +5,7 @@ All buffers are floats, because scripts average and compare the ``state_dict`` o
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -13,6 +14,7 @@ LATENT_STD_FLOOR = 0.02  # of latents in [0, 1]: what varies less is not blown u
 ROUNDINGS = 2  # rounding errors of an entry's largest value: what varies less is constant
 SMALL_ENTRY = 1e-8  # times the median of all entries' standard deviations: what varies less is constant
 SMALL_REWARD = 1e-8  # smaller ones count as 0: the next might be 1, and 1e8 scales then
+NO_SCALE = 1.0  # of rewards, as long as there was none but 0; no measured scale is exactly this
 OLD_FLOOR = 1e-3  # which files from before float64 statistics expect on top of the standard deviation
 
 
@@ -103,7 +105,12 @@ class RewardScale(nn.Module):
 
     def __init__(self, n_tasks: int | None = None) -> None:
         super().__init__()
-        self.register_buffer("scale", torch.ones(() if n_tasks is None else n_tasks))
+        self.register_buffer("scale", torch.full(() if n_tasks is None else (n_tasks,), NO_SCALE))
+
+    @property
+    def is_known(self) -> torch.Tensor:
+        """Whether there was a reward other than 0: () or, with a scale for each task, (n_tasks,) booleans."""
+        return self.scale != NO_SCALE
 
     def set_statistics(self, rewards: torch.Tensor, tasks: torch.Tensor | None = None) -> None:
         """Set the scale to the rewards' standard deviation, at least a quarter of their root mean square.
@@ -115,13 +122,14 @@ class RewardScale(nn.Module):
         :param tasks: (N,) task of each, if there is a scale for each.
         """
         groups = torch.zeros(len(rewards), dtype=torch.long) if tasks is None else tasks
-        known = self.scale.cpu().double().reshape(-1)
+        known = self.scale.cpu().reshape(-1)
         count, total, squares = (
             torch.bincount(groups, weights, minlength=len(known))
             for weights in (None, rewards.double(), rewards.double() ** 2)
         )
         mean, square = total / count, squares / count  # not a number for a task without rewards
-        scale = torch.maximum((square - mean**2).clamp(min=0).sqrt(), square.sqrt() / 4)
+        scale = torch.maximum((square - mean**2).clamp(min=0).sqrt(), square.sqrt() / 4).to(self.scale.dtype)
+        scale = torch.where(scale == NO_SCALE, np.nextafter(np.float32(NO_SCALE), np.float32(2)).item(), scale)
         self.scale.copy_(torch.where(scale > SMALL_REWARD, scale, known).view_as(self.scale))
 
     def of(self, tasks: torch.Tensor | None) -> torch.Tensor:

@@ -49,11 +49,13 @@ def take_scales(
     observations, rewards = buffer.statistics_sample(normalizer, policy.n_tasks), buffer.all_rewards(normalizer)
     features = policy.features
     keeps = same_units and policy.statistics_size > 0 and isinstance(features, ObservationFeatures)
-    former = (features.means_and_units(), policy.reward_scale.scale.clone()) if keeps else None
+    former = features.means_and_units() if keeps else None
+    former_scale, was_known = policy.reward_scale.scale.clone(), policy.reward_scale.is_known
     policy.set_statistics(observations, rewards, tasks)
-    if former is not None:
-        keep_what_is_seen(policy.world_model, former[0], features.means_and_units())
-        keep_what_is_promised(policy, former[1] / policy.reward_scale.scale)
+    if keeps:
+        keep_what_is_seen(policy.world_model, former, features.means_and_units())
+        # Before the first reward the scale was no unit of anything.
+        keep_what_is_promised(policy, torch.where(was_known, former_scale / policy.reward_scale.scale, 1.0))
     policy.statistics_size.fill_(size)
     if weigh_observations:
         take_weights(policy, buffer, normalizer)
