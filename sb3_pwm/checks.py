@@ -70,8 +70,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         raise ValueError('horizon=0 with critic="v": V(latents) knows no actions; use critic="q" or 1 or more')
     if arguments["actor_batch_size"] is not None:
         check_integer("actor_batch_size", arguments["actor_batch_size"], 1)
-    if not isinstance(arguments["infer_noise"], bool):
-        raise TypeError(f"infer_noise must be True or False, not {arguments['infer_noise']!r}")
+    check_boolean("infer_noise", arguments["infer_noise"])
     for length in target_lengths(arguments["n_steps"]):
         check_integer("n_steps", length, 1)
     check_precision(arguments["precision"])
@@ -152,6 +151,12 @@ def check_integer(name: str, value: Any, lowest: int, highest: int | None = None
     if value < lowest or (highest is not None and value > highest):
         to = "or more" if highest is None else f"to {highest}"
         raise ValueError(f"{name}={value!r} is out of range; allowed: {auto}{lowest} {to}")
+
+
+def check_boolean(name: str, value: Any) -> None:
+    """Check a switch."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
 
 
 def check_number(name: str, value: Any, low: float, high: float = math.inf, *, closed: bool = True) -> None:

@@ -7,6 +7,7 @@ In a script ``import sb3_pwm.rl_zoo`` does the same for the Zoo's own functions.
 defaults everywhere: only the number of steps differs.
 """
 
+import argparse
 import runpy
 import sys
 from typing import Any
@@ -68,13 +69,15 @@ def convert_pwm_params(sampled: dict[str, Any]) -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     """Run one of the Zoo's commands.
 
-    :param arguments: its name, and its arguments; without ``-c`` training has ``hyperparams``.
+    :param arguments: its name, and its arguments; without a file of its own training has ``hyperparams``.
     """
     if not arguments or arguments[0] not in COMMANDS:
         sys.exit(f"usage: python -m sb3_pwm.rl_zoo {{{','.join(COMMANDS)}}} --algo pwm ...")
     command, *rest = arguments
-    if command == "train" and not {"-c", "--conf-file"} & set(rest) and "pwm" in rest:
-        rest += ["-c", "sb3_pwm.rl_zoo"]
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--algo")
+    if command == "train" and parser.parse_known_args(rest)[0].algo == "pwm":
+        rest = ["--conf-file", "sb3_pwm.rl_zoo", *rest]  # in front: a file that the user names comes later, and counts
     sys.argv = [f"rl_zoo3.{command}", *rest]
     runpy.run_module(f"rl_zoo3.{command}", run_name="__main__", alter_sys=True)
 

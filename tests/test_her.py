@@ -106,14 +106,15 @@ def test_windows_against_brute_force(strategy: str) -> None:
     np.random.seed(0)
     samples = buffer.sample_sequences(400, 3)
     seen = set()
+    kept = samples.observations["desired_goal"][0, :, 0] == -1
+    assert kept.sum() == 100  # a quarter is left as it was, anywhere in the batch
+    assert 10 < kept[:100].sum() < 40
     for i in range(400):
         goals = samples.observations["desired_goal"][:, i, 0].tolist()
         achieved = samples.observations["achieved_goal"][1:, i, 0].tolist()
         assert len(set(goals)) == 1
         _, episode = of_episode[achieved[0]]
-        if i >= 300:  # a quarter is left as it was
-            assert goals[0] == -1
-        else:
+        if goals[0] != -1:
             allowed = {
                 "future": [goal for goal in episode if goal >= achieved[0]],
                 "final": [episode[-1]],
@@ -125,6 +126,8 @@ def test_windows_against_brute_force(strategy: str) -> None:
             if samples.mask[t, i]:
                 assert samples.rewards[t, i] == -abs(achieved[t] - goals[0])
                 assert achieved[t] in episode
+            elif goals[0] != -1:
+                assert samples.rewards[t, i] == 0
     if strategy != "final":
         assert len(seen) > 100
     assert not samples.terminations.any()
@@ -148,12 +151,42 @@ def test_terminations_are_computed_anew_and_end_windows() -> None:
     samples = buffer.sample_sequences(300, 4)
     achieved = samples.observations["achieved_goal"][1:, :, 0]
     reached = achieved == samples.observations["desired_goal"][0, :, 0]
-    torch.testing.assert_close(samples.terminations[:, :240] > 0, reached[:, :240])
-    for i in range(240):
-        hits = torch.nonzero(reached[:, i])
+    relabelled = samples.observations["desired_goal"][0, :, 0] != -1
+    assert relabelled.sum() == 240
+    assert not samples.terminations[:, ~relabelled].any()
+    for i in torch.nonzero(relabelled).flatten():
+        hits = torch.nonzero(reached[:, i] & (samples.mask[:, i] > 0))
+        assert len(hits) == samples.terminations[:, i].sum() <= 1
         if len(hits):
+            assert samples.terminations[hits[0], i] == 1
             assert not samples.mask[hits[0] + 1 :, i].any()
-    assert reached[:, :240].any()
+    assert (reached[:, relabelled] & (samples.mask[:, relabelled] > 0)).any()
+
+
+class Careful(Line):
+    """Answers for steps that were recorded, and for nothing else."""
+
+    def compute_reward(self, achieved: np.ndarray, desired: np.ndarray, infos: Any) -> Any:
+        assert np.all(achieved > 0)
+        if isinstance(infos, list):
+            assert [info["count"] for info in infos] == achieved[..., 0].tolist()
+        return super().compute_reward(achieved, desired, infos)
+
+
+def test_only_steps_that_count_are_asked_for() -> None:
+    """Behind the newest step lie rows that hold nothing."""
+    env = DummyVecEnv([Careful])
+    buffer: Any = SequenceHerReplayBuffer(
+        40, env.observation_space, env.action_space, env=env, device="cpu", copy_info_dict=True
+    )
+    observation = env.reset()
+    for _ in range(4):
+        following, rewards, dones, infos = env.step(np.zeros((1, 1), np.float32))
+        buffer.add(observation, following, np.zeros((1, 1)), rewards, dones, infos)
+        observation = following
+    samples = buffer.sample_sequences(100, 5)
+    assert (samples.mask.sum(0) < 5).all()
+    assert (samples.rewards[samples.mask == 0] == 0).all()
 
 
 def test_diagnostics_see_what_was_recorded() -> None:
@@ -242,6 +275,11 @@ class OneByOne(Line):
 def test_errors() -> None:
     with pytest.raises(ValueError, match='allowed are "future", "final", "episode"'):
         filled(goal_selection_strategy="past")
+    for number, kind in ((-1, ValueError), (-2, ValueError), (1.5, TypeError), ("a", TypeError)):
+        with pytest.raises(kind, match="n_sampled_goal"):
+            filled(n_sampled_goal=number)
+    with pytest.raises(TypeError, match="copy_info_dict must be True or False"):
+        filled(copy_info_dict="no")
     box = spaces.Box(-1, 1, (1,), np.float32)
     with pytest.raises(ValueError, match="needs achieved_goal and desired_goal"):
         SequenceHerReplayBuffer(10, spaces.Dict({"observation": box}), box, env=None)
@@ -249,6 +287,9 @@ def test_errors() -> None:
     buffer.env = None
     with pytest.raises(ValueError, match="needs an environment that computes rewards"):
         buffer.sample_sequences(5, 1)
+    model = PWM.from_dataset(buffer, "MultiInputPolicy", **{k: v for k, v in TINY.items() if k != "buffer_size"})
+    with pytest.raises(ValueError, match="needs an environment that computes rewards"):
+        model.learn_offline(2)
     buffer.env = DummyVecEnv([OneByOne] * 2)
     with pytest.raises(ValueError, match="compute_reward of the environment must answer for many goals at once"):
         buffer.sample_sequences(5, 1)

@@ -1,5 +1,6 @@
 """PWM in the RL-Zoo, with a stand-in for the Zoo: it is not among what tests install."""
 
+import argparse
 import importlib
 import runpy
 import sys
@@ -68,8 +69,8 @@ def test_the_zoos_settings_are_the_constructors_defaults(module: ModuleType) -> 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("train --algo pwm --env A-v0", "--algo pwm --env A-v0 -c sb3_pwm.rl_zoo"),
-        ("train --algo pwm --env A-v0 -c own.yml", "--algo pwm --env A-v0 -c own.yml"),
+        ("train --algo pwm --env A-v0", "--conf-file sb3_pwm.rl_zoo --algo pwm --env A-v0"),
+        ("train --algo=pwm --env A-v0", "--conf-file sb3_pwm.rl_zoo --algo=pwm --env A-v0"),
         ("train --algo sac --env A-v0", "--algo sac --env A-v0"),
         ("enjoy --algo pwm --env A-v0", "--algo pwm --env A-v0"),
     ],
@@ -80,6 +81,19 @@ def test_commands(module: ModuleType, monkeypatch: pytest.MonkeyPatch, arguments
     monkeypatch.setattr(sys, "argv", ["test"])
     module.main(arguments.split())
     assert ran == [(f"rl_zoo3.{arguments.split()[0]}", expected.split())]
+
+
+@pytest.mark.parametrize("own", ["-conf own.yml", "--conf-file own.yml", "--conf-file=own.yml", "-c own.yml", ""])
+def test_a_file_of_ones_own_counts(module: ModuleType, monkeypatch: pytest.MonkeyPatch, own: str) -> None:
+    """The option as the Zoo's train.py has it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--algo")
+    parser.add_argument("-conf", "--conf-file", type=str)
+    found = []
+    monkeypatch.setattr(runpy, "run_module", lambda *_, **__: found.append(parser.parse_args()))
+    monkeypatch.setattr(sys, "argv", ["test"])
+    module.main(["train", *own.split(), "--algo", "pwm"])
+    assert found[0].conf_file == ("own.yml" if own else "sb3_pwm.rl_zoo")
 
 
 def test_unknown_commands_are_refused(module: ModuleType) -> None:

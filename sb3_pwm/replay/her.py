@@ -16,6 +16,7 @@ from sb3_pwm.buffers import (
     SequenceReplayBuffer,
     sequence_buffer_class,
 )
+from sb3_pwm.checks import check_boolean, check_integer
 from sb3_pwm.replay.windows import Windows
 from sb3_pwm.type_aliases import SequenceSamples
 
@@ -36,7 +37,8 @@ class SequenceHerReplayBuffer(DictSequenceReplayBuffer, HerReplayBuffer):
         step of its episode, or any step of its ``"episode"``.
     :param copy_info_dict: keep the environment's infos for ``compute_reward``.
     :param kwargs: as for SB3's ``HerReplayBuffer``.
-    :raises ValueError: if the strategy is unknown, or the observations are not those of a goal environment.
+    :raises TypeError: if an argument is of the wrong kind.
+    :raises ValueError: if the strategy is unknown, a number out of range, or the observations are not those of a goal environment.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class SequenceHerReplayBuffer(DictSequenceReplayBuffer, HerReplayBuffer):
             GoalSelectionStrategy.__members__
         ):
             raise ValueError(f"goal_selection_strategy={goal_selection_strategy!r}: allowed are {STRATEGIES}")
+        check_integer("n_sampled_goal", n_sampled_goal, 0)
+        check_boolean("copy_info_dict", copy_info_dict)
         super().__init__(
             *args,
             n_sampled_goal=n_sampled_goal,
@@ -78,16 +82,20 @@ class SequenceHerReplayBuffer(DictSequenceReplayBuffer, HerReplayBuffer):
         rewards = self.rewards[rows, columns].copy()
         terminations = self.dones[rows, columns] * (1 - self.timeouts[rows, columns])
         if n:
-            goals = self._goals(rows[0, :n], columns[:n])
-            observations["desired_goal"][:, :n] = goals
-            achieved = observations["achieved_goal"][1:, :n]
-            infos = self._infos(rows[:, :n], columns[:n])
-            rewards[:, :n] = self._ask("compute_reward", achieved, goals, infos)
+            chosen = np.random.permutation(len(columns))[:n]  # the actor's rollouts start in a batch's first windows
+            observations["desired_goal"][:, chosen] = self._goals(rows[0, chosen], columns[chosen])
+            counted, window = np.nonzero(mask[:, chosen])  # what lies behind may be of another episode, or nothing yet
+            steps = counted, chosen[window]
+            achieved, goals = observations["achieved_goal"][1:][steps], observations["desired_goal"][0, steps[1]]
+            infos = self._infos(rows[steps], columns[steps[1]])
+            rewards[:, chosen] = 0
+            rewards[steps] = self._ask("compute_reward", achieved, goals, infos)
             if self._environment().has_attr("compute_terminated"):
-                terminations[:, :n] = self._ask("compute_terminated", achieved, goals, infos) != 0
-                ended = np.logical_or.accumulate(terminations[:-1, :n] != 0, axis=0)
+                terminations[:, chosen] = 0
+                terminations[steps] = self._ask("compute_terminated", achieved, goals, infos) != 0
+                ended = np.logical_or.accumulate(terminations[:-1, chosen] != 0, axis=0)
                 mask = mask.copy()
-                mask[1:, :n] &= ~ended
+                mask[1:, chosen] &= ~ended
         normalized: Any = self._normalize_obs(observations, env)
         return SequenceSamples(
             observations={key: self._tensor(values) for key, values in normalized.items()},
@@ -117,33 +125,30 @@ class SequenceHerReplayBuffer(DictSequenceReplayBuffer, HerReplayBuffer):
         return goals
 
     def _infos(self, rows: np.ndarray, columns: np.ndarray) -> list[dict[str, Any]]:
-        """Return the infos of (T, B) steps, one behind the other."""
+        """Return the infos of (N,) steps."""
         if self.copy_info_dict:
-            return list(copy.deepcopy(self.infos[rows, columns]).flat)
-        return [{} for _ in range(rows.size)]
+            return list(copy.deepcopy(self.infos[rows, columns]))
+        return [{} for _ in rows]
 
     def _environment(self) -> VecEnv:
-        if self.env is None:
+        if self.env is None or not self.env.has_attr("compute_reward"):
             raise ValueError("hindsight replay needs an environment that computes rewards; call set_env(env) first")
         return self.env
 
     def _ask(self, name: str, achieved: np.ndarray, goals: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
-        """Return what the environment says of (T, B, ...) achieved goals and (B, ...) goals, as (T, B) numbers.
+        """Return what the environment says of (N, ...) achieved goals and (N, ...) goals, as (N,) numbers.
 
         :raises ValueError: if it does not answer for each of them.
         """
-        steps, count = achieved.shape[:2]
-        goals = np.broadcast_to(goals, achieved.shape)
-        flat = [x.reshape(steps * count, *x.shape[2:]) for x in (achieved, goals)]
-        answer = np.asarray(self._environment().env_method(name, *flat, infos, indices=[0])[0], np.float32)
+        answer = np.asarray(self._environment().env_method(name, achieved, goals, infos, indices=[0])[0], np.float32)
         if answer.shape == () and name == "compute_terminated":
-            return np.full((steps, count), answer)  # the same whatever was achieved
-        if answer.shape != (steps * count,):
+            return np.full(len(achieved), answer)  # the same whatever was achieved
+        if answer.shape != (len(achieved),):
             raise ValueError(
-                f"{name} of the environment must answer for many goals at once: given {steps * count} achieved and "
-                f"desired goals it returned the shape {answer.shape}; allowed: ({steps * count},)"
+                f"{name} of the environment must answer for many goals at once: given {len(achieved)} achieved and "
+                f"desired goals it returned the shape {answer.shape}; allowed: ({len(achieved)},)"
             )
-        return answer.reshape(steps, count)
+        return answer
 
 
 SEQUENCE_CLASSES[HerReplayBuffer] = SequenceHerReplayBuffer
