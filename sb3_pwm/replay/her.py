@@ -38,7 +38,8 @@ class SequenceHerReplayBuffer(DictSequenceReplayBuffer, HerReplayBuffer):
     :param copy_info_dict: keep the environment's infos for ``compute_reward``.
     :param kwargs: as for SB3's ``HerReplayBuffer``.
     :raises TypeError: if an argument is of the wrong kind.
-    :raises ValueError: if the strategy is unknown, a number out of range, or the observations are not those of a goal environment.
+    :raises ValueError: if the strategy is unknown, a number is out of range, or the observations are not those of a
+        goal environment.
     """
 
     def __init__(
