@@ -13,6 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 
 from sb3_pwm.compute.precision import PRECISIONS
+from sb3_pwm.nn.action_codes import ActionCodes
 from sb3_pwm.observations import on_host
 
 # name -> (lowest, highest, whether the lowest itself is allowed)
@@ -71,10 +72,25 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     if arguments["actor_batch_size"] is not None:
         check_integer("actor_batch_size", arguments["actor_batch_size"], 1)
     check_boolean("infer_noise", arguments["infer_noise"])
+    check_integer("stats_window_size", arguments["_stats_window_size"], 1)
+    for name in ("policy_kwargs", "replay_buffer_kwargs"):
+        if not isinstance(arguments[name], dict):
+            raise TypeError(f"{name} must be a dictionary of arguments, not {arguments[name]!r}")
     for length in target_lengths(arguments["n_steps"]):
         check_integer("n_steps", length, 1)
     check_precision(arguments["precision"])
     check_torch_compile(arguments["torch_compile"])
+
+
+def check_target_entropy(value: float | str, codes: ActionCodes | None) -> None:
+    """Check that a policy of discrete actions can have an entropy; ``"auto"`` passes.
+
+    :param value: in nats.
+    :param codes: how its actions are coded; None for numbers, whose entropy has no bounds.
+    :raises ValueError: if it is out of reach.
+    """
+    if codes is not None and not isinstance(value, str):
+        check_number("target_entropy", value, 0, codes.max_entropy)
 
 
 def initial_ent_coef(value: Any) -> float | None:
@@ -281,6 +297,8 @@ def check_learning_rate(name: str, value: Any) -> None:
     if isinstance(value, bool) or not (callable(value) or isinstance(value, int | float | np.number)):
         raise TypeError(f"{name} must be a number or a schedule, not {value!r}")
     rate = value(1.0) if callable(value) else value
+    if isinstance(rate, bool) or not isinstance(rate, int | float | np.number):
+        raise TypeError(f"{name} must give numbers, not {rate!r}")
     if not (0 <= rate < math.inf):
         raise ValueError(f"{name}={rate!r} is out of range; allowed: [0, inf)")
 

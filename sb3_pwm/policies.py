@@ -21,7 +21,7 @@ from stable_baselines3.common.utils import is_vectorized_observation
 from torch import nn
 
 from sb3_pwm.actions import action_codes
-from sb3_pwm.checks import constructor_parameters
+from sb3_pwm.checks import check_boolean, check_integer, constructor_parameters
 from sb3_pwm.compute.optimizers import RATE_SCALE
 from sb3_pwm.files.tensors import save_tensors
 from sb3_pwm.losses import state_values
@@ -132,11 +132,22 @@ class PWMPolicy(BasePolicy):
             optimizer_kwargs=optimizer_kwargs,
             squash_output=isinstance(action_space, spaces.Box),
         )
-        if reward_bins < 0 or reward_bins == 1:
-            raise ValueError(f"reward_bins={reward_bins}: allowed are 0 (scalar head) and 2 or more")
-        for name, number in (("n_critics", n_critics), ("n_dynamics", n_dynamics)):
-            if number < 1:
-                raise ValueError(f"{name}={number} must be at least 1")
+        for name, number in (("simnorm_dim", simnorm_dim), ("n_critics", n_critics), ("n_dynamics", n_dynamics)):
+            check_integer(name, number, 1)
+        if latent_dim is not None:
+            check_integer("latent_dim", latent_dim, 1)
+        check_integer("reward_bins", reward_bins, 0)
+        if reward_bins == 1:
+            raise ValueError("reward_bins=1: allowed are 0 (scalar head) and 2 or more")
+        for name, switch in (
+            ("residual_dynamics", residual_dynamics),
+            ("latent_layer_norm", latent_layer_norm),
+            ("state_dependent_std", state_dependent_std),
+            ("norm_after_activation", norm_after_activation),
+            ("normalize_images", normalize_images),
+            ("standardize", standardize),
+        ):
+            check_boolean(name, switch)
         if critic not in ("q", "v"):
             raise ValueError(f'critic={critic!r}: allowed are "q" and "v"')
         self.net_arch = net_arch
@@ -163,7 +174,7 @@ class PWMPolicy(BasePolicy):
         parts = self._make_parts()
         if self.latent_dim is None:
             self.latent_dim = 256 if parts.features_dim > MANY_FEATURES else 96
-        if self.latent_dim < 1 or self.latent_dim % self.simnorm_dim:
+        if self.latent_dim % self.simnorm_dim:
             raise ValueError(
                 f"latent_dim={self.latent_dim} must be a positive multiple of simnorm_dim={self.simnorm_dim}"
             )
@@ -344,7 +355,8 @@ class PWMPolicy(BasePolicy):
     @property
     def model_settings(self) -> dict[str, Any]:
         """What else than the shapes of its tensors another world model must share with this one to take its place."""
-        return {name: getattr(self, name) for name in WORLD_MODEL_SETTINGS}
+        actions = "numbers" if self.action_codes is None else f"choices among {self.action_codes.sizes}"
+        return {name: getattr(self, name) for name in WORLD_MODEL_SETTINGS} | {"actions": actions}
 
     @property
     def features(self) -> Any:
@@ -376,9 +388,11 @@ class PWMPolicy(BasePolicy):
         :param observation: (n_envs, *obs_shape) observations or a single one, as arrays or as tensors, which do not
             travel over the host; or a dictionary of them. Tensors of images have their channels first.
         :return: (n_envs, *obs_shape) tensor, or one per key, and whether there were several observations.
-        :raises ValueError: if the shape is another.
+        :raises ValueError: if the shape is another, or a discrete value is below its space's ``start``.
         """
         if not are_tensors(observation):
+            if getattr(self.features, "shifted", None):
+                self.features.check_categories(observation)
             return super().obs_to_tensor(observation)
         several = is_vectorized_observation(observation, self.observation_space)
         if isinstance(self.observation_space, spaces.Dict):

@@ -19,11 +19,14 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_pwm import offline
+from sb3_pwm.actions import action_codes
 from sb3_pwm.buffers import ALL, SequenceReplayBuffer, check_replay_buffer
 from sb3_pwm.checks import (
     check_action_noise,
     check_arguments,
     check_capacity,
+    check_integer,
+    check_target_entropy,
     check_train_freq,
     constructor_parameters,
     initial_ent_coef,
@@ -254,6 +257,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         check_policy_class(self.policy_class)
         self.critic_kind = self.__dict__.pop("critic", self.critic_kind)  # from load() or an old file
         check_arguments(self.__dict__)
+        check_target_entropy(self.target_entropy, action_codes(self.action_space))
         check_train_freq(self.train_freq, self.n_envs)
         if "critic" in self.policy_kwargs:
             raise ValueError("critic is an argument of PWM itself; leave it out of policy_kwargs")
@@ -358,6 +362,8 @@ class PWM(SequenceOffPolicyAlgorithm):
         :param progress_bar: show progress, see :class:`sb3_pwm.compute.live.LiveProgress`.
         :return: the model.
         """
+        if log_interval is not None:
+            check_integer("log_interval", log_interval, 1)
         known = statistics.n_known_transitions(self.sequences, self._vec_normalize_env)
         learning_starts = random_steps(self.learning_starts, total_timesteps)
         warm_up = max(0, learning_starts - known) if known < self.sequences.buffer_size * self.n_envs else 0

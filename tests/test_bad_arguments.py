@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from helpers import ACTIONS, BOX, count_updates, make, same, space_envs
 from stable_baselines3 import PPO, SAC, TD3
@@ -51,6 +52,7 @@ BAD_VALUES: list[tuple[str, list[Any], str]] = [
         for name in ("learning_rate", "critic_learning_rate", "model_learning_rate")
     ],
     ("critic", ["w"], '"q" and "v"'),
+    ("stats_window_size", [0, -1], "1 or more"),
     ("train_freq", [(0, "step"), (4, "epoch")], "episode"),
 ]
 
@@ -73,6 +75,9 @@ def test_arguments_out_of_range(name: str, value: Any, allowed: str) -> None:
         *[(name, value) for name in ("learning_rate", "critic_learning_rate") for value in ("3e-4", True, [1])],
         *[("infer_noise", value) for value in (1, "yes", None)],
         *[("n_steps", value) for value in (2.5, "3", True, None)],
+        ("stats_window_size", 2.5),
+        ("replay_buffer_kwargs", 5),
+        ("replay_buffer_class", "her"),
         ("train_freq", "episode"),
         ("train_freq", (2.5, "step")),
         ("train_freq", (1, "episode", 2)),
@@ -94,12 +99,57 @@ def test_arguments_of_the_wrong_kind(name: str, value: Any) -> None:
         ({"reward_bins": 1}, "reward_bins=1: allowed"),
         ({"n_critics": 0}, "n_critics=0"),
         ({"n_dynamics": 0}, "n_dynamics=0"),
+        ({"latent_dim": 0}, "latent_dim=0 .*1 or more"),
+        ({"simnorm_dim": 0}, "simnorm_dim=0 .*1 or more"),
+        ({"simnorm_dim": -8}, "simnorm_dim=-8 .*1 or more"),
+        ({"net_arch": [8, 0]}, r"a size in net_arch\['encoder'\]=0 .*1 or more"),
         ({"critic": "v"}, "critic.* argument of PWM"),
     ],
 )
 def test_policy_arguments_out_of_range(policy_kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(policy_kwargs=policy_kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[(name, 1.5) for name in ("latent_dim", "simnorm_dim", "n_critics", "n_dynamics", "reward_bins")],
+        *[(name, True) for name in ("n_critics", "n_dynamics")],
+        *[(name, "no") for name in ("residual_dynamics", "normalize_images", "standardize", "state_dependent_std")],
+        *[("net_arch", value) for value in (32, {"pi": 32}, [2.5])],
+    ],
+)
+def test_policy_arguments_of_the_wrong_kind(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{name}.* must be"):
+        make(policy_kwargs={name: value})
+
+
+def test_policy_kwargs_are_a_dictionary() -> None:
+    with pytest.raises(TypeError, match=r"policy_kwargs must be a dictionary of arguments, not \[1\]"):
+        PWM("MlpPolicy", space_envs(), policy_kwargs=[1])  # type: ignore[arg-type]
+
+
+def test_a_schedule_gives_numbers() -> None:
+    with pytest.raises(TypeError, match="learning_rate must give numbers, not 'a'"):
+        make(learning_rate=lambda _: "a")
+
+
+@pytest.mark.parametrize(("log_interval", "kind"), [(0, ValueError), ("a", TypeError)])
+def test_log_intervals_are_checked(log_interval: Any, kind: type[Exception]) -> None:
+    model = make()
+    with pytest.raises(kind, match="log_interval"):
+        model.learn(40, log_interval=log_interval)
+    assert model.num_timesteps == 0
+
+
+@pytest.mark.parametrize("target", [-0.1, 5.0])
+def test_discrete_actions_cannot_have_any_entropy(target: float) -> None:
+    """Three actions have ln 3 = 1.1 at most; the coefficient of an entropy out of reach would grow for ever."""
+    env = space_envs(action_space=spaces.Discrete(3))
+    with pytest.raises(ValueError, match=rf"target_entropy={target} is out of range; allowed: \[0, 1\.098"):
+        make(env, target_entropy=target)
+    make(env, target_entropy=1.0)
 
 
 def test_unknown_arguments(tmp_path: Path) -> None:
@@ -254,8 +304,19 @@ def test_models_of_other_algorithms(tmp_path: Path, algorithm: Any) -> None:
 @pytest.mark.parametrize("kwargs", [{"critic": "v"}, {"custom_objects": {"policy_kwargs": {"latent_dim": 8}}}])
 def test_models_of_other_sizes(tmp_path: Path, kwargs: dict[str, Any]) -> None:
     make().save(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"(?s)cannot load .*size mismatch"):
+    with pytest.raises(ValueError, match=r"cannot load .*policy/\S*weight .* has the shape"):
         PWM.load(tmp_path / "model", **kwargs)
+
+
+def test_parameters_of_other_shapes_change_nothing() -> None:
+    model = make()
+    parameters = model.get_parameters()
+    before = {k: v.clone() for k, v in model.policy.state_dict().items()}
+    other = {name: value + 1 for name, value in before.items()}
+    other[next(reversed(other))] = torch.zeros(3, 2, 1)
+    with pytest.raises(ValueError, match=r"has the shape \(3, 2, 1\), not"):
+        model.set_parameters(parameters | {"policy": other})
+    assert same(before, dict(model.policy.state_dict()))
 
 
 def test_missing_parameters_are_named() -> None:

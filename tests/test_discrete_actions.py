@@ -683,3 +683,35 @@ def test_the_pole_is_balanced() -> None:
     model = PWM("MlpPolicy", make_vec_env("CartPole-v1", seed=0), seed=0, device="cpu").learn(10_000)
     found: Any = evaluate_policy(model, make_vec_env("CartPole-v1", seed=1_000), 10)[0]
     assert found > 475
+
+
+UNSIGNED = (np.uint8, np.uint16, np.uint32, np.uint64)
+
+
+@pytest.mark.parametrize("kind", UNSIGNED)
+def test_unsigned_integers(kind: Any) -> None:
+    """PyTorch knows nearly no operation of those with more than a byte."""
+    space = spaces.MultiDiscrete([3, 4], dtype=kind, start=np.array([1, 2], kind))
+    model = make(space_envs(observation_space=space, action_space=space)).learn(40)
+    assert model._n_updates > 0
+    action, _ = model.predict(space.sample())
+    assert space.contains(action)
+
+
+def test_discrete_observations_below_their_start() -> None:
+    model = make(space_envs(observation_space=spaces.Discrete(4, start=3)))
+    model.predict(np.array(3))
+    for below in (np.array(2), np.array([3, -1])):
+        with pytest.raises(ValueError, match=rf"the observation holds {below.min()}, but its space starts at 3"):
+            model.predict(below)
+
+
+def test_a_world_model_of_other_actions_is_refused(tmp_path: Path) -> None:
+    """Their codes may have the same size."""
+    pairs = spaces.MultiDiscrete([2, 2])
+    make(space_envs(action_space=pairs)).save_world_model(tmp_path / "model")
+    for other in (spaces.Discrete(4), spaces.Box(-1, 1, (4,), np.float32)):
+        with pytest.raises(ValueError, match=r"its actions is choices among \(2, 2\), this model's is"):
+            make(space_envs(action_space=other)).load_world_model(tmp_path / "model")
+    for same_codes in (pairs, spaces.MultiBinary(2)):
+        make(space_envs(action_space=same_codes)).load_world_model(tmp_path / "model")

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from helpers import make, space_envs
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_pwm import PWM
@@ -161,3 +164,21 @@ def test_errors(pendulum: PWM, tmp_path: Path, capsys: pytest.CaptureFixture[str
         run_command_line(COMMANDS, command)
     assert "statistics.pkl holds no VecNormalize" in capsys.readouterr().err
     assert not (tmp_path / "model.onnx").exists()
+
+
+def test_observations_with_the_name_of_an_output(tmp_path: Path) -> None:
+    space = spaces.Dict({"action": spaces.Box(-1, 1, (2,)), "noise": spaces.Box(-1, 1, (1,))})
+    model = make(space_envs(observation_space=space), "MultiInputPolicy")
+    (tmp_path / "old.onnx").write_text("old")
+    for deterministic in (True, False):
+        with pytest.raises(ValueError, match="the observation 'action' has the name of another input or output"):
+            export_policy(model, tmp_path / "old.onnx", deterministic=deterministic)
+    assert (tmp_path / "old.onnx").read_text() == "old"
+    assert export_policy(model, tmp_path / "new.pt", format="torchscript") == ["action", "noise"]
+
+
+def test_hindsight_replay_needs_no_environment_here(tmp_path: Path) -> None:
+    env = BitFlippingEnv(n_bits=4, continuous=True)
+    model = PWM("MultiInputPolicy", env, replay_buffer_class=HerReplayBuffer, **TINY)
+    model.save(tmp_path / "model")
+    assert run_command_line(COMMANDS, ["export", str(tmp_path / "model.zip"), "--format", "torchscript"]) == 0

@@ -18,6 +18,8 @@ from sb3_pwm.pwm import PWM
 
 Format = Literal["onnx", "torchscript"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".pt"}
+OUTPUT = "action"
+NOISE = "noise"
 
 
 class DeployedPolicy(nn.Module):
@@ -51,7 +53,7 @@ class DeployedPolicy(nn.Module):
     @property
     def names(self) -> list[str]:
         """Names of the inputs, in their order."""
-        return [*(self.keys or ["observation"]), *([] if self.deterministic else ["noise"])]
+        return [*(self.keys or ["observation"]), *([] if self.deterministic else [NOISE])]
 
     def example(self, n: int) -> tuple[torch.Tensor, ...]:
         """Return inputs for n observations."""
@@ -110,7 +112,8 @@ def export_policy(
     :param deterministic: see :class:`DeployedPolicy`.
     :param normalizer: statistics of observations; None for those of the model's environment, if it has any.
     :return: names of the inputs, in their order; the output is ``action``.
-    :raises ValueError: if the format is unknown, or actions cannot be drawn from given noise.
+    :raises ValueError: if the format is unknown, actions cannot be drawn from given noise, or an observation has the
+        name of the output.
     :raises ImportError: if a package for ONNX is not installed.
     :raises OSError: if the file cannot be written.
     """
@@ -119,6 +122,12 @@ def export_policy(
     if not deterministic and not isinstance(model.action_space, spaces.Box):
         raise ValueError("only actions that are numbers can be drawn from given noise; leave out deterministic=False")
     deployed = DeployedPolicy(model, normalizer or model.get_vec_normalize_env(), deterministic)
+    taken = sorted(({OUTPUT} if deployed.deterministic else {OUTPUT, NOISE}) & set(deployed.keys or []))
+    if taken and format == "onnx":
+        raise ValueError(
+            f"the observation {taken[0]!r} has the name of another input or output of the file; give it another name, "
+            'or use format="torchscript", which has no names'
+        )
     example = deployed.example(2)
     with whole_file(path, SUFFIXES[format]) as part, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of exporters, about code that is traced
@@ -143,7 +152,7 @@ def _write_onnx(deployed: DeployedPolicy, example: tuple[torch.Tensor, ...], pat
             example,
             str(path),
             input_names=deployed.names,
-            output_names=["action"],
+            output_names=[OUTPUT],
             dynamic_shapes=(tuple({0: batch} for _ in example),),
             dynamo=True,
             external_data=False,

@@ -70,12 +70,12 @@ def checksum(content: Any) -> str:
 
 
 def check_tensors(name: str, found: Any, own: Any = None) -> None:
-    """Check that tensors are finite.
+    """Check that tensors are finite, and have the shapes of those that they are to replace.
 
     :param name: where they come from, for the message.
     :param found: tensors in dictionaries and lists.
     :param own: those that they are to replace; where these are not finite either, such as in a mask, anything goes.
-    :raises ValueError: if one is not; names it.
+    :raises ValueError: if one is not, or has another shape; names it.
     """
     known = dict(leaves(own))
     for path, value in leaves(found):
@@ -83,7 +83,9 @@ def check_tensors(name: str, found: Any, own: Any = None) -> None:
             continue
         wrong = ~torch.isfinite(torch.as_tensor(value))
         mine = known.get(path)
-        if isinstance(mine, torch.Tensor) and mine.shape == wrong.shape:
+        if isinstance(mine, torch.Tensor):
+            if mine.shape != wrong.shape:
+                raise ValueError(f"{path} in {name} has the shape {tuple(wrong.shape)}, not {tuple(mine.shape)}")
             wrong &= torch.isfinite(mine).to(wrong.device)
         if wrong.any():
             raise ValueError(f"{path} in {name} holds {int(wrong.sum())} numbers that are not finite")

@@ -73,6 +73,8 @@ def _take_over(policy: PWMPolicy, content: Any, path: str | pathlib.Path, termin
     known = content.pop("sha256", None)  # earlier revisions wrote none
     if known is not None and known != checksum(content):
         raise ValueError(f"the world model in {path} is damaged: its checksum is wrong")
+    if isinstance(content.get("settings"), dict):  # earlier revisions did not say which actions
+        content["settings"] = {"actions": own["settings"]["actions"]} | content["settings"]
     if _kinds(content) != _kinds(own):
         raise ValueError(f"{path} holds no world model of this version of the package")
     for part in ("settings", "world_model", "reward_scale"):

@@ -47,6 +47,7 @@ class ActionCodes(NamedTuple):
 
     def encode(self, actions: torch.Tensor) -> torch.Tensor:
         """Return the (..., A) codes of (..., C) integers, in float32; what is no category has no 1 in its code."""
+        actions = actions.long()  # PyTorch cannot compare unsigned integers of more than a byte with others
         groups = [actions] if self.are_alike else torch.split(actions, 1, -1)
         codes = []
         for group, size, start in zip(groups, self.sizes, self.starts, strict=False):

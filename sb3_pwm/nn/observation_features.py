@@ -55,9 +55,9 @@ class ObservationFeatures(nn.Module):
         ]
         self.standardizers = nn.ModuleList(Standardizer(parts[key].shape or ()) for key in self.keys)
         starts = {key: np.asarray(part.start) for key, part in parts.items() if isinstance(part, CATEGORIES)}
-        self.shifted = [key for key, start in starts.items() if start.any()]
+        self.shifted = {key: start for key, start in starts.items() if start.any()}
         for i, key in enumerate(self.shifted):
-            self.register_buffer(f"start_{i}", torch.as_tensor(starts[key]), persistent=False)
+            self.register_buffer(f"start_{i}", torch.as_tensor(starts[key].astype(np.int64)), persistent=False)
 
     def forward(self, observations: Observations) -> torch.Tensor:
         """Return the (N, features_dim) features of (N, *obs_shape) observations."""
@@ -78,9 +78,22 @@ class ObservationFeatures(nn.Module):
             start: torch.Tensor = getattr(self, f"start_{i}")
             # Masked steps of windows may lie in rows that hold nothing yet, only zeros.
             if not isinstance(observations, dict):
-                return (observations - start).clamp(min=0)
-            observations = {**observations, key: (observations[key] - start).clamp(min=0)}
+                return (observations.long() - start).clamp(min=0)
+            observations = {**observations, key: (observations[key].long() - start).clamp(min=0)}
         return observations
+
+    def check_categories(self, observations: Any) -> None:
+        """Check that discrete values, as an environment gives them, are not below their space's ``start``.
+
+        :raises ValueError: if one is; PyTorch refuses those that are too large.
+        """
+        for key, start in self.shifted.items():
+            values = np.asarray(observations[key] if isinstance(observations, dict) else observations)
+            if (values < start).any():
+                raise ValueError(
+                    f"the observation{f' {key!r}' if key else ''} holds {values.min()}, but its space starts at "
+                    f"{start.tolist()}"
+                )
 
     def set_statistics(self, observations: Observations) -> None:
         """Take means and standard deviations of (N, *obs_shape) observations."""

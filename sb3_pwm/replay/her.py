@@ -168,6 +168,7 @@ def chosen_buffer_class(
         return sequence_buffer_class(observation_space)
     if given is HerReplayBuffer:
         return SequenceHerReplayBuffer
-    if not issubclass(given, SequenceReplayBuffer):
-        raise TypeError(f"replay_buffer_class must be a SequenceReplayBuffer, not {given.__name__}")
+    if not (isinstance(given, type) and issubclass(given, SequenceReplayBuffer)):
+        found = getattr(given, "__name__", repr(given))
+        raise TypeError(f"replay_buffer_class must be a SequenceReplayBuffer or HerReplayBuffer, not {found}")
     return given
