@@ -40,6 +40,11 @@ LOWEST_INTEGERS: dict[str, int] = {
     "pretrain_steps": 0,
     "gradient_steps": -1,
 }
+LOWEST_POLICY_INTEGERS = {"latent_dim": 1, "simnorm_dim": 1, "n_critics": 1, "n_dynamics": 1, "reward_bins": 0}
+POLICY_SWITCHES = (
+    *("residual_dynamics", "latent_layer_norm", "state_dependent_std"),
+    *("norm_after_activation", "normalize_images", "standardize"),
+)
 # Arguments whose values a model keeps under another name, so that its attributes are those of SB3's algorithms
 ATTRIBUTES = {"stats_window_size": "_stats_window_size", "critic": "critic_kind"}
 MOST_RANDOM_STEPS = 5_000
@@ -80,6 +85,24 @@ def check_arguments(arguments: dict[str, Any]) -> None:
         check_integer("n_steps", length, 1)
     check_precision(arguments["precision"])
     check_torch_compile(arguments["torch_compile"])
+
+
+def check_policy_arguments(arguments: dict[str, Any]) -> None:
+    """Check the numbers and switches that configure a policy's networks.
+
+    :param arguments: values by name; other names are ignored.
+    :raises TypeError: if a value is of the wrong kind.
+    :raises ValueError: if a value is out of its range.
+    """
+    for name, lowest in LOWEST_POLICY_INTEGERS.items():
+        if name != "latent_dim" or arguments[name] is not None:
+            check_integer(name, arguments[name], lowest)
+    if arguments["reward_bins"] == 1:
+        raise ValueError("reward_bins=1: allowed are 0 (scalar head) and 2 or more")
+    for name in POLICY_SWITCHES:
+        check_boolean(name, arguments[name])
+    if arguments["critic"] not in ("q", "v"):
+        raise ValueError(f'critic={arguments["critic"]!r}: allowed are "q" and "v"')
 
 
 def check_target_entropy(value: float | str, codes: ActionCodes | None) -> None:

@@ -21,7 +21,7 @@ from stable_baselines3.common.utils import is_vectorized_observation
 from torch import nn
 
 from sb3_pwm.actions import action_codes
-from sb3_pwm.checks import check_boolean, check_integer, constructor_parameters
+from sb3_pwm.checks import check_policy_arguments, constructor_parameters
 from sb3_pwm.compute.optimizers import RATE_SCALE
 from sb3_pwm.files.tensors import save_tensors
 from sb3_pwm.losses import state_values
@@ -122,6 +122,7 @@ class PWMPolicy(BasePolicy):
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
+        check_policy_arguments(locals())
         super().__init__(
             observation_space,
             action_space,
@@ -132,24 +133,6 @@ class PWMPolicy(BasePolicy):
             optimizer_kwargs=optimizer_kwargs,
             squash_output=isinstance(action_space, spaces.Box),
         )
-        for name, number in (("simnorm_dim", simnorm_dim), ("n_critics", n_critics), ("n_dynamics", n_dynamics)):
-            check_integer(name, number, 1)
-        if latent_dim is not None:
-            check_integer("latent_dim", latent_dim, 1)
-        check_integer("reward_bins", reward_bins, 0)
-        if reward_bins == 1:
-            raise ValueError("reward_bins=1: allowed are 0 (scalar head) and 2 or more")
-        for name, switch in (
-            ("residual_dynamics", residual_dynamics),
-            ("latent_layer_norm", latent_layer_norm),
-            ("state_dependent_std", state_dependent_std),
-            ("norm_after_activation", norm_after_activation),
-            ("normalize_images", normalize_images),
-            ("standardize", standardize),
-        ):
-            check_boolean(name, switch)
-        if critic not in ("q", "v"):
-            raise ValueError(f'critic={critic!r}: allowed are "q" and "v"')
         self.net_arch = net_arch
         self.activation_fn = activation_fn
         self.latent_dim = latent_dim

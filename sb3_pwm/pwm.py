@@ -267,19 +267,22 @@ class PWM(SequenceOffPolicyAlgorithm):
         # The kind of critic is an argument of the algorithm; the policy's own arguments stay what the user gave.
         policy_kwargs = extraction.storable(self.policy_kwargs)
         taken = without_sac_arguments(policy_kwargs, constructor_parameters(self.policy_class), SAC_POLICY_ARGUMENTS)
-        start = initial_ent_coef(self.ent_coef)
         self.policy_kwargs = taken | {"critic": self.critic_kind}
         n_steps, self.n_steps = self.n_steps, 1  # SB3 warns that it cannot do it
         try:
             super()._setup_model()
         finally:
             self.policy_kwargs, self.n_steps = policy_kwargs, n_steps
-        if start is not None:
-            self.policy.entropy_coefficient.start_from(start)
+        self._take_changes({"ent_coef": self.ent_coef})
         check_replay_buffer(self.replay_buffer)
         extraction.check_tasks_of(self.env, self.policy)
         self._learner = Learner(self)
         self._start_values = StartValues(self.gamma, self.n_envs, CALIBRATION_EPISODES)
+
+    def _take_changes(self, arguments: dict[str, Any]) -> None:
+        start = initial_ent_coef(arguments.get("ent_coef"))
+        if start is not None:
+            self.policy.entropy_coefficient.start_from(start)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_learner", "_schedules", "_start_values"]

@@ -402,4 +402,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         check_action_noise(kwargs.get("action_noise"), model.n_envs, model.action_space)
         if model._last_episode_starts is not None and len(model._last_episode_starts) != model.n_envs:
             model._last_obs = None  # of another number of environments
+        model._take_changes(kwargs)
         return model
+
+    def _take_changes(self, arguments: dict[str, Any]) -> None:
+        """Take over constructor arguments that ``load`` was given, where the file's tensors stand for others."""

@@ -117,6 +117,8 @@ def test_the_entropy_coefficient_starts_from_a_number(tmp_path: Path, ent_coef: 
     assert learnt != pytest.approx(math.log(start))
     model.save(tmp_path / "model")
     assert PWM.load(tmp_path / "model").log_ent_coef.item() == learnt
+    anew = PWM.load(tmp_path / "model", ent_coef="auto_7")
+    assert math.exp(anew.log_ent_coef.item()) == pytest.approx(7)
     assert_close(model_of(ent_coef=ent_coef).log_ent_coef.exp(), torch.full((2,), start))
 
 
@@ -215,7 +217,7 @@ def test_files_that_have_the_critics_kind_under_its_old_name(tmp_path: Path, giv
         loaded.learn(40).save(tmp_path / "again")
         assert PWM.load(tmp_path / "again").critic_kind == "v"
     else:
-        with pytest.raises(ValueError, match="size mismatch"):
+        with pytest.raises(ValueError, match=r"critics.* has the shape"):
             PWM.load(tmp_path / "model", critic=given)
 
 
