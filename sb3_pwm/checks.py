@@ -260,7 +260,7 @@ def check_train_freq(value: Any, n_envs: int) -> None:
     allowed = 'allowed: n, (n, "step") or, with one environment, (n, "episode"); n is an integer of 1 or more'
     frequency, unit = value if isinstance(value, tuple) and len(value) == 2 else (value, "step")
     unit = getattr(unit, "value", unit)  # of SB3's enumeration
-    if isinstance(frequency, bool) or not isinstance(frequency, int):
+    if isinstance(frequency, bool) or not isinstance(frequency, int | np.integer):
         raise TypeError(f"train_freq={value!r} is no number of steps; {allowed}")
     if frequency < 1 or unit not in ("step", "episode"):
         raise ValueError(f"train_freq={value!r} is out of range; {allowed}")
