@@ -5,15 +5,18 @@ r"""The figures of docs/does-the-model-help.md: gradients by horizon, the planne
       --out $RESULTS/gradients/Hopper-v5.csv
     python examples/research/does_the_model_help.py planner --env Hopper-v5 --models */model.zip \
       --out $RESULTS/planner/Hopper-v5.csv
+    python examples/research/does_the_model_help.py curves runs --out $RESULTS/curves.csv
     python examples/research/does_the_model_help.py plot $RESULTS docs/images
 
 ``gradients`` compares estimates of one gradient: that of the discounted return of H steps, by an offset added to what
 the actor puts out before tanh, one number per action dimension. Few enough that the truth can be had by differences of
-simulated returns, smoothed by the offset's size. ``--model`` is a model that ``PWM.save`` wrote.
+simulated returns, smoothed by the offset's size. ``--model`` is a model that ``PWM.save`` wrote. ``curves`` puts what
+``sb3-pwm benchmark`` wrote into one file.
 """
 
 import argparse
 import csv
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -186,6 +189,19 @@ def planner(options: argparse.Namespace) -> None:
     write(options.out, ("env", "seed", "acting", "return_mean", "return_std", "ms_per_action"), rows)
 
 
+def curves(options: argparse.Namespace) -> None:
+    """Write the evaluations of all runs, in the order of environments, algorithms and seeds."""
+    fields = ("env_steps", "train/n_updates", "cpu_seconds", "return_mean", "return_std", "episodes")
+    rows = []
+    for path in sorted(options.runs.glob("*/*/*/curve.csv")):
+        run = json.loads((path.parent / "run.json").read_text())
+        for row in read(path):
+            numbers = [f"{float(row[name]):.6g}" if row.get(name) else "" for name in fields]
+            rows.append([*path.parts[-4:-1], *numbers, run["git_revision"][:7], run["processor"]])
+    names = [name.removeprefix("train/") for name in fields]
+    write(options.out, ("env", "algorithm", "seed", *names, "revision", "processor"), rows)
+
+
 def compared(each: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
     """Return the mean gradient's cosine to the truth, its relative length, and the noise of one rollout's gradient.
 
@@ -220,7 +236,9 @@ def plot(options: argparse.Namespace) -> None:
     """Draw the learning curves and the gradients."""
     import matplotlib.pyplot as plt
 
-    runs = {tuple(path.parts[-4:-1]): read(path) for path in sorted(options.results.glob("*/*/*/curve.csv"))}
+    runs: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in read(options.results / "curves.csv"):
+        runs.setdefault((row["env"], row["algorithm"], row["seed"]), []).append(row)
     envs = sorted({env for env, _, _ in runs})
     figure, axes = plt.subplots(2, len(envs), figsize=(4.4 * len(envs), 6), squeeze=False, layout="constrained")
     for column, env in enumerate(envs):
@@ -229,8 +247,8 @@ def plot(options: argparse.Namespace) -> None:
                 continue
             style: dict[str, Any] = {"color": COLORS[label], "alpha": 0.8, "marker": ".", "label": NAMES[label]}
             returns = [float(row["return_mean"]) for row in rows]
-            for line, name in enumerate(("train/n_updates", "cpu_seconds")):
-                axes[line, column].plot([float(row.get(name) or "nan") for row in rows], returns, **style)
+            for line, name in enumerate(("n_updates", "cpu_seconds")):
+                axes[line, column].plot([float(row[name] or "nan") for row in rows], returns, **style)
         for line, name in enumerate(("policy updates", "CPU seconds of training")):
             axes[line, column].set(xlabel=name, ylabel=f"return in {env}", xscale="log")
     _legend(figure, axes)
@@ -281,6 +299,10 @@ def main() -> None:
     part.add_argument("--episodes", type=int, default=10)
     part.add_argument("--out", type=Path, required=True)
     part.set_defaults(run=planner)
+    part = parts.add_parser("curves")
+    part.add_argument("runs", type=Path)
+    part.add_argument("--out", type=Path, required=True)
+    part.set_defaults(run=curves)
     part = parts.add_parser("plot")
     part.add_argument("results", type=Path)
     part.add_argument("out", type=Path)
