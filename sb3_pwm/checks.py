@@ -103,6 +103,15 @@ def check_policy_arguments(arguments: dict[str, Any]) -> None:
         check_boolean(name, arguments[name])
     if arguments["critic"] not in ("q", "v"):
         raise ValueError(f'critic={arguments["critic"]!r}: allowed are "q" and "v"')
+    net_arch = arguments["net_arch"]
+    if net_arch is not None and not isinstance(net_arch, list | tuple | dict):
+        raise TypeError(f"net_arch must be a list of sizes or a dictionary of such lists, not {net_arch!r}")
+    lists = {f"net_arch[{name!r}]": sizes for name, sizes in net_arch.items()} if isinstance(net_arch, dict) else {}
+    for name, sizes in (lists or {"net_arch": net_arch or []}).items():
+        if not isinstance(sizes, list | tuple):
+            raise TypeError(f"{name} must be a list of sizes, not {sizes!r}")
+        for size in sizes:
+            check_integer(f"a size in {name}", size, 1)
 
 
 def check_target_entropy(value: float | str, codes: ActionCodes | None) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_pwm.checks import check_integer
 from sb3_pwm.compute.streams import side_by_side
 from sb3_pwm.nn.action_codes import ActionCodes
 from sb3_pwm.nn.layers import mlp, orthogonal_init
@@ -339,21 +338,13 @@ def resolve_net_arch(net_arch: list[int] | dict[str, list[int]] | None) -> dict[
 
     :param net_arch: see :class:`sb3_pwm.policies.PWMPolicy`.
     :return: a list for each of the keys ``encoder``, ``dynamics``, ``reward``, ``termination``, ``pi``, ``qf``.
-    :raises TypeError: if it holds something else.
-    :raises ValueError: if a key is unknown, or a size is not positive.
+    :raises ValueError: if a key is unknown.
     """
     if net_arch is None:
         return DEFAULT_NET_ARCH
-    if isinstance(net_arch, list | tuple):
-        net_arch = {name: list(net_arch) for name in DEFAULT_NET_ARCH}
     if not isinstance(net_arch, dict):
-        raise TypeError(f"net_arch must be a list of sizes or a dictionary of such lists, not {net_arch!r}")
+        return {name: list(net_arch) for name in DEFAULT_NET_ARCH}
     unknown = sorted(set(net_arch) - set(DEFAULT_NET_ARCH))
     if unknown:
         raise ValueError(f"net_arch has unknown keys {unknown}; allowed: {sorted(DEFAULT_NET_ARCH)}")
-    for name, sizes in net_arch.items():
-        if not isinstance(sizes, list | tuple):
-            raise TypeError(f"net_arch[{name!r}] must be a list of sizes, not {sizes!r}")
-        for size in sizes:
-            check_integer(f"a size in net_arch[{name!r}]", size, 1)
     return DEFAULT_NET_ARCH | {name: list(sizes) for name, sizes in net_arch.items()}

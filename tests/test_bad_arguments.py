@@ -102,7 +102,8 @@ def test_arguments_of_the_wrong_kind(name: str, value: Any) -> None:
         ({"latent_dim": 0}, "latent_dim=0 .*1 or more"),
         ({"simnorm_dim": 0}, "simnorm_dim=0 .*1 or more"),
         ({"simnorm_dim": -8}, "simnorm_dim=-8 .*1 or more"),
-        ({"net_arch": [8, 0]}, r"a size in net_arch\['encoder'\]=0 .*1 or more"),
+        ({"net_arch": {"pi": [0]}}, r"a size in net_arch\['pi'\]=0 .*1 or more"),
+        ({"net_arch": [8, 0]}, "a size in net_arch=0 .*1 or more"),
         ({"critic": "v"}, "critic.* argument of PWM"),
     ],
 )
