@@ -246,6 +246,8 @@ def check_action_noise(noise: ActionNoise | None, n_envs: int, action_space: spa
 
     :raises ValueError: if not.
     """
+    if noise is not None and not isinstance(noise, ActionNoise):
+        raise TypeError(f"action_noise must be an ActionNoise, such as NormalActionNoise, not {noise!r}")
     if noise is not None and not isinstance(action_space, spaces.Box):
         raise ValueError(
             f"action_noise cannot be added to discrete actions, {action_space}: leave it out; ent_coef and "

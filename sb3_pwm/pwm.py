@@ -92,8 +92,9 @@ class PWM(SequenceOffPolicyAlgorithm):
         it, so that the policy's entropy is ``target_entropy``; ``"auto_0.1"`` starts from 0.1, instead of 0.2.
     :param target_entropy: in nats; ``"auto"`` for minus half the number of action dimensions, and of discrete actions
         for 15 % of the largest entropy.
-    :param bc_coef: in :meth:`learn_offline` only: weight, in sizes of the imagined return, of the actor's distance to
-        replayed actions that are better than average, see :func:`sb3_pwm.losses.behaviour_loss`; 0 for none.
+    :param bc_coef: in :meth:`learn_offline` and :meth:`add_task` only: weight, in sizes of the imagined return, of the
+        actor's distance to replayed actions that are better than average, see
+        :func:`sb3_pwm.losses.behaviour_loss`; 0 for none.
     :param critic: ``"q"``: Q(latents, actions), of replayed steps; ``"v"``: the paper's V(latents), of imagined ones.
     :param critic_learning_rate: of the critics; None for the actor's.
     :param critic_updates: critic updates per actor update. Each of a Q critic has its own batch from the replay buffer

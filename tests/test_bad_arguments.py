@@ -76,6 +76,7 @@ def test_arguments_out_of_range(name: str, value: Any, allowed: str) -> None:
         *[("infer_noise", value) for value in (1, "yes", None)],
         *[("n_steps", value) for value in (2.5, "3", True, None)],
         ("stats_window_size", 2.5),
+        ("action_noise", 3),
         ("replay_buffer_kwargs", 5),
         ("replay_buffer_class", "her"),
         ("train_freq", "episode"),

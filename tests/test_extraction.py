@@ -58,6 +58,7 @@ def test_a_policy_gets_its_environments_spaces(files: Path, tmp_path: Path, caps
     for own, message in (
         ([], f"env is {env!r} there, None here"),
         *((["--env", wrong], f"env: {wrong!r} is not NAME=ID") for wrong in ("small", "small=", f"large={env}")),
+        (["--env", f"small={env}", f"small={env}"], "env: more than one environment for the task 'small'"),
     ):
         with pytest.raises(SystemExit):
             extract(files, tmp_path, *options, *own)

@@ -47,6 +47,14 @@ def test_lines_of_units(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     ]
 
 
+def test_a_unit_without_updates(tmp_path: Path) -> None:
+    folders, board = board_of(tmp_path, ["walk"], [])
+    board.states[folders["walk"]] = RUNNING
+    note(folders["walk"], 0, 0, None, {})
+    assert board.passed(folders["walk"]) == []
+    assert board.row(folders["walk"])[2] == "0 / 0 updates (0 %)"
+
+
 def test_a_table_that_is_too_long_shows_first_what_is_at_work(tmp_path: Path) -> None:
     rich = pytest.importorskip("rich.console")
     names = [f"task-{number}" for number in range(20)]

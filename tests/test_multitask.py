@@ -21,7 +21,7 @@ from sb3_pwm.imagination import imagine
 from sb3_pwm.learner import MAX_GRAD_NORM
 from sb3_pwm.multitask.envs import single_task_env, task_vec_env
 from sb3_pwm.multitask.policies import ExtractedPolicy
-from sb3_pwm.multitask.tasks import Task, TaskSet
+from sb3_pwm.multitask.tasks import Task, TaskSet, check_folder_names
 from sb3_pwm.networks import Actor, EntropyCoefficient
 from sb3_pwm.nn.scales import LATENT_STD_FLOOR, ReturnScale, RewardScale
 from sb3_pwm.nn.task_context import TaskContext, TaskFeatures
@@ -358,6 +358,23 @@ def test_environments_that_number_the_tasks_otherwise_are_refused(tmp_path: Path
     right.close()
 
 
+def test_environments_of_other_sizes_are_refused() -> None:
+    """The names are the same, and so are the padded spaces."""
+    small, large = TASKS
+    swapped = TaskSet([Task("small", large.env, 4, 3), Task("large", small.env, 2, 1)])
+    message = "task 'small' of the environment has 4 observations and 3 actions; that of the model has 2 and 1"
+    with pytest.raises(ValueError, match=message):
+        PWM("MultiTaskPolicy", task_vec_env(swapped), policy_kwargs=TINY, **SMALL)
+    with pytest.raises(ValueError, match=message):
+        model_of().set_env(task_vec_env(swapped))
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5])
+def test_embeddings_have_a_size(size: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match="task_embedding_dim"):
+        PWM("MultiTaskPolicy", task_vec_env(TASKS), policy_kwargs=TINY | {"task_embedding_dim": size}, **SMALL)
+
+
 def test_an_environment_of_a_larger_set_is_refused() -> None:
     larger = TaskSet([*TASKS, Task("third", partial(space_env, 2, 1), 2, 1)])
     with pytest.raises(ValueError, match="task 2 of the environment is 'third'; task 2 of the model is None"):
@@ -491,10 +508,22 @@ def test_bad_data(change: Callable[..., Any], message: str) -> None:
         from_tasks(TASKS, datasets)
 
 
+@pytest.mark.parametrize("name", ["../esc", "/tmp/x", "a/b", "..", ".", "a\\b"])
+def test_names_that_lead_out_of_a_folder(name: str) -> None:
+    check_folder_names(TASKS.names, taken="world model")
+    with pytest.raises(ValueError, match="needs another name"):
+        check_folder_names([name])
+    with pytest.raises(ValueError, match="'world model' needs another name"):
+        check_folder_names(["world model"], taken="world model")
+
+
 def test_more_bad_data() -> None:
     datasets = {task.name: data_of(task, 9, seed)[1] for seed, task in enumerate(TASKS)}
     with pytest.raises(ValueError, match="buffer_size=8 is less than the 9 steps"):
         from_tasks(TASKS, datasets, buffer_size=8)
+    discrete = ReplayBuffer(9, datasets["small"].observation_space, spaces.MultiDiscrete([5]))
+    with pytest.raises(ValueError, match=r"task 'small' have the spaces .* MultiDiscrete.*allowed is a Box"):
+        from_tasks(TASKS, datasets | {"small": discrete})
     with pytest.raises(TypeError, match="ReplayBuffer"):
         from_tasks(TASKS, datasets | {"small": 3})  # type: ignore[dict-item]
     assert isinstance(datasets["small"], ReplayBuffer)

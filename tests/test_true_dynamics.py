@@ -15,7 +15,7 @@ pytest.importorskip("mujoco")
 
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_pwm import SHAC, TrueDynamicsPWM
 from sb3_pwm.imagination import imagine
@@ -345,6 +345,47 @@ def test_wrappers_and_normalisation_are_refused() -> None:
         model.set_env(gym.make("Hopper-v5", healthy_z_range=(0.5, 2.0)))
     with pytest.raises(ValueError, match="has no world model"):
         model.save_world_model("nowhere")
+
+
+class Shifted(VecEnvWrapper):
+    """Gives other rewards than its simulator."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        return observations, 100 * rewards - 5, dones, infos
+
+
+class TimeLimit(gym.RewardWrapper, gym.utils.RecordConstructorArgs):
+    """Has the name of a wrapper that changes nothing."""
+
+    def __init__(self, env: Any) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+
+    def reward(self, reward: Any) -> Any:
+        return -reward
+
+
+def test_what_a_vector_or_a_wrapper_changes_is_refused() -> None:
+    plain = make_vec_env("InvertedPendulum-v5")
+    for env in (Shifted(plain), VecFrameStack(plain, 2)):
+        with pytest.raises(ValueError, match=f"wrapped in {type(env).__name__}, which its simulator knows nothing of"):
+            TrueDynamicsPWM("MlpPolicy", env, **TINY)
+    with pytest.raises(ValueError, match="wrapped in TimeLimit of test_true_dynamics"):
+        TrueDynamicsPWM("MlpPolicy", TimeLimit(gym.make("InvertedPendulum-v5")), **TINY)
+    monitored = VecMonitor(DummyVecEnv([lambda: gym.make("InvertedPendulum-v5")]))
+    TrueDynamicsPWM("MlpPolicy", monitored, **TINY)
+
+
+def test_time_limits_may_differ(tmp_path: Path) -> None:
+    """They change no step."""
+    model = TrueDynamicsPWM("MlpPolicy", "InvertedPendulum-v5", **TINY)
+    model.set_env(gym.make("InvertedPendulum-v5", max_episode_steps=30))
+    model.save(tmp_path / "model")
+    TrueDynamicsPWM.load(tmp_path / "model", env=gym.make("InvertedPendulum-v5", max_episode_steps=50))
 
 
 def test_the_arguments_of_the_environment_count() -> None:

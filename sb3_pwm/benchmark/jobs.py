@@ -75,7 +75,7 @@ class Units(Board):
         noted = {} if state == WAITING else read_progress(Path(folder))
         done = left = ""
         if noted:
-            share = 100 * noted["done"] // noted["total"]
+            share = 100 * noted["done"] // max(1, noted["total"])  # of a policy with no update
             done = f"{noted['done']:,} / {noted['total']:,} {noted['what']} ({share} %)"
             if state == RUNNING and noted["seconds_left"] is not None:
                 left = str(datetime.timedelta(seconds=round(noted["seconds_left"])))
@@ -85,7 +85,7 @@ class Units(Board):
     def passed(self, folder: str) -> list[list[str]]:
         """Return the rows of a job when another tenth of it was done."""
         noted = read_progress(Path(folder)) if self.states[folder] == RUNNING else {}
-        tenths = 10 * noted["done"] // noted["total"] if noted else 0
+        tenths = 10 * noted["done"] // max(1, noted["total"]) if noted else 0
         if tenths > self.tenths[folder]:
             self.tenths[folder] = tenths
             self.lines[folder].append(self.row(folder))

@@ -25,6 +25,7 @@ from sb3_pwm.benchmark.worker import end_with_input
 from sb3_pwm.checks import check_integer
 from sb3_pwm.multitask.extraction import EXTRACTION_UPDATES
 from sb3_pwm.multitask.policies import MultiTaskPolicy
+from sb3_pwm.multitask.tasks import check_folder_names
 from sb3_pwm.pwm import PWM
 
 ALL = "all"
@@ -73,12 +74,16 @@ def env_ids(texts: Sequence[str], names: Sequence[str]) -> dict[str, str]:
 
     :param texts: ``NAME=ID`` each.
     :param names: names of the tasks that are asked for.
-    :raises ValueError: if a text has no ``=``, or its task is not asked for.
+    :raises ValueError: if a text has no ``=``, or its task is not asked for, or named twice.
     """
     pairs = [text.partition("=") for text in texts]
     for text, (name, _, env) in zip(texts, pairs, strict=True):
         if not env or name not in names:
             raise ValueError(f"env: {text!r} is not NAME=ID with one of the tasks {', '.join(names)}")
+    named = [name for name, _, _ in pairs]
+    repeated = sorted({name for name in named if named.count(name) > 1})
+    if repeated:
+        raise ValueError(f"env: more than one environment for the task {repeated[0]!r}")
     return {name: env for name, _, env in pairs}
 
 
@@ -119,6 +124,7 @@ def run(options: argparse.Namespace) -> int:
         if not getattr(options, name).is_file():
             raise ValueError(f"{name}: there is no file {getattr(options, name)}")
     names = chosen_tasks(PWM.load(options.model, device="cpu"), options.tasks)
+    check_folder_names(names)
     settings = {name: getattr(options, name) for name in ("updates", "seed", "threads", "device")}
     settings |= {f"{name}_sha256": sha256(getattr(options, name)) for name in ("model", "data")}
     envs = env_ids(options.env, names)

@@ -19,6 +19,7 @@ from sb3_pwm.benchmark.jobs import Units, run_jobs
 from sb3_pwm.checks import check_integer
 from sb3_pwm.files.atomic import write_text
 from sb3_pwm.multitask.extraction import EXTRACTION_UPDATES
+from sb3_pwm.multitask.tasks import check_folder_names
 from sb3_pwm.offline import PRETRAIN_STEPS
 from sb3_pwm.presets import large
 from sb3_pwm.suites.records import finished_files, is_finished, revision
@@ -29,6 +30,7 @@ from sb3_pwm.suites.stages import (
     EXTRACTED,
     METHODS,
     SINGLE,
+    WORLD_MODEL,
     Unit,
     find_suite,
     units_before,
@@ -147,6 +149,7 @@ def run(options: argparse.Namespace) -> int:
     :raises ValueError: if an option is wrong, a stage before has not finished, or files follow from something else.
     """
     tasks = list(find_suite(options.suite).names)
+    check_folder_names(tasks, taken=WORLD_MODEL)
     if options.stage == "train" and options.updates is None:
         wanted = PRETRAIN_STEPS * len(tasks)
         options.updates = min(wanted, MOST_UPDATES.get(options.size, wanted))

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from stable_baselines3.common.buffers import ReplayBuffer
 
-from sb3_pwm.buffers import DictSequenceReplayBuffer, check_replay_buffer
+from sb3_pwm.buffers import DictSequenceReplayBuffer
 from sb3_pwm.checks import check_integer
 from sb3_pwm.datasets.sb3 import from_replay_buffer
-from sb3_pwm.multitask.data import fill, new_buffer
+from sb3_pwm.multitask.data import check_own_spaces, fill, new_buffer
 from sb3_pwm.multitask.tasks import Task, TaskSet
 
 
@@ -50,9 +50,9 @@ def check_sizes(task: Task, dataset: ReplayBuffer) -> None:
     """Check that a data set has a task's own sizes.
 
     :raises TypeError: if it is no replay buffer.
-    :raises ValueError: if it has other sizes.
+    :raises ValueError: if it has other sizes, or spaces that are no Box.
     """
-    check_replay_buffer(dataset)
+    check_own_spaces(task.name, dataset)
     shapes = (dataset.observation_space.shape, dataset.action_space.shape)
     if shapes != ((task.observation_size,), (task.action_size,)):
         raise ValueError(

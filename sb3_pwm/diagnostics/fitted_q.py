@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from tqdm.auto import tqdm
 
 from sb3_pwm.buffers import SequenceReplayBuffer
-from sb3_pwm.checks import check_integer
+from sb3_pwm.checks import check_boolean, check_integer
 from sb3_pwm.compute.optimizers import apply_gradients, move_average, set_learning_rate
 from sb3_pwm.compute.random_state import untouched_generators
 from sb3_pwm.networks import CriticEnsemble
@@ -300,7 +300,8 @@ def estimate_return(
     """
     n_updates = default_updates(gamma) if n_updates is None else n_updates
     check_integer("n_updates", n_updates, 1)
-    check_integer("seed", seed, 0)
+    check_integer("seed", seed, 0, 2**32 - 1)
+    check_boolean("deterministic", deterministic)
     buffer.check_not_empty()
     if policy.task_key is not None and len(set(buffer.all_of(policy.task_key).tolist())) > 1:
         raise ValueError("the data hold several tasks; estimate the return of a model that extract() made for one task")

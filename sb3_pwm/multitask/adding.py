@@ -7,7 +7,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_pwm import offline
 from sb3_pwm.buffers import SequenceReplayBuffer
-from sb3_pwm.checks import check_integer, check_train_freq
+from sb3_pwm.checks import check_boolean, check_integer, check_train_freq
 from sb3_pwm.compute.optimizers import set_learning_rate
 from sb3_pwm.compute.progress import say
 from sb3_pwm.multitask import growth
@@ -57,6 +57,7 @@ def add_task(
         from, the task is too large for a frozen world model, data to replay are missing, the world model has not been
         trained, or the model learns behind a ``VecNormalize``; nothing is changed then.
     """
+    check_boolean("freeze_world_model", freeze_world_model)
     for name, number, low in (("total_updates", total_updates, 0), ("env_steps", env_steps, 1)):
         check_integer(name, number, low)
     check_has_own_scales(model, "add_task()")

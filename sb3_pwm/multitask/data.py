@@ -19,6 +19,23 @@ from sb3_pwm.replay.watched_env import WatchedEnv
 Source = gym.Env[Any, Any] | ReplayBuffer
 
 
+def check_own_spaces(name: str, data: ReplayBuffer) -> None:
+    """Check that a task's data are numbers, in a row.
+
+    :param name: name of the task.
+    :param data: its replay buffer.
+    :raises TypeError: if it is no replay buffer.
+    :raises ValueError: if a space is no Box with one axis.
+    """
+    check_replay_buffer(data, f"the data of task {name!r}")
+    parts = (data.observation_space, data.action_space)
+    if not all(isinstance(part, spaces.Box) and len(part.shape) == 1 for part in parts):
+        raise ValueError(
+            f"the data of task {name!r} have the spaces {parts[0]} and {parts[1]}; allowed is a Box with one axis "
+            "each, the task's own"
+        )
+
+
 def task_set_with(task_set: TaskSet, name: str, source: Source, *, may_grow: bool) -> TaskSet:
     """Return a task set with one task more, the last, of the sizes that its environment or data have.
 
@@ -36,13 +53,7 @@ def task_set_with(task_set: TaskSet, name: str, source: Source, *, may_grow: boo
         limit = source.spec.max_episode_steps if source.spec else None
     elif isinstance(source, ReplayBuffer):
         limit = None
-        check_replay_buffer(source, f"the data of task {name!r}")
-        parts = (source.observation_space, source.action_space)
-        if not all(isinstance(part, spaces.Box) and len(part.shape) == 1 for part in parts):
-            raise ValueError(
-                f"the data of task {name!r} have the spaces {parts[0]} and {parts[1]}; allowed is a Box with one axis "
-                "each, the task's own"
-            )
+        check_own_spaces(name, source)
     else:
         raise TypeError(f"source must be a Gymnasium environment, such as gym.make(id), or a ReplayBuffer: {source!r}")
     task = Task(name, None, *space_sizes(name, source), limit)  # type: ignore[arg-type]

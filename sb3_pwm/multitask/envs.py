@@ -41,8 +41,8 @@ class PaddedTaskEnv(gym.Wrapper[dict[str, Any], np.ndarray, Any, np.ndarray]):
         action_size: int,
     ) -> None:
         super().__init__(env)
-        n_observations, self.n_actions = space_sizes(name, env)
-        check_fits(name, n_observations, self.n_actions, observation_size, action_size)
+        self.n_observations, self.n_actions = space_sizes(name, env)
+        check_fits(name, self.n_observations, self.n_actions, observation_size, action_size)
         if not 0 <= task_id < n_tasks:
             raise ValueError(f"task_id={task_id} is out of range; allowed: 0 to {n_tasks - 1}")
         self.name, self.task_id = name, task_id

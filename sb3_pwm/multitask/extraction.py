@@ -42,20 +42,27 @@ WORLD_MODEL_NETWORKS = ("encoder", "dynamics", "reward", "termination")
 
 
 def check_tasks_of(env: GymEnv | VecEnv | None, policy: PWMPolicy) -> None:
-    """Check that environments of :class:`sb3_pwm.multitask.envs.PaddedTaskEnv` number the tasks as the policy does.
+    """Check that environments of :class:`sb3_pwm.multitask.envs.PaddedTaskEnv` have the policy's tasks.
 
-    :raises ValueError: if they do not; their spaces do not tell.
+    :raises ValueError: if their numbers or sizes are others; their spaces do not tell.
     """
     if not isinstance(policy, MultiTaskPolicy) or env is None:
         return
     vec_env = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
-    if not (vec_env.has_attr("name") and vec_env.has_attr("task_id")):
+    attributes = ("name", "task_id", "n_observations", "n_actions")
+    if not all(map(vec_env.has_attr, attributes)):
         return
-    names = dict(enumerate(policy.task_set.names))
-    for name, number in zip(vec_env.get_attr("name"), vec_env.get_attr("task_id"), strict=True):
-        own = names.get(number)
+    tasks = dict(enumerate(policy.task_set))
+    for name, number, *sizes in zip(*map(vec_env.get_attr, attributes), strict=True):
+        own = tasks[number].name if number in tasks else None
         if own != name:
             raise ValueError(f"task {number} of the environment is {name!r}; task {number} of the model is {own!r}")
+        known = [tasks[number].observation_size, tasks[number].action_size]
+        if sizes != known:
+            raise ValueError(
+                f"task {name!r} of the environment has {sizes[0]} observations and {sizes[1]} actions; that of the "
+                f"model has {known[0]} and {known[1]}"
+            )
 
 
 def extract(

@@ -7,6 +7,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule
 
+from sb3_pwm.checks import check_integer
 from sb3_pwm.multitask.tasks import TaskSet
 from sb3_pwm.nn.task_context import TaskContext, TaskFeatures, task_ids
 from sb3_pwm.observations import at_steps
@@ -44,6 +45,7 @@ class MultiTaskPolicy(PWMPolicy):
         **kwargs: Any,
     ) -> None:
         self.task_set = without_envs(task_set)
+        check_integer("task_embedding_dim", task_embedding_dim, 1)
         self.task_embedding_dim = task_embedding_dim
         check_numbers(action_space)
         found = (observation_space, action_space.shape)

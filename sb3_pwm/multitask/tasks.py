@@ -1,7 +1,7 @@
 """Task sets: what the tasks of a multi-task model are called, in which order they come and how large they are."""
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,6 +121,8 @@ class TaskSet(Sequence[Task]):
         :raises TypeError: if a space is no Box (observations: or Dict of Boxes) with one axis; names the task.
         :raises ValueError: if actions cannot be rescaled from their bounds.
         """
+        if not isinstance(envs, Mapping):
+            raise TypeError(f"envs must be a dictionary of environments by task name, not {envs!r}")
         tasks = [Task.from_env(name, env) for name, env in envs.items()]
         return cls(tasks, min_observation_size=min_observation_size, min_action_size=min_action_size)
 
@@ -275,3 +277,15 @@ def _make(name: str, env: EnvFactory | None, render_mode: str | None) -> gym.Env
 def _masks(sizes: list[int], size: int) -> np.ndarray:
     """Return (n, size) float32 rows that begin with as many ones as ``sizes`` says."""
     return (np.arange(size) < np.array(sizes)[:, None]).astype(np.float32)
+
+
+def check_folder_names(names: Iterable[str], taken: str | None = None) -> None:
+    """Check that each task's files can lie in a folder of its name.
+
+    :param names: names of the tasks.
+    :param taken: a name that stands for something else.
+    :raises ValueError: if a name would lead elsewhere.
+    """
+    for name in names:
+        if name in (".", "..", taken) or set(name) & set("/\\\0"):
+            raise ValueError(f"the task {name!r} needs another name: its files are kept in a folder that is called so")

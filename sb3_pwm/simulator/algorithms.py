@@ -10,17 +10,27 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecEnvWrapper,
+    VecMonitor,
+    unwrap_vec_normalize,
+)
 
 from sb3_pwm.buffers import ALL
 from sb3_pwm.compute.compilation import TorchCompile
 from sb3_pwm.compute.distributed import Part
 from sb3_pwm.pwm import DEFAULT_LEARNING_RATE, PWM
+from sb3_pwm.replay.watched_env import WatchedEnv
 from sb3_pwm.simulator.policy import SHACPolicy, TrueDynamicsPolicy
 from sb3_pwm.type_aliases import SequenceSamples
 
 SHAC_LEARNING_RATE = LinearSchedule(2e-3, 1e-5, end_fraction=1.0)
-OWN_WRAPPERS = {"Monitor", "TimeLimit", "OrderEnforcing", "PassiveEnvChecker"}  # which change neither step nor reward
+# Which change neither step nor reward; those of gymnasium and SB3
+OWN_WRAPPERS = {"Monitor", "TimeLimit", "OrderEnforcing", "PassiveEnvChecker"}
+OWN_VECTORS = (DummyVecEnv, SubprocVecEnv, VecMonitor, WatchedEnv)
 
 
 class TrueDynamicsPWM(PWM):
@@ -84,7 +94,8 @@ class TrueDynamicsPWM(PWM):
     def _checked_simulator(self, env: VecEnv) -> str:
         """Return the specification of an environment's simulator, which must be the one that is known, if one is."""
         spec = simulator_of(env)
-        if self.policy_kwargs.get("simulator", spec) != spec:
+        known = self.policy_kwargs.get("simulator")
+        if known is not None and _bare(EnvSpec.from_json(known)).to_json() != spec:
             raise ValueError("the environment is not the one whose steps this model learns through")
         return spec
 
@@ -216,14 +227,26 @@ def simulator_of(env: VecEnv) -> str:
     """
     if unwrap_vec_normalize(env) is not None:
         raise ValueError("the true dynamics read the state from observations, which VecNormalize changes; leave it out")
+    inner: VecEnv | VecEnvWrapper = env
+    while True:
+        if not isinstance(inner, OWN_VECTORS):
+            raise ValueError(
+                f"the environment is wrapped in {type(inner).__name__}, which its simulator knows nothing of; allowed: "
+                "DummyVecEnv, SubprocVecEnv, VecMonitor"
+            )
+        if not isinstance(inner, VecEnvWrapper):
+            break
+        inner = inner.venv
     specs = env.get_attr("spec")
     if any(spec is None for spec in specs):
         raise ValueError("the environment has no specification from which its simulator could be made; use gym.make")
-    wrappers = {wrapper.name for spec in specs for wrapper in spec.additional_wrappers} - OWN_WRAPPERS
-    if wrappers:
-        raise ValueError(
-            f"the environment is wrapped in {', '.join(sorted(wrappers))}, which its simulator knows nothing of"
-        )
+    for wrapper in (wrapper for spec in specs for wrapper in spec.additional_wrappers):
+        package = wrapper.entry_point.partition(".")[0]
+        if wrapper.name not in OWN_WRAPPERS or package not in ("gymnasium", "stable_baselines3"):
+            raise ValueError(
+                f"the environment is wrapped in {wrapper.name} of {wrapper.entry_point.partition(':')[0]}, which its "
+                "simulator knows nothing of"
+            )
     if any(callable(spec.entry_point) for spec in specs):
         raise ValueError('the environment is registered by a class; register it by its name, "module:Class"')
     bare = {_bare(spec).to_json() for spec in specs}
@@ -233,8 +256,9 @@ def simulator_of(env: VecEnv) -> str:
 
 
 def _bare(spec: EnvSpec) -> EnvSpec:
-    """Return a specification without wrappers and without how it is drawn."""
+    """Return a specification without wrappers, time limit, and how it is drawn: what steps depend on."""
     spec = copy.deepcopy(spec)
+    spec.max_episode_steps = None
     spec.additional_wrappers = ()
     spec.kwargs = {name: value for name, value in spec.kwargs.items() if name not in ("render_mode", "width", "height")}
     return spec
