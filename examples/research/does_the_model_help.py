@@ -235,9 +235,12 @@ def read(path: Path) -> list[dict[str, str]]:
 def plot(options: argparse.Namespace) -> None:
     """Draw the learning curves and the gradients."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     runs: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in read(options.results / "curves.csv"):
+        if not float(row["n_updates"] or 0):
+            continue  # nothing has been learnt yet, and an axis of logarithms has no place for it
         runs.setdefault((row["env"], row["algorithm"], row["seed"]), []).append(row)
     envs = sorted({env for env, _, _ in runs})
     figure, axes = plt.subplots(2, len(envs), figsize=(4.4 * len(envs), 6), squeeze=False, layout="constrained")
@@ -248,9 +251,10 @@ def plot(options: argparse.Namespace) -> None:
             style: dict[str, Any] = {"color": COLORS[label], "alpha": 0.8, "marker": ".", "label": NAMES[label]}
             returns = [float(row["return_mean"]) for row in rows]
             for line, name in enumerate(("n_updates", "cpu_seconds")):
-                axes[line, column].plot([float(row[name] or "nan") for row in rows], returns, **style)
+                axes[line, column].plot([float(row[name]) for row in rows], returns, **style)
         for line, name in enumerate(("policy updates", "CPU seconds of training")):
             axes[line, column].set(xlabel=name, ylabel=f"return in {env}", xscale="log")
+            axes[line, column].xaxis.set_minor_formatter(NullFormatter())
     _legend(figure, axes)
     figure.savefig(options.out / "does-the-model-help-learning.png", dpi=110)
 
