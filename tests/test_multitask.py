@@ -20,6 +20,7 @@ from sb3_pwm.datasets import from_arrays, from_tasks
 from sb3_pwm.imagination import imagine
 from sb3_pwm.learner import MAX_GRAD_NORM
 from sb3_pwm.multitask.envs import single_task_env, task_vec_env
+from sb3_pwm.multitask.extraction import of_task, spaces_of_task
 from sb3_pwm.multitask.policies import ExtractedPolicy
 from sb3_pwm.multitask.tasks import Task, TaskSet, check_folder_names
 from sb3_pwm.networks import Actor, EntropyCoefficient
@@ -367,6 +368,28 @@ def test_environments_of_other_sizes_are_refused() -> None:
         PWM("MultiTaskPolicy", task_vec_env(swapped), policy_kwargs=TINY, **SMALL)
     with pytest.raises(ValueError, match=message):
         model_of().set_env(task_vec_env(swapped))
+
+
+def test_tasks_may_change_columns() -> None:
+    """A task's steps are found by its number, and its episodes end where its environment was exchanged."""
+    model = model_of(steps=40)
+    for names in (["large", "small"], ["small", "large", "small", "large"]):
+        model.set_env(DummyVecEnv([partial(single_task_env, TASKS, name) for name in names]))
+        model.learn(20, reset_num_timesteps=False)
+    buffer: Any = model.sequences
+    own = of_task(buffer, TASKS, "large", *spaces_of_task(TASKS, "large", None))
+    expected = []
+    for column in range(buffer.n_envs):
+        for age in range(buffer.size()):
+            row = (buffer.oldest + age) % buffer.buffer_size
+            if buffer.observations["task"][row, column] == TASKS.task_id("large"):
+                expected.append(buffer.observations["observation"][row, column, :4])
+    assert own.n_envs == 1
+    np.testing.assert_array_equal(own.observations[: own.size(), 0], expected)
+    follows = (own.next_observations[:-1] == own.observations[1:]).all(-1)
+    assert (follows | (own.dones[:-1] == 1)).all()
+    assert own.dones[-1] == 1
+    assert model.extract("large", 2)._n_updates == 2
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5])

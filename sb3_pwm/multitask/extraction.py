@@ -244,13 +244,14 @@ def of_task(
 ) -> SequenceReplayBuffer:
     """Return what a padded buffer holds of one task, in the task's own spaces.
 
-    :param buffer: buffer with observations of :attr:`TaskSet.observation_space`, each column of one task.
+    :param buffer: buffer with observations of :attr:`TaskSet.observation_space`.
     :param task_set: the tasks.
     :param name: name of the task.
     :param observation_space: Box of the task's own observations.
     :param action_space: Box of the task's own actions.
-    :return: a copy, with as many environments as there are columns of the task.
-    :raises ValueError: if there are no data of the task, or a column holds several tasks.
+    :return: a copy, with as many environments as there are columns of the task; with one, if a column holds other
+        tasks too, as after ``set_env`` with the tasks in another order.
+    :raises ValueError: if there are no data of the task.
     """
     stored: Any = buffer.observations
     tasks = stored["task"][: buffer.size()].reshape(buffer.size(), buffer.n_envs)
@@ -258,16 +259,24 @@ def of_task(
     columns = np.flatnonzero(has_task.any(0))
     if not len(columns):
         raise ValueError(f"the replay buffer holds no data of task {name!r}")
-    if not has_task[:, columns].all():
-        raise ValueError(f"task {name!r} shares an environment's column of the replay buffer with other tasks")
-    own = SequenceReplayBuffer(
-        buffer.buffer_size * len(columns), observation_space, action_space, buffer.device, n_envs=len(columns)
-    )
     task = task_set[task_set.task_id(name)]
+    if has_task[:, columns].all():
+        rows: Any = slice(None)
+        capacity, pos, full, n_envs = buffer.buffer_size, buffer.pos, buffer.full, len(columns)
+    else:  # in one column, one environment's steps behind the other's
+        order = (buffer.oldest + np.arange(buffer.size())) % buffer.buffer_size
+        places, ages = np.nonzero(has_task[order].T)
+        rows, columns = order[ages][:, None], places[:, None]
+        capacity, pos, full, n_envs = len(rows), 0, True, 1
+    own = SequenceReplayBuffer(capacity * n_envs, observation_space, action_space, buffer.device, n_envs=n_envs)
     for key in ("observations", "next_observations"):
-        setattr(own, key, getattr(buffer, key)["observation"][:, columns, : task.observation_size])
-    own.actions = buffer.actions[:, columns, : task.action_size]
+        setattr(own, key, getattr(buffer, key)["observation"][rows, columns][..., : task.observation_size].copy())
+    own.actions = buffer.actions[rows, columns][..., : task.action_size].copy()
     for key in ("rewards", "dones", "timeouts"):
-        setattr(own, key, getattr(buffer, key)[:, columns])
-    own.pos, own.full = buffer.pos, buffer.full
+        setattr(own, key, getattr(buffer, key)[rows, columns].copy())
+    own.pos, own.full = pos, full
+    if not isinstance(rows, slice):
+        goes_on = (np.diff(places, append=-1) == 0) & (np.diff(ages, append=-1) == 1)
+        own.timeouts[~goes_on & (own.dones[:, 0] == 0), 0] = 1
+        own.dones[~goes_on, 0] = 1
     return own
