@@ -386,6 +386,7 @@ def test_time_limits_may_differ(tmp_path: Path) -> None:
     model.set_env(gym.make("InvertedPendulum-v5", max_episode_steps=30))
     model.save(tmp_path / "model")
     TrueDynamicsPWM.load(tmp_path / "model", env=gym.make("InvertedPendulum-v5", max_episode_steps=50))
+    TrueDynamicsPWM("MlpPolicy", gym.make("InvertedPendulum-v5", reset_noise_scale=np.float32(0.5)), **TINY)
 
 
 def test_the_arguments_of_the_environment_count() -> None:

@@ -260,5 +260,6 @@ def _bare(spec: EnvSpec) -> EnvSpec:
     spec = copy.deepcopy(spec)
     spec.max_episode_steps = None
     spec.additional_wrappers = ()
-    spec.kwargs = {name: value for name, value in spec.kwargs.items() if name not in ("render_mode", "width", "height")}
+    kwargs = {name: value for name, value in spec.kwargs.items() if name not in ("render_mode", "width", "height")}
+    spec.kwargs = {name: value.item() if isinstance(value, np.generic) else value for name, value in kwargs.items()}
     return spec

@@ -36,8 +36,8 @@ def state_layout(env: gym.Env[Any, Any]) -> StateLayout:
     model: Any = getattr(env.unwrapped, "model", None)
     if setter is None or not isinstance(structure, dict) or not {"qpos", "qvel"} <= set(structure):
         raise ValueError(
-            f"the observation of {name} does not say where it holds positions and velocities, so that what is imagined "
-            "cannot be drawn; allowed: MuJoCo environments with observation_structure (Gymnasium's version 5 of "
+            f"the observation of {name} does not say where it holds positions and velocities, so that no state can be "
+            "set from it; allowed: MuJoCo environments with observation_structure (Gymnasium's version 5 of "
             "HalfCheetah, Hopper, Walker2d, Ant, Humanoid, HumanoidStandup, Swimmer, InvertedPendulum)"
         )
     layout = StateLayout(structure.get("skipped_qpos", 0), structure["qpos"], structure["qvel"])
