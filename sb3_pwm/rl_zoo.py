@@ -69,7 +69,7 @@ def convert_pwm_params(sampled: dict[str, Any]) -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     """Run one of the Zoo's commands.
 
-    :param arguments: its name, and its arguments; without a file of its own training has ``hyperparams``.
+    :param arguments: its name, and its arguments; without a configuration file training has ``hyperparams``.
     """
     if not arguments or arguments[0] not in COMMANDS:
         sys.exit(f"usage: python -m sb3_pwm.rl_zoo {{{','.join(COMMANDS)}}} --algo pwm ...")
