@@ -270,10 +270,10 @@ def of_task(
         capacity, pos, full, n_envs = len(rows), 0, True, 1
     own = SequenceReplayBuffer(capacity * n_envs, observation_space, action_space, buffer.device, n_envs=n_envs)
     for key in ("observations", "next_observations"):
-        setattr(own, key, getattr(buffer, key)["observation"][rows, columns][..., : task.observation_size].copy())
-    own.actions = buffer.actions[rows, columns][..., : task.action_size].copy()
+        setattr(own, key, getattr(buffer, key)["observation"][rows, columns, : task.observation_size])
+    own.actions = buffer.actions[rows, columns, : task.action_size]
     for key in ("rewards", "dones", "timeouts"):
-        setattr(own, key, getattr(buffer, key)[rows, columns].copy())
+        setattr(own, key, getattr(buffer, key)[rows, columns])
     own.pos, own.full = pos, full
     if not isinstance(rows, slice):
         goes_on = (np.diff(places, append=-1) == 0) & (np.diff(ages, append=-1) == 1)

@@ -14,7 +14,6 @@ from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     SubprocVecEnv,
     VecEnv,
-    VecEnvWrapper,
     VecMonitor,
     unwrap_vec_normalize,
 )
@@ -30,7 +29,6 @@ from sb3_pwm.type_aliases import SequenceSamples
 SHAC_LEARNING_RATE = LinearSchedule(2e-3, 1e-5, end_fraction=1.0)
 # Which change neither step nor reward; those of gymnasium and SB3
 OWN_WRAPPERS = {"Monitor", "TimeLimit", "OrderEnforcing", "PassiveEnvChecker"}
-OWN_VECTORS = (DummyVecEnv, SubprocVecEnv, VecMonitor, WatchedEnv)
 
 
 class TrueDynamicsPWM(PWM):
@@ -227,16 +225,14 @@ def simulator_of(env: VecEnv) -> str:
     """
     if unwrap_vec_normalize(env) is not None:
         raise ValueError("the true dynamics read the state from observations, which VecNormalize changes; leave it out")
-    inner: VecEnv | VecEnvWrapper = env
-    while True:
-        if not isinstance(inner, OWN_VECTORS):
-            raise ValueError(
-                f"the environment is wrapped in {type(inner).__name__}, which its simulator knows nothing of; allowed: "
-                "DummyVecEnv, SubprocVecEnv, VecMonitor"
-            )
-        if not isinstance(inner, VecEnvWrapper):
-            break
+    inner = env
+    while isinstance(inner, VecMonitor | WatchedEnv):
         inner = inner.venv
+    if not isinstance(inner, DummyVecEnv | SubprocVecEnv):
+        raise ValueError(
+            f"the environment is wrapped in {type(inner).__name__}, which its simulator knows nothing of; allowed: "
+            "DummyVecEnv, SubprocVecEnv, VecMonitor"
+        )
     specs = env.get_attr("spec")
     if any(spec is None for spec in specs):
         raise ValueError("the environment has no specification from which its simulator could be made; use gym.make")
