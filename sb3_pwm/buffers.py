@@ -44,6 +44,7 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     _device_copy: DeviceCopy | None = None
     _stays_on_host = False
+    lost_beginnings: tuple[tuple[int, int], ...] = ()  # (row, column) of steps after a cut within their episode
     observations: Any = Fetched()
     next_observations: Any = Fetched()
     actions: Any = Fetched()
@@ -93,6 +94,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         """Forget all steps."""
         self.fetch()
         super().reset()
+        self.lost_beginnings = ()
 
     def add(self, obs: Any, next_obs: Any, action: Any, *args: Any, **kwargs: Any) -> None:
         """Store a step of every environment, as SB3's buffers do; as a whole or not at all if interrupted.

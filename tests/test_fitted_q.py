@@ -17,6 +17,7 @@ from sb3_pwm.diagnostics import fitted_q
 from sb3_pwm.diagnostics.fitted_q import find_episodes, half_width, hold_out
 from sb3_pwm.multitask.tasks import Task, TaskSet
 from sb3_pwm.offline import spaces_only
+from sb3_pwm.replay.columns import with_columns
 
 GAMMA = 0.5
 PLACES = np.eye(4, dtype=np.float32)
@@ -123,6 +124,21 @@ def test_episodes_by_hand() -> None:
     assert episodes.whole.all()
     data.dones[5] = 0  # the newest steps
     assert find_episodes(data).whole.tolist() == [True, False, True, True, False]
+
+
+def test_what_another_number_of_environments_cuts_is_not_whole() -> None:
+    data = walk(n_episodes=3)  # 9 steps; the first of 5 + 4 is left out
+    halves = with_columns(data, 2)
+    episodes = find_episodes(halves)
+    assert episodes.length.tolist() == [2, 2, 1, 3]
+    assert episodes.whole.tolist() == [False, True, False, True]  # the second is cut off after two steps, by a time-out
+    joined = find_episodes(with_columns(halves, 1))  # the cut stays known, and a beginning that was left out
+    assert joined.length.tolist() == [2, 2, 1, 3]
+    assert joined.whole.tolist() == [False, True, False, True]
+    full = with_columns(walk(n_episodes=3, n_envs=2, capacity=7), 1)  # each column: 1 of an episode, 3 and 3
+    assert find_episodes(full).length.tolist() == [1, 3, 3, 1, 3, 3]
+    assert find_episodes(full).whole.tolist() == [False, True, True, False, True, True]
+    assert with_columns(walk(n_episodes=1), 4).size() == 0
 
 
 def test_a_full_buffer_may_have_lost_a_beginning() -> None:

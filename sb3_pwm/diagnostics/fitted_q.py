@@ -68,7 +68,8 @@ class Episodes(NamedTuple):
 def find_episodes(buffer: SequenceReplayBuffer) -> Episodes:
     """Find the episodes of a replay buffer.
 
-    A full buffer may have lost the beginning of the oldest episode of each column, which so never counts as whole.
+    A full buffer may have lost the beginning of the oldest episode of each column, which so never counts as whole;
+    neither does one that was cut when the buffer was made for another number of environments.
 
     :param buffer: holds at least one step.
     """
@@ -78,6 +79,8 @@ def find_episodes(buffer: SequenceReplayBuffer) -> Episodes:
     first = np.flatnonzero(begins)
     length = np.diff(first, append=begins.size)
     has_beginning = (first % buffer.size() > 0) | (not buffer.full)
+    ages = [(column, (row - buffer.oldest) % buffer.buffer_size) for row, column in buffer.lost_beginnings]
+    has_beginning &= ~np.isin(first, [column * buffer.size() + age for column, age in ages])
     return Episodes(first, length, has_beginning & ends.ravel()[first + length - 1])
 
 
