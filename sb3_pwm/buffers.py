@@ -294,8 +294,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         if self._device_copy is not None:
             if self._device_copy.device == self.device:
                 return True
-            self.fetch()
-            self._device_copy = None  # the buffer has moved
+            self.drop_device_copy()  # the buffer has moved
         if self._stays_on_host or self.device.type not in COPY_DEVICES:
             return False
         if any(isinstance(array, np.memmap) for array in self._arrays().values()):
