@@ -391,7 +391,7 @@ def check_replay_buffer(buffer: Any, name: str = "the replay buffer") -> None:
 
     :param buffer: replay buffer.
     :param name: what it is, for messages.
-    :raises TypeError: if it is no SB3 replay buffer.
+    :raises TypeError: if it is not an SB3 replay buffer.
     :raises ValueError: if it lacks ``next_observations``, another algorithm made it so that it cannot tell time-outs
         from terminations, or its actions have bounds from which they cannot be rescaled.
     """

@@ -33,7 +33,7 @@ class ModelGapCallback(BaseCallback):
     :param verbose: 1 prints every gap.
     :raises ValueError: if a number is not positive; when learning starts, if the shapes of the environment's spaces
         are not the model's, or only one of the two environments has a ``VecNormalize``.
-    :raises TypeError: when learning starts, if ``eval_env`` is no environment.
+    :raises TypeError: when learning starts, if ``eval_env`` is not an environment.
     """
 
     def __init__(

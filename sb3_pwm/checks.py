@@ -128,7 +128,7 @@ def check_target_entropy(value: float | str, codes: ActionCodes | None) -> None:
 def initial_ent_coef(value: Any) -> float | None:
     """Return the number that a learnt ``ent_coef="auto_<number>"`` starts from; None for all other values.
 
-    :raises ValueError: if it is no positive number.
+    :raises ValueError: if it is not a positive number.
     """
     if not isinstance(value, str) or not value.startswith("auto_"):
         return None
@@ -272,7 +272,7 @@ def check_train_freq(value: Any, n_envs: int) -> None:
     frequency, unit = value if isinstance(value, tuple) and len(value) == 2 else (value, "step")
     unit = getattr(unit, "value", unit)  # of SB3's enumeration
     if isinstance(frequency, bool) or not isinstance(frequency, int | np.integer):
-        raise TypeError(f"train_freq={value!r} is no number of steps; {allowed}")
+        raise TypeError(f"train_freq={value!r} is not a number of steps; {allowed}")
     if frequency < 1 or unit not in ("step", "episode"):
         raise ValueError(f"train_freq={value!r} is out of range; {allowed}")
     if unit == "episode" and n_envs > 1:
@@ -282,7 +282,7 @@ def check_train_freq(value: Any, n_envs: int) -> None:
 def check_action_space(action_space: spaces.Space[Any]) -> spaces.Box:
     """Return an action space, now known to be a Box of floats that can be rescaled to [-1, 1].
 
-    :raises TypeError: if it is no Box.
+    :raises TypeError: if it is not a Box.
     :raises ValueError: if it holds no floats (others would be stored as what was not taken), or as
         :func:`check_action_bounds` says.
     """

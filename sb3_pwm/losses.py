@@ -206,8 +206,8 @@ def pessimistic_values(values: torch.Tensor, pessimism: float) -> torch.Tensor:
 
     .. math:: V = (1 - \beta) \frac{1}{K} \sum_i V_i + \beta \min_i V_i
 
-    What this takes off the mean adds up over the steps that values look ahead: to many rewards, at a discount near 1.
-    Only the end of an episode keeps its exact value, 0, and a policy ends it where all that is left seems worth less.
+    The bias accumulates over 1 / (1 - gamma) steps. Terminal states keep their exact value of 0, so too much pessimism
+    makes ending the episode look best.
 
     :param values: (K, ...) values of K critics.
     :param pessimism: :math:`\beta` in [0, 1].
@@ -261,12 +261,12 @@ def replay_targets(
 
 
 def critic_gap(values: torch.Tensor, gamma: float, probs: torch.Tensor | None = None) -> torch.Tensor:
-    r"""Return what the critics' disagreement could take off their values, as a share of these.
+    r"""Return how much the critics' disagreement could lower their values, as a share of these.
 
     .. math:: \frac{E[\max_i V_i - \min_i V_i]}{(1 - \gamma)\, E|V|}
 
-    Whatever pessimism takes off one step's target is taken off 1 / (1 - gamma) times in a value. Far above 1 the sign
-    of a value may come from it alone.
+    What pessimism subtracts from one step's target, it subtracts 1 / (1 - gamma) times from a value. Far above 1 the
+    sign of a value may come from it alone.
 
     :param values: (K, ...) values of K critics.
     :param gamma: discount in (0, 1]; with 1 it is taken off 1,000 times.

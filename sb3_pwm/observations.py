@@ -58,7 +58,7 @@ def are_tensors(observations: Any) -> bool:
 
 
 def on_host(values: Any) -> Any:
-    """Return tensors as arrays, also those in dictionaries; what is no tensor stays as it is."""
+    """Return tensors as arrays, also those in dictionaries; what is not a tensor stays as it is."""
     if isinstance(values, dict):
         return {key: on_host(value) for key, value in values.items()}
     return values.detach().cpu().numpy()[()] if isinstance(values, torch.Tensor) else values

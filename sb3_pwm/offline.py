@@ -75,7 +75,7 @@ def arguments_for(dataset: ReplayBuffer, wrap: Callable[[GymEnv], VecEnv], given
     :param dataset: replay buffer.
     :param wrap: wraps an environment as SB3's algorithms do.
     :param given: what differs from the defaults of :meth:`sb3_pwm.PWM.from_dataset`.
-    :raises TypeError: if ``dataset`` is no replay buffer, or ``given`` holds what the data set decides.
+    :raises TypeError: if ``dataset`` is not a replay buffer, or ``given`` holds what the data set decides.
     :raises ValueError: if windows cannot be drawn from it, or its images have their channels last.
     """
     check_replay_buffer(dataset)
@@ -106,7 +106,7 @@ def model_of(
         those of ``gamma`` and ``pessimism`` are 0.995 and 1, and those of ``n_dynamics`` and ``n_critics`` in
         ``policy_kwargs`` are 3.
     :return: the model; :meth:`sb3_pwm.PWM.learn_offline` trains it, ``set_env`` and ``learn`` go on in an environment.
-    :raises TypeError: if ``dataset`` is no replay buffer, or ``given`` holds what the data set decides.
+    :raises TypeError: if ``dataset`` is not a replay buffer, or ``given`` holds what the data set decides.
     :raises ValueError: if windows cannot be drawn from it, or its images have their channels last.
     """
     arguments = arguments_for(dataset, kind._wrap_env, given)

@@ -69,8 +69,8 @@ def check_sac_arguments(kind: type, given: Mapping[str, Any]) -> None:
 class ActorOfObservations(LatentActor):
     """An actor that takes observations when it is called, as SAC's does.
 
-    The way from observations to latents belongs to the policy, which is no part of this module: it is neither among its
-    parameters nor in its ``state_dict``, and a copy of the actor alone has none.
+    The encoder belongs to the policy, which is not part of this module: it is neither among its parameters nor in its
+    ``state_dict``, and a copy of the actor alone has none.
     """
 
     def join(self, policy: Any, *, keep: bool = False) -> None:

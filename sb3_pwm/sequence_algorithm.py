@@ -74,7 +74,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def _checked_buffer(self, buffer: ReplayBuffer, *names: str) -> SequenceReplayBuffer:
         """Return a buffer as one that gives windows; what SB3's own holds is checked, and ends where it breaks off.
 
-        :raises TypeError: if it is no replay buffer.
+        :raises TypeError: if it is not a replay buffer.
         :raises ValueError: if it cannot give windows, differs from the model in one of the named attributes, or holds
             what :func:`sb3_pwm.replay.checks.check_values` or :func:`sb3_pwm.replay.checks.find_breaks` refuse.
         """
@@ -383,7 +383,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             or PyTorch's own, and functions, must then be given in ``kwargs`` or ``custom_objects``.
         :param kwargs: constructor arguments to change.
         :raises FileNotFoundError: if there is no such file.
-        :raises TypeError: if a keyword is no constructor argument, or another algorithm has saved the file.
+        :raises TypeError: if a keyword is not a constructor argument, or another algorithm has saved the file.
         :raises ValueError: if the file is damaged, holds other parameters than this version of the model has, or
             needs what ``weights_only`` does not read; names it.
         """

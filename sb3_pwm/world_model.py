@@ -19,7 +19,7 @@ from sb3_pwm.type_aliases import Observations
 SKIP_OFFSET = 0.1  # keeps the logarithm of residual dynamics, and its slope, bounded where a latent is nearly 0
 OBSERVATION_COEF = 2.0  # weight of the observation head's error, by default
 READ_FEATURES = 1_000  # of observations, at most, by default: more take too much time
-READ_TOGETHER = 30.0  # numbers, foretold in full, that share one weight; of more each has a 30th
+READ_TOGETHER = 30.0  # fully predictable dimensions that share a weight of 1; of more, each has a 30th
 TWO_HOT_RANGE = 10.0  # the bins cover symlog(reward) in [-10, 10]: rewards up to 22,025 reward scales
 
 
@@ -28,7 +28,8 @@ class WorldModel(nn.Module):
 
     Where nothing in front of the encoder is trained, as with observations that are vectors, a linear head reads the
     observations back from the latents. Nothing uses what it reads: it keeps in the latents what rewards do not show.
-    What nobody can foretell, such as forces of contacts, would fill them with noise: see :meth:`weigh_observations`.
+    Unpredictable dimensions (contact forces, say) would fill the latents with noise, so :meth:`weigh_observations`
+    gives them small weights.
 
     :param features: module that turns observations into (N, features_dim) features, trained with the model. A model of
         several tasks has one that knows them, see :class:`sb3_pwm.nn.task_context.TaskFeatures`.
@@ -183,10 +184,11 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def weigh_observations(self, observations: Observations, actions: torch.Tensor, following: Observations) -> None:
-        """Weigh each number's error by its share of variance that a linear model foretells one step ahead.
+        """Weight each dimension's error by how predictable it is.
 
-        Divided by the shares' sum S, as long as this is between 1 and 30: the weights' sum is 1 there, S below, and
-        S / 30 above. See :func:`sb3_pwm.nn.predictability.linear_predictability`.
+        That is the share of its variance that a linear model predicts one step ahead, see
+        :func:`sb3_pwm.nn.predictability.linear_predictability`. The weights are the shares divided by their sum S, but
+        at least by 1 and at most by 30.
 
         :param observations: (N, *obs_shape) observations.
         :param actions: (N, A) actions.

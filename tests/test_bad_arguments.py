@@ -218,7 +218,7 @@ def test_dict_observations_need_multi_input_policy() -> None:
     ],
 )
 def test_buffer_is_too_small_for_a_batch(kwargs: dict[str, Any], message: str) -> None:
-    """As in SB3 it is no error; what can be learnt from it is learnt."""
+    """As in SB3 it is not an error; what can be learnt from it is learnt."""
     env = space_envs(kwargs.pop("n_envs", 1))
     with pytest.warns(UserWarning, match=message):
         model = make(env, **kwargs)

@@ -107,7 +107,7 @@ def old_file(original: Original) -> dict[str, Any]:
 
 
 def new_file(original: Original) -> dict[str, Any]:
-    """Contents of a file of 2025: the ensemble's parameters are named, and there is more that is no parameter."""
+    """Contents of a file of 2025: the ensemble's parameters are named, and there is more that is not a parameter."""
     names = [f"{i}.{name}" for i in (0, 1) for name in ("weight", "bias", "ln.weight", "ln.bias")]
     prefixes = ["_Qs.params.", "_detach_Qs_params.", "_target_Qs_params."]
     rest: dict[str, Any] = {"log_std_min": torch.tensor(-10.0), "log_std_dif": torch.tensor(12.0)}

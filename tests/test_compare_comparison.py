@@ -227,7 +227,9 @@ def test_returns_that_are_not_finite(bad: Any, algo: Any) -> None:
     assert comparison.scored_envs() == (["B-v0"], {"A-v0": f"a final return of {algo} is not finite"})
     assert comparison.target("A-v0") == ("td3", 130)
     seed = run.spec.seed
-    assert cautions(comparison)[0] == f"A-v0: seed {seed} of {algo} ends at {bad}: {algo} has no mean, and is no target"
+    assert (
+        cautions(comparison)[0] == f"A-v0: seed {seed} of {algo} ends at {bad}: {algo} has no mean, and is not a target"
+    )
     assert np.isfinite(comparison.iqm("pwm").value)
     assert figures.saved(figures.learning_curves(comparison, ["A-v0"], "env_steps"), "png")
     assert json.dumps(chart_data(comparison), allow_nan=False)

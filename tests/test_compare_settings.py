@@ -75,7 +75,7 @@ def test_schedules() -> None:
     schedule = parse_schedule("lin_3e-4")
     assert [schedule(progress) for progress in (1, 0.5, 0)] == pytest.approx([3e-4, 1.5e-4, 0])
     for text in ("cos_3e-4", "lin_x", "lin_"):
-        with pytest.raises(ValueError, match="is no schedule"):
+        with pytest.raises(ValueError, match="is not a schedule"):
             parse_schedule(text)
 
 
@@ -144,7 +144,7 @@ def test_noise_and_training_frequency() -> None:
         ({"n_envs": 0}, "n_envs=0"),
         ({"normalize": "yes please"}, "cannot read"),
         ({"noise_type": "pink"}, "noise_type='pink'"),
-        ({"learning_rate": "cos_1e-3"}, "learning_rate: 'cos_1e-3' is no schedule"),
+        ({"learning_rate": "cos_1e-3"}, "learning_rate: 'cos_1e-3' is not a schedule"),
         ({"batch_size": 64.5}, "SAC's batch_size must be int, not 64.5"),
         ({"batch_size": True}, "SAC's batch_size must be int, not True"),
         ({"use_sde": 1}, "SAC's use_sde must be bool, not 1"),
@@ -365,7 +365,7 @@ def test_own_hyperparameters(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no entry for Hopper-v5"):
         find_hyperparameters("sac", "Hopper-v5", file=file)
     file.write_text("a: [")
-    with pytest.raises(ValueError, match=r"mine\.yml: is no YAML"):
+    with pytest.raises(ValueError, match=r"mine\.yml: is not YAML"):
         find_hyperparameters("sac", "Hopper-v5", file=file)
 
 

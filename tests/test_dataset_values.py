@@ -152,7 +152,7 @@ def test_rows_that_follow_are_found_in_blocks(monkeypatch: pytest.MonkeyPatch) -
 def test_what_is_no_array_is_named() -> None:
     data: dict[str, Any] = flat(THREE) | {"infos": [[1], [1, 2]]}
     assert from_arrays(data, OBSERVATIONS, ACTIONS).size() == 8  # not asked for
-    with pytest.raises(ValueError, match="the data: rewards are no array"):
+    with pytest.raises(ValueError, match="the data: rewards are not an array"):
         from_arrays(data | {"rewards": [[1], [1, 2]]}, OBSERVATIONS, ACTIONS)
 
 

@@ -116,7 +116,7 @@ def test_observations_are_read_from_latents() -> None:
 
 
 class NoisyEnv(gym.ObservationWrapper[Any, Any, Any]):
-    """Add a number to observations that nobody can foretell."""
+    """Add an unpredictable number to observations."""
 
     observation_space: Any = spaces.Box(-np.inf, np.inf, (6,), np.float32)
 
@@ -126,7 +126,7 @@ class NoisyEnv(gym.ObservationWrapper[Any, Any, Any]):
 
 @pytest.mark.filterwarnings("ignore:nothing was learnt")
 @pytest.mark.parametrize("learning_starts", [400, 1_000])
-def test_what_nobody_can_foretell_and_what_never_changes_count_little(learning_starts: int) -> None:
+def test_unpredictable_and_constant_dimensions_count_little(learning_starts: int) -> None:
     model = make(NoisyEnv(TruthEnv()), learning_starts=learning_starts).learn(400)
     weights = model.policy.world_model.observation_weights
     if learning_starts > 400:

@@ -195,7 +195,7 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ((model, "--algo", "sac"), f"{model} cannot be loaded as a SAC"),
         ((sac,), "policy must be a PWMPolicy class"),
         ((noise,), f"{noise} is damaged or no zip file"),
-        ((arrays,), f"{arrays} is no model: it has no part 'data'"),
+        ((arrays,), f"{arrays} is not a model: it has no part 'data'"),
         ((model, "--vec-normalize", statistics), f"{statistics} holds no VecNormalize for Picture-v0"),
         ((model, "--vec-normalize", list_file), f"{list_file} holds no VecNormalize for Picture-v0"),
         ((model, "--vec-normalize", tmp_path / "missing.pkl"), "there is no file"),

@@ -316,7 +316,7 @@ def test_sizes(
 
 def test_a_record_that_is_none(copied: Any, here: Any, capsys: pytest.CaptureFixture[str]) -> None:
     (copied / "train" / "record.json").write_text(json.dumps({"origin": 3}))
-    assert "record.json is no record of a stage" in refused(capsys, "extract", copied)
+    assert "record.json is not a record of a stage" in refused(capsys, "extract", copied)
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_wrappers_that_keep_the_methods_below_are_seen_through_the_vec_env() -> 
 
 
 class AroundASimulator(VecEnvWrapper):
-    """As wrappers of GPU simulators, whose innermost object is no VecEnv."""
+    """As wrappers of GPU simulators, whose innermost object is not a VecEnv."""
 
     def reset(self) -> Any:
         return self.venv.reset()

@@ -86,7 +86,7 @@ def test_observations_are_read_from_latents_by_a_linear_head(world_model: WorldM
     assert_close(world_model.observation_error(latents, features), (errors**2) @ world_model.observation_weights)
 
 
-def test_observations_are_weighed_by_what_can_be_foretold_of_them(world_model: WorldModel) -> None:
+def test_observations_are_weighted_by_how_predictable_they_are(world_model: WorldModel) -> None:
     observations, actions = torch.randn(200, OBS_DIM), torch.rand(200, ACTION_DIM)
     following = torch.randn(200, OBS_DIM)
     following[:, 0] = observations[:, 1] - 2 * actions[:, 0]

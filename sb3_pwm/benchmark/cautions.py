@@ -34,7 +34,7 @@ def _not_finite(comparison: Comparison, env: str) -> Iterator[str]:
     for algo in comparison.runs[env]:
         for run, final in zip(comparison.runs[env][algo], comparison.finals(env, algo), strict=True):
             if not np.isfinite(final):
-                yield f"seed {run.spec.seed} of {algo} ends at {final}: {algo} has no mean, and is no target"
+                yield f"seed {run.spec.seed} of {algo} ends at {final}: {algo} has no mean, and is not a target"
 
 
 def _easy_target(comparison: Comparison, env: str) -> Iterator[str]:

@@ -27,7 +27,7 @@ NOISES: dict[str, type[NormalActionNoise | OrnsteinUhlenbeckActionNoise]] = {
     "normal": NormalActionNoise,
     "ornstein-uhlenbeck": OrnsteinUhlenbeckActionNoise,
 }
-# What is no argument of a constructor.
+# What is not an argument of a constructor.
 RUN_KEYS = {"n_timesteps", "policy", "n_envs", "normalize", "noise_type", "noise_std", "env_kwargs"}
 RUN_ARGUMENTS = {"policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model"}
 
@@ -112,7 +112,7 @@ def parse_schedule(value: Any) -> Any:
         return LinearSchedule(float(match[1]), 0.0, 1.0) if match else float(value)
     except ValueError:
         raise ValueError(
-            f"{value!r} is no schedule; allowed: a number, or lin_ and a number such as lin_3e-4"
+            f"{value!r} is not a schedule; allowed: a number, or lin_ and a number such as lin_3e-4"
         ) from None
 
 
@@ -121,7 +121,7 @@ def interpret(hyperparameters: Hyperparameters, algorithm: type[BaseAlgorithm]) 
 
     :param hyperparameters: one entry of such a file; ``n_timesteps`` is ignored, the plan says how long a run is.
     :param algorithm: SB3 algorithm class.
-    :raises ValueError: if a key is no argument of the algorithm, or a value cannot be read or is of the wrong type.
+    :raises ValueError: if a key is not an argument of the algorithm, or a value cannot be read or is of the wrong type.
     """
     values = dict(hyperparameters)
     for name in EXPRESSIONS:
@@ -214,7 +214,7 @@ def read_entry(text: str, *env_ids: str) -> tuple[str, Hyperparameters] | None:
     try:
         entries = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"is no YAML: {error}") from error
+        raise ValueError(f"is not YAML: {error}") from error
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise ValueError("must map environment ids to hyperparameters")
     names = (*env_ids, newest_version(env_ids[-1].rpartition("-v")[0], entries), "default")

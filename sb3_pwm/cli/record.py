@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 def env_arguments(given: Sequence[str]) -> dict[str, Any]:
     """Read ``--env-kwargs``.
 
-    :param given: of the form ``NAME:VALUE``; a value that is no Python literal is text.
+    :param given: of the form ``NAME:VALUE``; a value that is not a Python literal is text.
     :raises ValueError: if one has another form.
     """
     arguments: dict[str, Any] = {}

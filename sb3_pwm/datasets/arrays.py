@@ -50,7 +50,7 @@ def read_array(file: Any, name: str, path: str) -> np.ndarray:
     except Exception as error:  # whatever a damaged header asks for
         raise ValueError(f"cannot read {path} as .npz: {name}: {error or type(error).__name__}") from error
     if not isinstance(array, np.ndarray):
-        raise ValueError(f"cannot read {path} as .npz: {name} is no array")
+        raise ValueError(f"cannot read {path} as .npz: {name} is not an array")
     return array
 
 
@@ -166,7 +166,7 @@ def as_array(name: str, values: Any) -> np.ndarray:
     try:
         return np.asarray(values)
     except ValueError as error:
-        raise ValueError(f"{name} are no array: {error}") from error
+        raise ValueError(f"{name} are not an array: {error}") from error
 
 
 def unequal(first: np.ndarray, second: np.ndarray, dtype: np.dtype[Any] | None) -> np.ndarray:

@@ -57,7 +57,7 @@ def build_buffer(
     :param directory: keep the arrays in files in this folder, for data larger than memory; None keeps them in memory.
         Each import needs a folder of its own.
     :return: the buffer, of one environment.
-    :raises TypeError: if the action space is no Box.
+    :raises TypeError: if the action space is not a Box.
     :raises ValueError: if a space is none that policies can have, or data do not fit the spaces, are not finite, or are
         none at all.
     :raises FileExistsError: if ``directory`` holds the files of an earlier import; nothing is written then.
@@ -99,7 +99,7 @@ def new_buffer(
 
     The arguments are those of :func:`build_buffer`. If the caller fails, the buffer's files are removed.
 
-    :raises TypeError: if ``buffer_size`` is no integer.
+    :raises TypeError: if ``buffer_size`` is not an integer.
     :raises ValueError: if there are no steps, ``buffer_size`` is less, or no policy can have such observations.
     :raises FileExistsError: if ``directory`` holds one of the files already.
     :raises OSError: if there is no room for the files.

@@ -34,7 +34,7 @@ def from_minari(
     :return: the buffer, of one environment, with the data set's spaces; images get their channels first, as SB3 does it
         with those of environments.
     :raises ImportError: if minari is not installed.
-    :raises TypeError: if the action space is no Box.
+    :raises TypeError: if the action space is not a Box.
     :raises FileNotFoundError: if there is no such data set.
     :raises ValueError: if the data do not fit their spaces or are not finite, or a file is damaged, as far as that can
         be seen: Minari writes no checksums.

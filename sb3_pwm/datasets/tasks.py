@@ -23,7 +23,7 @@ def from_tasks(
     :param datasets: a replay buffer with the task's own spaces for every task, by name, see :mod:`sb3_pwm.datasets`.
     :param buffer_size: capacity in steps of each task; None for the length of the longest data set.
     :return: replay buffer with as many environments as there are tasks, in the order of the set.
-    :raises TypeError: if one is no replay buffer, or ``buffer_size`` no integer.
+    :raises TypeError: if one is not a replay buffer, or ``buffer_size`` no integer.
     :raises ValueError: if a task has no data, there are data of an unknown task, spaces have other sizes, or
         ``buffer_size`` is too small.
     """
@@ -49,8 +49,8 @@ def from_tasks(
 def check_sizes(task: Task, dataset: ReplayBuffer) -> None:
     """Check that a data set has a task's own sizes.
 
-    :raises TypeError: if it is no replay buffer.
-    :raises ValueError: if it has other sizes, or spaces that are no Box.
+    :raises TypeError: if it is not a replay buffer.
+    :raises ValueError: if it has other sizes, or spaces that are not a Box.
     """
     check_own_spaces(task.name, dataset)
     shapes = (dataset.observation_space.shape, dataset.action_space.shape)

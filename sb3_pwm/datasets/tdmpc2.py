@@ -54,7 +54,7 @@ def from_tdmpc2(
     :return: the buffer, of one environment.
     :raises ImportError: if tensordict is not installed.
     :raises FileNotFoundError: if there is no such file.
-    :raises ValueError: if a space is no vector space; if a file is damaged, is no such data file or holds foreign
+    :raises ValueError: if a space is not a vector space; if a file is damaged, is no such data file or holds foreign
         classes; if no file holds the task, or there are several tasks and ``task`` is None, or several sizes and no
         space says which part is the task's.
     :raises FileExistsError: if ``directory`` holds the files of an earlier import; nothing is written then.

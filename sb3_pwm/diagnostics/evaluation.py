@@ -39,7 +39,7 @@ def model_errors(
     :return: (T,) arrays of the errors 1 ... T steps ahead, see
         :func:`sb3_pwm.diagnostics.open_loop.open_loop_errors`: ``latent`` (1 is no better than predicting no change),
         ``reward`` (1 is no better than the mean) and ``termination`` (cross-entropy in nats).
-    :raises TypeError: if the data set is no replay buffer.
+    :raises TypeError: if the data set is not a replay buffer.
     :raises ValueError: if a number is out of range, the spaces differ or the data are shorter than ``horizon``.
     """
     check_integer("horizon", horizon, 1)

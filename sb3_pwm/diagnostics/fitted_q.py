@@ -296,7 +296,7 @@ def estimate_return(
     :param seed: of all that is drawn, the global generators stay as they are; compare policies with the same one.
     :param progress_bar: show progress.
     :return: estimate and interval.
-    :raises TypeError: if the data set is no replay buffer.
+    :raises TypeError: if the data set is not a replay buffer.
     :raises ValueError: if a number is out of range, the spaces differ, or there are too few whole episodes or several
         tasks.
     :raises FloatingPointError: if a loss or gradient of the Q functions is not finite.

@@ -35,7 +35,7 @@ def check_archive(file: BinaryIO, name: str) -> None:
 
     :param file: the open file; its position stays.
     :param name: of the file, for messages.
-    :raises ValueError: if it is no zip file, or a member is damaged.
+    :raises ValueError: if it is not a zip file, or a member is damaged.
     """
     position = file.tell()
     try:

@@ -95,7 +95,7 @@ def opened_model(path: Path | io.BufferedIOBase) -> Iterator[tuple[BinaryIO, str
 def read_record(archive: zipfile.ZipFile, name: str) -> dict[str, Any] | None:
     """Return the record of a model's file; None for one of an earlier revision.
 
-    :raises ValueError: if it is no record.
+    :raises ValueError: if it is not a record.
     """
     if RECORD not in archive.namelist():
         return None
@@ -103,7 +103,7 @@ def read_record(archive: zipfile.ZipFile, name: str) -> dict[str, Any] | None:
         record = json.loads(archive.read(RECORD))
         return {key: dict(record[key]) for key in ("crc32", "descriptions")}
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{name} is damaged: its part {RECORD!r} is no record ({error!r})") from error
+        raise ValueError(f"{name} is damaged: its part {RECORD!r} is not a record ({error!r})") from error
 
 
 def check_record(file: BinaryIO, name: str) -> None:
@@ -115,7 +115,7 @@ def check_record(file: BinaryIO, name: str) -> None:
         record = read_record(archive, name)
         sums = {part.filename: part.CRC for part in archive.infolist() if part.filename != RECORD}
         if "data" not in sums:
-            raise ValueError(f"{name} is no model: it has no part 'data'")
+            raise ValueError(f"{name} is not a model: it has no part 'data'")
     if record is not None and record["crc32"] != sums:
         wrong = sorted(part for part in {*sums, *record["crc32"]} if sums.get(part) != record["crc32"].get(part))
         raise ValueError(f"{name} is damaged: {', '.join(wrong)} are missing or not what was saved")

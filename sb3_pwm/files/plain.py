@@ -112,5 +112,5 @@ def numeric(name: str) -> np.dtype[Any]:
     """
     found = np.dtype(name)
     if found.kind not in NUMBERS:
-        raise ValueError(f"{name} is no type of numbers")
+        raise ValueError(f"{name} is not a type of numbers")
     return found

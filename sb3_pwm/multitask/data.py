@@ -24,8 +24,8 @@ def check_own_spaces(name: str, data: ReplayBuffer) -> None:
 
     :param name: name of the task.
     :param data: its replay buffer.
-    :raises TypeError: if it is no replay buffer.
-    :raises ValueError: if a space is no Box with one axis.
+    :raises TypeError: if it is not a replay buffer.
+    :raises ValueError: if a space is not a Box with one axis.
     """
     check_replay_buffer(data, f"the data of task {name!r}")
     parts = (data.observation_space, data.action_space)
@@ -44,7 +44,8 @@ def task_set_with(task_set: TaskSet, name: str, source: Source, *, may_grow: boo
     :param source: its environment, or a replay buffer with its own spaces.
     :param may_grow: allow larger observations and actions than those of the other tasks.
     :return: a new set, without environments.
-    :raises TypeError: if the name is no string, the source is neither, or the environment's spaces are of another kind.
+    :raises TypeError: if the name is not a string, the source is neither, or the environment's spaces are of another
+        kind.
     :raises ValueError: if the name is there already, the data have other spaces, or the task is too large.
     """
     if name in task_set.names:

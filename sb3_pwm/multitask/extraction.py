@@ -89,7 +89,7 @@ def extract(
     :param kwargs: constructor arguments that differ from the model's.
     :param trains: policy updates to come, see :meth:`sb3_pwm.PWM.learn_offline`; 0 for an untrained policy.
     :return: the new model.
-    :raises TypeError: if ``model`` has one task only, or ``env`` is no environment.
+    :raises TypeError: if ``model`` has one task only, or ``env`` is not an environment.
     :raises ValueError: if there is no such task, no data of it, ``env`` has other sizes, ``policy_kwargs`` change the
         world model, the world model has not been trained, or the model learns behind a ``VecNormalize``.
     """
@@ -150,7 +150,7 @@ def data_and_policy_kwargs(
     :param own: the policy's arguments, as far as they were given.
     :param given: what is to differ for actor and critics.
     :return: the task's data, and the arguments of an :class:`sb3_pwm.multitask.policies.ExtractedPolicy`.
-    :raises TypeError: if the policy has one task only, or ``env`` is no environment.
+    :raises TypeError: if the policy has one task only, or ``env`` is not an environment.
     :raises ValueError: if there is no such task or no data of it, ``env`` has other sizes, or ``given`` would change
         the world model.
     """
@@ -221,7 +221,7 @@ def spaces_of_task(
 ) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
     """Return the spaces of a task's own observations and actions.
 
-    :raises TypeError: if the environment's observations are no Box.
+    :raises TypeError: if the environment's observations are not a Box.
     :raises ValueError: if there is no such task, or the environment has other sizes.
     """
     task = task_set[task_set.task_id(name)]

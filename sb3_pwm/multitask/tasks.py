@@ -50,7 +50,7 @@ class Task:
         :param name: name of the task.
         :param env: as in :class:`Task`.
         :return: the task.
-        :raises TypeError: if a space is no Box (observations: or Dict of Boxes) with one axis.
+        :raises TypeError: if a space is not a Box (observations: or Dict of Boxes) with one axis.
         :raises ValueError: if actions cannot be rescaled from their bounds.
         """
         instance = _make(name, env, None)
@@ -118,7 +118,7 @@ class TaskSet(Sequence[Task]):
         :param min_observation_size: as in :class:`TaskSet`.
         :param min_action_size: as in :class:`TaskSet`.
         :return: the set, in the order of ``envs``.
-        :raises TypeError: if a space is no Box (observations: or Dict of Boxes) with one axis; names the task.
+        :raises TypeError: if a space is not a Box (observations: or Dict of Boxes) with one axis; names the task.
         :raises ValueError: if actions cannot be rescaled from their bounds.
         """
         if not isinstance(envs, Mapping):
@@ -245,7 +245,7 @@ def space_sizes(name: str, env: gym.Env[Any, Any]) -> tuple[int, int]:
     :param name: name of the task, for messages.
     :param env: environment.
     :return: the two numbers.
-    :raises TypeError: if a space is no Box (observations: or Dict of Boxes) with at most one axis.
+    :raises TypeError: if a space is not a Box (observations: or Dict of Boxes) with at most one axis.
     :raises ValueError: if actions cannot be rescaled from their bounds.
     """
     observation_space, action_space = env.observation_space, env.action_space

@@ -46,7 +46,7 @@ class ActionCodes(NamedTuple):
             yield from (part.unsqueeze(-2) for part in torch.split(per_category, list(self.sizes), -1))
 
     def encode(self, actions: torch.Tensor) -> torch.Tensor:
-        """Return the (..., A) codes of (..., C) integers, in float32; what is no category has no 1 in its code."""
+        """Return the (..., A) codes of (..., C) integers, in float32; zeros for a value that is no category."""
         actions = actions.long()  # PyTorch cannot compare unsigned integers of more than a byte with others
         groups = [actions] if self.are_alike else torch.split(actions, 1, -1)
         codes = []

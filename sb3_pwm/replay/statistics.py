@@ -54,7 +54,7 @@ def take_scales(
     policy.set_statistics(observations, rewards, tasks)
     if keeps:
         keep_what_is_seen(policy.world_model, former, features.means_and_units())
-        # Before the first reward the scale was no unit of anything.
+        # Before the first reward the scale was not a unit of anything.
         keep_what_is_promised(policy, torch.where(was_known, former_scale / policy.reward_scale.scale, 1.0))
     policy.statistics_size.fill_(size)
     if weigh_observations:

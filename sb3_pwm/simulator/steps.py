@@ -41,7 +41,7 @@ class MujocoSteps:
     integrator those of the last stage. Here they follow from the velocities, or are the present ones.
 
     :param spec: the environment's specification, as ``env.spec.to_json()`` gives it.
-    :raises ValueError: if it is no MuJoCo environment, its observation does not show the state, it has state beyond
+    :raises ValueError: if it is not a MuJoCo environment, its observation does not show the state, it has state beyond
         positions and velocities, or its steps depend on more than state and action.
     """
 

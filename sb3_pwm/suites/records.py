@@ -30,7 +30,7 @@ def sha256(path: Path) -> str:
 def read_record(folder: Path) -> dict[str, Any] | None:
     """Return a unit's record; None if it has not been begun.
 
-    :raises ValueError: if it is no record.
+    :raises ValueError: if it is not a record.
     """
     path = folder / RECORD
     if not path.exists():
@@ -39,7 +39,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         return {"origin": dict(record["origin"]), "files": dict(record["files"]), "found": dict(record["found"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no record of a stage: {error!r}") from error
+        raise ValueError(f"{path} is not a record of a stage: {error!r}") from error
 
 
 def begin(folder: Path, origin: Origin) -> None:

@@ -40,7 +40,7 @@ from sb3_pwm.pwm import PWM
 from sb3_pwm.suites.experts import has_expert, record_expert
 from sb3_pwm.suites.records import begin, finish, read_record
 
-WORLD_MODEL = "world model"  # the unit that is no task
+WORLD_MODEL = "world model"  # the only unit that is not a task
 DATA, MODEL, EVALUATION = "data.pkl", "model.zip", "evaluation.json"
 CHECKPOINT_EVERY = 2_000  # updates of the world model
 EXTRACTED, PLANNER, SINGLE = "extracted", "planner", "single"

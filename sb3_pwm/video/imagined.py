@@ -216,7 +216,7 @@ def fit_latent_decoder(
     :param dataset: as for :func:`record_imagination`.
     :param updates: gradient steps.
     :return: the decoder, from latents to observations in the environment's units, and its held-out R^2.
-    :raises TypeError: if ``dataset`` is no replay buffer.
+    :raises TypeError: if ``dataset`` is not a replay buffer.
     :raises ValueError: if its spaces are not the model's or it holds fewer than 1,000 steps.
     """
     if dataset is not None:

@@ -73,7 +73,7 @@ def imagination_page(
     :param decoder_updates: gradient steps of the decoder that reads observations from latents.
     :return: what the page shows.
     :raises TypeError: if an argument is of the wrong kind.
-    :raises ValueError: if a number is out of range, observations are no vectors, or the spaces differ.
+    :raises ValueError: if a number is out of range, observations are not vectors, or the spaces differ.
     :raises RuntimeError: if the environment cannot be rendered on this machine.
     """
     path = check_page_path(path)
