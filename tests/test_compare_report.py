@@ -34,15 +34,19 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "saved", lambda figure, kind: b"")
 
 
+def write_runs(folder: Path, runs: list[Any]) -> Path:
+    for run in runs:
+        own = run.spec.folder(folder)
+        own.mkdir(parents=True)
+        write_json(own / "run.json", run.record)
+        write_curve(own, run.rows)
+    return folder
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Any:
     others = [make_run("A-v0", "sac", 7, 5, FAILED), make_run("B-v0", "td3", 8, 5, RUNNING)]
-    for run in all_runs() + others:
-        folder = run.spec.folder(tmp_path / "results")
-        folder.mkdir(parents=True)
-        write_json(folder / "run.json", run.record)
-        write_curve(folder, run.rows)
-    return tmp_path / "results"
+    return write_runs(tmp_path / "results", all_runs() + others)
 
 
 def test_intervals_are_drawn_no_wider_than_they_are() -> None:
@@ -322,6 +326,27 @@ def test_damaged_curves_are_refused(results: Path) -> None:
     path.write_text(path.read_text().replace("return_mean", "mean_return"))
     with pytest.raises(ValueError, match="holds no evaluations of a run"):
         read_runs(results)
+
+
+@pytest.mark.parametrize(
+    ("algos", "options", "expected"),
+    [
+        (("pwm",), [], ("pwm", "pwm")),
+        (("pwm", "td3"), [], ("pwm", "td3")),
+        (("ppo", "td3"), [], ("ppo", "td3")),
+        (("pwm", "sac", "ppo"), [], ("pwm", "sac")),
+        (("pwm", "sac", "ppo"), ["--method", "sac"], ("sac", "ppo")),
+        (("pwm", "td3"), ["--label", "pwm=PWM", "td3=TD3"], ("PWM", "TD3")),
+    ],
+)
+def test_who_is_compared_with_whom_if_nobody_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algos: tuple[str, ...], options: list[str], expected: Any
+) -> None:
+    results = write_runs(tmp_path / "results", [make_run("A-v0", algo, 0, 4.0) for algo in algos])
+    seen: list[Comparison] = []
+    monkeypatch.setattr(report, "write_report", lambda comparison, *_: seen.append(comparison))
+    assert run_command_line({"report": report}, ["report", str(results), *options, "--out", str(tmp_path / "out")]) == 0
+    assert (seen[0].method, seen[0].baseline) == expected
 
 
 def test_a_file_in_the_place_of_the_report(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

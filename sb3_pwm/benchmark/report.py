@@ -31,8 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("results", nargs="+", type=Path, help="results folders of sb3-pwm benchmark")
     add("--out", type=Path, default=Path("report"), help="folder of the page and its files (default: %(default)s)")
     add("--env", nargs="+", metavar="ID", help="show these environments only (default: all)")
-    add("--method", default="pwm", help="the algorithm that the others are compared with (default: %(default)s)")
-    add("--baseline", default="sac", help="its mean final return is a normalised return of 1 (default: %(default)s)")
+    add("--method", help="the algorithm that the others are compared with (default: pwm, or the first there is)")
+    unit = "its mean final return is a normalised return of 1 (default: sac, or the first other than the method)"
+    add("--baseline", help=unit)
     names = "how algorithms are written, such as pwm=PWM (default: as in the results folders)"
     add("--label", nargs="+", action="extend", default=[], metavar="NAME=TEXT", help=names)
     zero = "what is a normalised return of 0: a return of 0, or a random policy's (default: %(default)s)"
@@ -66,7 +67,10 @@ def run(options: argparse.Namespace) -> int:
         check_integer("--steps", options.steps, 1)
         runs = [cut(run, options.steps) for run in runs]
     labels = read_labels(options.label)
-    method, baseline = (labels.get(name, name) for name in (options.method, options.baseline))
+    names = sorted({run.spec.name for run in runs})
+    chosen = options.method or _default("pwm", names)
+    others = [name for name in names if name != chosen] or names
+    method, baseline = (labels.get(name, name) for name in (chosen, options.baseline or _default("sac", others)))
     for env, by_name in untrained.items():
         named = {f"untrained {name}": f"untrained {text}" for name, text in labels.items()}
         untrained[env] = {named.get(name, name): returns for name, returns in by_name.items()}
@@ -74,6 +78,11 @@ def run(options: argparse.Namespace) -> int:
     write_report(comparison, options.out, shlex.join(["sb3-pwm", "report", *options.arguments]))
     print(options.out / "index.html")
     return 0
+
+
+def _default(usual: str, names: Sequence[str]) -> str:
+    """Return the usual algorithm if it is among those that there are, or if there are none; else the first."""
+    return names[0] if names and usual not in names else usual
 
 
 def read_labels(given: Sequence[str]) -> dict[str, str]:
