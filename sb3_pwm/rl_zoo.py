@@ -14,6 +14,7 @@ from typing import Any
 
 from stable_baselines3.common.utils import LinearSchedule
 
+from sb3_pwm.extras import missing_extra
 from sb3_pwm.networks import DEFAULT_NET_ARCH
 from sb3_pwm.pwm import PWM
 
@@ -21,7 +22,7 @@ try:
     import rl_zoo3
     from rl_zoo3 import hyperparams_opt
 except ImportError as error:
-    raise ImportError(f"the RL-Zoo is not installed ({error}): pip install 'sb3-pwm[rl-zoo]'") from error
+    raise missing_extra("sb3_pwm.rl_zoo", error.name, "rl-zoo") from error
 
 COMMANDS = ("train", "enjoy", "record_video", "record_training", "push_to_hub", "load_from_hub")
 STEPS = {"default": 100_000, "Pendulum-v1": 5_000, "InvertedPendulum-v5": 20_000}

@@ -122,7 +122,9 @@ def test_a_task_that_fails(files: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "data.pkl").write_bytes(b"no pickle")
     options = ["--data", str(tmp_path / "data.pkl"), "--tasks", "large", "--updates", "1"]
     assert extract(files, tmp_path / "out", *options) == 1
-    assert "large: failed" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "large: failed; " in told
+    assert "data.pkl" in told  # the last line of the log says what is wrong
     assert "Traceback" in (tmp_path / "out" / "large" / "log.txt").read_text()
     assert not (tmp_path / "out" / "large" / "model.zip").exists()
 

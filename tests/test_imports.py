@@ -13,7 +13,16 @@ PACKAGE = Path(sb3_pwm.__file__).parent
 # From the bottom to the top; a unit (a room's module, or a whole room at the top) may import from the lines above its
 # own here, that is, only downwards.
 LEVELS = (
-    {"type_aliases", "returns", "nn/two_hot", "nn/scales", "nn/growth", "compute/distributed", "compute/hardware"},
+    {
+        "extras",
+        "type_aliases",
+        "returns",
+        "nn/two_hot",
+        "nn/scales",
+        "nn/growth",
+        "compute/distributed",
+        "compute/hardware",
+    },
     {"files/atomic"},
     {"files/archives"},
     {"files/tensors"},

@@ -103,5 +103,7 @@ def test_nothing_draws_after_ctrl_c() -> None:
 
 def test_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rich.console", None)
-    with pytest.raises(ImportError, match=r"progress_bar=True needs rich: pip install 'sb3-pwm\[extra\]'"):
+    with pytest.raises(
+        ImportError, match=r"progress_bar=True needs rich; in a checkout: pip install -c constraints.txt '\.\[extra\]'"
+    ):
         make().learn(40, progress_bar=True)

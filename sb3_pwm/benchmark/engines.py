@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sb3_pwm.benchmark.specs import RunSpec
+from sb3_pwm.extras import missing_extra
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 POLL_SECONDS = 0.5
@@ -144,7 +145,7 @@ class RayEngine:
         try:
             import ray
         except ImportError as error:
-            raise ImportError("engine ray needs Ray: pip install 'sb3-pwm[ray]'") from error
+            raise missing_extra("engine ray", "Ray", "ray") from error
         self.ray = ray
         self.started_here = not ray.is_initialized()
         if self.started_here:

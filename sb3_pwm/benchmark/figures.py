@@ -10,6 +10,7 @@ import numpy as np
 from sb3_pwm.benchmark.comparison import RANDOM, Comparison, Curve, Estimate
 from sb3_pwm.benchmark.statistics import performance_profile, profile_interval
 from sb3_pwm.benchmark.texts import seeds_by_algo, seeds_in, seeds_of, seeds_of_each
+from sb3_pwm.extras import missing_extra
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -162,7 +163,7 @@ def _new_figure(size: tuple[float, float], rows: int = 1, columns: int = 1) -> t
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("figures need Matplotlib: pip install 'sb3-pwm[plot]'") from error
+        raise missing_extra("a figure", "Matplotlib", "plot") from error
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         return figure, list(figure.subplots(rows, columns, squeeze=False).flat)

@@ -135,6 +135,14 @@ def how_it_ended(_: Job, code: int) -> str:
     return FINISHED if code == 0 else FAILED if code > 0 else f"{KILLED} ({code})"
 
 
+def why(job: Job, state: str) -> str:
+    """Say in one line how a job that has not finished ended: its state and the last line of its log."""
+    log = Path(job["folder"]) / "log.txt"
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"{state}; {last}{' ' if last else ''}(see {log})"
+
+
 def run_jobs(jobs: Sequence[Job], place: Engine, board: Board, ended: Ended = how_it_ended) -> list[tuple[Job, str]]:
     """Carry out jobs, and show how far they are.
 

@@ -14,6 +14,7 @@ from sb3_pwm.benchmark.figures import AXES, style_of
 from sb3_pwm.benchmark.origins import origins, parts_of
 from sb3_pwm.benchmark.results import FAILED, Run
 from sb3_pwm.benchmark.texts import estimate, number, percent, seeds_by_algo, seeds_in, seeds_of
+from sb3_pwm.extras import missing_extra
 
 
 def render(comparison: Comparison, images: dict[str, bytes], command: str) -> str:
@@ -27,7 +28,7 @@ def render(comparison: Comparison, images: dict[str, bytes], command: str) -> st
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
-        raise ImportError("reports need Jinja: pip install 'sb3-pwm[plot]'") from error
+        raise missing_extra("a report", "Jinja", "plot") from error
     loader = PackageLoader("sb3_pwm.benchmark", "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"number": number, "percent": percent, "estimate": estimate}

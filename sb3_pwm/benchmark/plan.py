@@ -12,6 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from sb3_pwm.benchmark.settings import find_hyperparameters, interpret, newest_version
 from sb3_pwm.benchmark.specs import ALGORITHMS, RunSpec, as_file_name, named_algorithms, unknown_name
 from sb3_pwm.checks import check_integer
+from sb3_pwm.extras import missing_extra
 
 
 def registered_id(env_id: str) -> str:
@@ -49,7 +50,7 @@ def find_algorithm(name: str) -> type[BaseAlgorithm]:
         found = getattr(importlib.import_module(module_name), attribute)
     except ImportError as error:
         if name in ALGORITHMS:
-            raise ImportError(f"{name} needs {module_name}: pip install 'sb3-pwm[benchmark]'") from error
+            raise missing_extra(name, module_name, "benchmark") from error
         raise ValueError(f"cannot import algorithm {name!r}: {error}") from error
     except AttributeError as error:
         raise ValueError(f"cannot import algorithm {name!r}: {error}") from error

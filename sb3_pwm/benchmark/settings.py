@@ -20,6 +20,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
 from sb3_pwm.checks import constructor_parameters
+from sb3_pwm.extras import missing_extra
 
 SCHEDULED = ("learning_rate", "critic_learning_rate", "model_learning_rate", "clip_range", "clip_range_vf")
 EXPRESSIONS = ("policy_kwargs", "replay_buffer_kwargs", "normalize", "env_kwargs")
@@ -210,7 +211,7 @@ def read_entry(text: str, *env_ids: str) -> tuple[str, Hyperparameters] | None:
     try:
         import yaml
     except ImportError as error:
-        raise ImportError("hyperparameters need PyYAML: pip install 'sb3-pwm[benchmark]'") from error
+        raise missing_extra("a file of hyperparameters", "PyYAML", "benchmark") from error
     try:
         entries = yaml.safe_load(text)
     except yaml.YAMLError as error:

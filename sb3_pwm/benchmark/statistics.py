@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from sb3_pwm.extras import missing_extra
+
 Strata = Sequence[np.ndarray]
 N_RESAMPLES = 5_000
 
@@ -23,7 +25,7 @@ def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     try:
         from scipy.stats import trim_mean
     except ImportError as error:
-        raise ImportError("statistics need SciPy: pip install 'sb3-pwm[plot]'") from error
+        raise missing_extra("an interquartile mean", "SciPy", "plot") from error
     result: np.ndarray = trim_mean(scores, 0.25, axis=-1)
     return result
 

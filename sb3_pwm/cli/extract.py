@@ -18,7 +18,7 @@ import gymnasium as gym
 import torch
 
 from sb3_pwm.benchmark.engines import LocalEngine, RayEngine, import_paths
-from sb3_pwm.benchmark.jobs import Units, run_jobs
+from sb3_pwm.benchmark.jobs import Units, run_jobs, why
 from sb3_pwm.benchmark.progress import POLICY_FIGURES, Note, NoteSteps
 from sb3_pwm.benchmark.results import write_json
 from sb3_pwm.benchmark.worker import end_with_input
@@ -147,7 +147,7 @@ def run(options: argparse.Namespace) -> int:
     board = Units(["task"], folders, {str(job["folder"]) for job in jobs})
     failed = run_jobs(jobs, place, board) if jobs else []
     for job, state in failed:
-        print(f"{job['specification']['task']}: {state}; see {job['folder']}/log.txt", file=sys.stderr)
+        print(f"{job['specification']['task']}: {why(job, state)}", file=sys.stderr)
     return int(bool(failed))
 
 

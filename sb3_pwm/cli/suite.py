@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_pwm.benchmark.engines import Job, LocalEngine, RayEngine, import_paths
-from sb3_pwm.benchmark.jobs import Units, run_jobs
+from sb3_pwm.benchmark.jobs import Units, run_jobs, why
 from sb3_pwm.checks import check_integer
 from sb3_pwm.files.atomic import write_text
 from sb3_pwm.multitask.extraction import EXTRACTION_UPDATES
@@ -167,7 +167,7 @@ def run(options: argparse.Namespace) -> int:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
     for job, state in failed:
-        print(f"{job['specification']['task']}: {state}; see {job['folder']}/log.txt", file=sys.stderr)
+        print(f"{job['specification']['task']}: {why(job, state)}", file=sys.stderr)
     if options.stage == "evaluate" and not failed:
         show_table(options.out, tasks, methods)
     return int(bool(failed))

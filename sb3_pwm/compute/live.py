@@ -10,6 +10,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 from stable_baselines3.common.utils import safe_mean
 
+from sb3_pwm.extras import missing_extra
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -57,7 +59,7 @@ class LiveProgress(BaseCallback):
         try:
             from rich.console import Console
         except ImportError as error:
-            raise ImportError("progress_bar=True needs rich: pip install 'sb3-pwm[extra]'") from error
+            raise missing_extra("progress_bar=True", "rich", "extra") from error
         self.console = console or Console()
         self.log = LastLog(tuple(LOGGED))
         self._phase = ""

@@ -10,6 +10,7 @@ from gymnasium import spaces
 
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.datasets.episodes import Arrays, Episode, build_buffer, check_field
+from sb3_pwm.extras import missing_extra
 from sb3_pwm.nn.observation_features import channels_first
 from sb3_pwm.replay.checks import check_flags
 
@@ -43,7 +44,7 @@ def from_minari(
     try:
         import minari
     except ImportError as error:
-        raise ImportError("from_minari needs minari: pip install 'sb3-pwm[minari]'") from error
+        raise missing_extra("from_minari", "minari", "minari") from error
     if isinstance(dataset, str):
         name = f"Minari data set {dataset}"
         with clear_errors(name):

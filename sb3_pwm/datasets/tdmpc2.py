@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.datasets.episodes import Episode, build_buffer
+from sb3_pwm.extras import missing_extra
 from sb3_pwm.files.tensors import check_tensor_file, reason
 
 FIELDS = ("obs", "action", "reward")
@@ -114,7 +115,7 @@ def load_table(path: pathlib.Path) -> Any:
     try:
         import tensordict  # noqa: F401  its import tells torch which of its classes are safe to load
     except ImportError as error:
-        raise ImportError("from_tdmpc2 needs tensordict: pip install 'sb3-pwm[tdmpc2]'") from error
+        raise missing_extra("from_tdmpc2", "tensordict", "tdmpc2") from error
     status = path.stat()
     check_once(path, status.st_size, status.st_mtime_ns)
     try:

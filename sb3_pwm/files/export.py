@@ -12,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
+from sb3_pwm.extras import missing_extra
 from sb3_pwm.files.atomic import whole_file
 from sb3_pwm.networks import Actor
 from sb3_pwm.pwm import PWM
@@ -143,7 +144,7 @@ def _write_onnx(deployed: DeployedPolicy, example: tuple[torch.Tensor, ...], pat
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"ONNX files need {error.name}: pip install 'sb3-pwm[onnx]'") from error
+        raise missing_extra("an ONNX file", error.name, "onnx") from error
     batch = torch.export.Dim("n")
     logging.disable(logging.WARNING)  # of what else could be installed
     try:
