@@ -123,7 +123,7 @@ def test_a_task_that_fails(files: Path, tmp_path: Path, capsys: pytest.CaptureFi
     options = ["--data", str(tmp_path / "data.pkl"), "--tasks", "large", "--updates", "1"]
     assert extract(files, tmp_path / "out", *options) == 1
     told = capsys.readouterr().err
-    assert "large: failed; " in told
+    assert "large: failed; see " in told
     assert "data.pkl" in told  # the last line of the log says what is wrong
     assert "Traceback" in (tmp_path / "out" / "large" / "log.txt").read_text()
     assert not (tmp_path / "out" / "large" / "model.zip").exists()

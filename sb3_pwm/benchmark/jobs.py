@@ -140,7 +140,7 @@ def why(job: Job, state: str) -> str:
     log = Path(job["folder"]) / "log.txt"
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f"{state}; {last}{' ' if last else ''}(see {log})"
+    return f"{state}; see {log}" + (f", which ends with: {last}" if last else "")
 
 
 def run_jobs(jobs: Sequence[Job], place: Engine, board: Board, ended: Ended = how_it_ended) -> list[tuple[Job, str]]:
