@@ -1,6 +1,7 @@
 """Replay buffers that give windows of consecutive steps."""
 
 import functools
+import os
 import uuid
 import warnings
 from collections.abc import Callable
@@ -396,17 +397,16 @@ def check_replay_buffer(buffer: Any, name: str = "the replay buffer") -> None:
         from terminations, or its actions have bounds from which they cannot be rescaled.
     """
     if not isinstance(buffer, ReplayBuffer):
-        raise TypeError(f"buffer must be a stable_baselines3 ReplayBuffer, not {type(buffer).__name__}")
+        advice = "; sb3_pwm.datasets reads files" if isinstance(buffer, str | os.PathLike) else ""
+        raise TypeError(f"{name} must be a stable_baselines3 ReplayBuffer, not {type(buffer).__name__}{advice}")
     if getattr(buffer, "optimize_memory_usage", False):
         raise ValueError(
             f"{name} was made with optimize_memory_usage=True and lacks the observations that end "
             "episodes; allowed: optimize_memory_usage=False"
         )
     handled = getattr(buffer, "handle_timeout_termination", None)
-    asked_for = handled is not None and isinstance(
-        buffer, SequenceReplayBuffer
-    )  # PWM makes such a buffer on demand only
-    if not handled and not asked_for:
+    # PWM makes a buffer without it on demand only
+    if not handled and (handled is None or not isinstance(buffer, SequenceReplayBuffer)):
         raise ValueError(
             f"{name} was made with handle_timeout_termination=False and cannot tell time-outs from "
             "terminations; allowed: handle_timeout_termination=True"

@@ -130,10 +130,11 @@ def initial_ent_coef(value: Any) -> float | None:
 
     :raises ValueError: if it is not a positive number.
     """
-    if not isinstance(value, str) or not value.startswith("auto_"):
+    if not isinstance(value, str) or value == "auto":
         return None
+    prefix, _, number = value.partition("_")
     try:
-        start = float(value.removeprefix("auto_"))
+        start = float(number) if prefix == "auto" else math.nan
     except ValueError:
         start = math.nan
     if not 0 < start < math.inf:

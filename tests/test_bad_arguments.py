@@ -29,7 +29,11 @@ BAD_VALUES: list[tuple[str, list[Any], str]] = [
         (name, [-1, math.nan, math.inf, "automatic"], r"\"auto\" or a number in \[0, inf\)")
         for name in ("ent_coef", "observation_coef")
     ],
-    ("ent_coef", ["auto_0", "auto_-1", "auto_nan", "auto_inf", "auto_", "auto_x"], r"\"auto_\" with .* \(0, inf\)"),
+    (
+        "ent_coef",
+        ["auto_0", "auto_-1", "auto_nan", "auto_inf", "auto_", "auto_x", "Auto", "0.1", "x_1"],
+        r"\"auto_\" with .* \(0, inf\)",
+    ),
     ("observation_coef", ["auto_0.1"], r"\"auto\" or a number in \[0, inf\)"),
     ("target_entropy", [math.nan, math.inf, -math.inf, "none"], r"\"auto\" or a number in \(-inf, inf\)"),
     ("policy_updates", [0, -1, math.inf], r"\(0, inf\)"),
