@@ -389,7 +389,7 @@ class PWM(SequenceOffPolicyAlgorithm):
                 offline.finish_pretraining(self, view)
             while self.num_timesteps < total_timesteps:
                 rollout = self.collect_rollouts(
-                    self._watch(self.env),
+                    self.env,  # type: ignore[arg-type]  # not None: it has been set up
                     train_freq=self.train_freq,
                     action_noise=self.action_noise,
                     callback=callback,

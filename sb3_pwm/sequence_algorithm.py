@@ -2,7 +2,6 @@
 
 import io
 import pathlib
-import warnings
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -48,6 +47,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     _watched: WatchedEnv | None = None
     _warned_of_others = False
+    _acted_on: tuple[Any, Any] | None = None  # what the last action was for; None between rollouts
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -158,15 +158,21 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def set_env(self, env: GymEnv | VecEnv, force_reset: bool = True) -> None:
         """Set the environment, see :meth:`stable_baselines3.common.base_class.BaseAlgorithm.set_env`.
 
-        It may be for another number of environments: what the replay buffer holds is then divided among them.
+        It may be for another number of environments: what the replay buffer holds is then divided among them. If a
+        callback sets it, the present rollout ends in the old one.
 
         :param env: the environment.
         :param force_reset: reset it before the next step.
-        :raises ValueError: if its spaces are not the model's, or ``train_freq`` does not go with its number of
-            environments; nothing is changed then.
+        :raises ValueError: if its spaces are not the model's, ``train_freq`` does not go with its number of
+            environments, or a callback changes this number; nothing is changed then.
         """
         vec_env = self._wrap_env(env, self.verbose)
         if vec_env.num_envs != self.n_envs:
+            if self._acted_on is not None:
+                raise ValueError(
+                    f"a callback gave the model {vec_env.num_envs} environments instead of {self.n_envs}; call set_env "
+                    "with another number of them between two calls of learn()"
+                )
             check_for_correct_spaces(vec_env, self.observation_space, self.action_space)
             check_train_freq(self.train_freq, vec_env.num_envs)
             self.replay_buffer = with_columns(self.sequences, vec_env.num_envs)
@@ -228,21 +234,21 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
                 self._watched.doubt()
         return self._watched
 
+    @property
+    def _collected(self) -> WatchedEnv:
+        """The environment of the present rollout; a callback may have set another one meanwhile."""
+        return self._watch(self.env) if self._acted_on is None or self._watched is None else self._watched
+
     def _excluded_save_params(self) -> list[str]:
         # A file with tensors of a GPU could not be read without one; without them the next steps begin with a reset.
         last = ["_last_obs", "_last_original_obs"] if are_tensors(self._last_obs) else []
-        return [*super()._excluded_save_params(), "_watched", "_warned_of_others", *last]
+        return [*super()._excluded_save_params(), "_watched", "_warned_of_others", "_acted_on", *last]
 
     def _begin_episodes_anew(self, env: WatchedEnv) -> None:
-        """Reset environments that somebody else has moved: what they give next does not follow what is stored."""
-        if not self._warned_of_others:
+        """Reset environments whose next observation would not follow what is stored."""
+        if env.moved_by_others and not self._warned_of_others:
             self._warned_of_others = True
-            warnings.warn(
-                "somebody else has stepped or reset the training environment (an evaluation, a callback, or by hand): "
-                "its present episodes end here, and it is reset; evaluate in another environment",
-                UserWarning,
-                stacklevel=2,
-            )
+            env.warn_of_moves()
         self._on_env_reset()
         self._last_obs = None  # if the reset fails, the next one is due
         self._last_obs = env.reset()
@@ -254,7 +260,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     def _note_original_observations(self) -> None:
         """Remember what the environments have given at a reset, as it will be stored."""
-        normalizer = self._vec_normalize_env
+        normalizer = self._collected.normalizer
         self._last_original_obs = self._last_obs if normalizer is None else normalizer.get_original_obs()
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
@@ -264,19 +270,26 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
         :raises RuntimeError: if a process of a ``SubprocVecEnv`` has ended.
         """
-        with lost_processes_explained(env):
-            rollout = super().collect_rollouts(self._watch(env), callback, *args, **kwargs)
-        if not rollout.continue_training:
-            step = callback.locals
-            self._update_info_buffer(step["infos"], step["dones"])
-            names = ("replay_buffer", "buffer_actions", "new_obs", "rewards", "dones", "infos")
-            self._store_transition(*(step[name] for name in names))
-            self._episode_num += int(step["dones"].sum())
+        before, self._watched = self._watched, self._watch(env)
+        if self._watched is not before:
+            self._last_obs = None  # a callback has set it since the last rollout
+        self._acted_on = self._last_obs, self._last_original_obs
+        try:
+            with lost_processes_explained(env):
+                rollout = super().collect_rollouts(self._watched, callback, *args, **kwargs)
+            if not rollout.continue_training:
+                step = callback.locals
+                self._update_info_buffer(step["infos"], step["dones"])
+                names = ("replay_buffer", "buffer_actions", "new_obs", "rewards", "dones", "infos")
+                self._store_transition(*(step[name] for name in names))
+                self._episode_num += int(step["dones"].sum())
+        finally:
+            self._acted_on = None
         return rollout
 
     def _check_observations(self, observations: Any, original: Any) -> None:
         """Check (n_envs, *obs_shape) observations of the environment, and what they were before a ``VecNormalize``."""
-        if self._vec_normalize_env is None:
+        if self._collected.normalizer is None:
             check_finite("observation", observations, self.num_timesteps)
         else:
             # What is stored; one bad value here spoils the normalised values of all environments.
@@ -286,9 +299,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        env = self._watch(self.env)
-        if env.moved_by_others:
+        env = self._collected
+        if env.moved_by_others or self._last_obs is None:
             self._begin_episodes_anew(env)
+        self._acted_on = self._last_obs, self._last_original_obs
         acts = self._sample_tensors if are_tensors(self._last_obs) else super()._sample_action
         actions, buffer_actions = acts(learning_starts, action_noise, n_envs)
         check_finite("action", buffer_actions, self.num_timesteps)
@@ -298,9 +312,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def _sample_tensors(self, learning_starts: int, action_noise: ActionNoise | None, n_envs: int) -> tuple[Any, Any]:
         """Return what :meth:`_sample_action` does as tensors, on the device of the environment's observations."""
         seen: Any = self._last_obs
-        device = next(
-            part.device for part in (seen.values() if isinstance(seen, dict) else [seen]) if are_tensors(part)
-        )
+        parts = seen.values() if isinstance(seen, dict) else [seen]
+        device = next(part.device for part in parts if are_tensors(part))
         if self.num_timesteps < learning_starts or action_noise is not None:  # random numbers that NumPy draws
             actions: tuple[Any, Any] = super()._sample_action(learning_starts, action_noise, n_envs)
         else:
@@ -318,9 +331,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        env = self._watch(self.env)
+        env = self._collected
         self._check_observations(new_obs, env.original_observations)
-        if self._vec_normalize_env is not None:
+        if env.normalizer is not None:
             check_finite("reward", env.original_rewards, self.num_timesteps)
         check_finite("reward", reward, self.num_timesteps)
         following = env.next_observations()
@@ -329,20 +342,17 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         else:
             for index, last in env.last_observations.items():
                 check_finite("terminal observation", [last], self.num_timesteps, first_env=index)
+        forgotten = self._last_obs is None  # by a callback: what comes next begins with a reset
+        if forgotten and self._acted_on is not None:
+            self._last_obs, self._last_original_obs = self._acted_on
         observations = self._last_obs
-        if self._vec_normalize_env is None:
+        if env.normalizer is None:
             self._last_original_obs, stored_reward = observations, reward  # callbacks may have changed these
         else:
             stored_reward = env.original_rewards
-        replay_buffer.add(
-            self._last_original_obs,  # type: ignore[arg-type]
-            following,
-            buffer_action,
-            stored_reward,
-            dones,
-            infos,
-        )
-        self._last_obs, self._last_original_obs = new_obs, env.original_observations
+        before: Any = self._last_original_obs
+        replay_buffer.add(before, following, buffer_action, stored_reward, dones, infos)
+        self._last_obs, self._last_original_obs = None if forgotten else new_obs, env.original_observations
         self._on_transition(observations, reward, dones, infos)
 
     def _on_transition(self, observations: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[Any]) -> None:

@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -126,6 +127,46 @@ def test_whoever_moves_the_training_environment_ends_its_episodes(kind: str, run
     env.close()
 
 
+@pytest.mark.parametrize("kind", ENVS)
+@pytest.mark.parametrize("way", ["the same", "another", "forgotten"])
+@pytest.mark.parametrize("moment", ["_on_step", "_on_rollout_start", "_on_rollout_end"])
+def test_callbacks_may_set_an_environment(kind: str, way: str, moment: str) -> None:
+    others = []
+
+    def act(model: PWM, env: Any) -> None:
+        if way == "forgotten":
+            model._last_obs = None
+            return
+        others.append(ENVS[kind]() if way == "another" else env)
+        model.set_env(others[-1])
+
+    env = ENVS[kind]()
+    policy = "MultiInputPolicy" if kind == "dict" else "MlpPolicy"
+    model = make(env, policy, buffer_size=1_000, train_freq=(3, "step"), **NO_UPDATES)
+    callback = Evaluation(act)
+    if moment != "_on_step":
+        setattr(callback, moment, lambda: act(model, model.get_env()) if model.num_timesteps % 2 else None)
+        callback.act = lambda model, env: None
+    model.learn(40 * model.n_envs, callback=callback)
+    if kind == "normalized":
+        before, after, _ = stored(model.replay_buffer)
+        np.testing.assert_allclose(after, before + 1, rtol=1e-5)
+    else:
+        check_every_window(model.replay_buffer)
+    assert model.replay_buffer.size() == 42  # whole rollouts
+    for each in {id(each): each for each in [env, *others]}.values():
+        each.close()
+
+
+def test_callbacks_may_not_change_the_number_of_environments() -> None:
+    model = make(truth_envs(2), buffer_size=100, **NO_UPDATES)
+    with pytest.raises(ValueError, match=r"a callback gave the model 3 environments instead of 2; call set_env"):
+        model.learn(20, callback=Evaluation(lambda model, env: model.set_env(truth_envs(3))))
+    model.set_env(truth_envs(3))
+    model.learn(20)
+    check_every_window(model.replay_buffer)
+
+
 @pytest.mark.parametrize("name", ["reset", "step", "evaluate_policy"])
 def test_callbacks_cannot_move_it_by_what_they_are_given(name: str) -> None:
     class Move(BaseCallback):
@@ -208,6 +249,21 @@ def test_a_watched_environment_can_be_copied_and_pickled() -> None:
     again.learn(5, reset_num_timesteps=False)
     assert model.replay_buffer.size() == 16  # in fours
     check_every_window(again.replay_buffer)
+
+
+def test_a_model_with_vec_normalize_can_be_copied_after_learning() -> None:
+    model = make(VecNormalize(truth_envs(2)), **NO_UPDATES).learn(8)
+    observations = np.zeros((2, 5), np.float32)
+    for twin in (copy.deepcopy(model), pickle.loads(cloudpickle.dumps(model))):
+        np.testing.assert_array_equal(
+            twin.predict(observations, deterministic=True)[0], model.predict(observations, deterministic=True)[0]
+        )
+        normalizer: Any = twin.get_vec_normalize_env()  # SB3 leaves its environment out of a copy
+        normalizer.set_venv(truth_envs(2))
+        twin.set_env(normalizer)
+        twin.learn(8)
+        assert twin.replay_buffer.size() == 2 * model.replay_buffer.size()
+    model.learn(8)
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import uuid
+import warnings
 import weakref
 from collections.abc import Iterator
 from types import MethodType
@@ -87,6 +88,8 @@ class WatchedEnv(OwnCopies):
         self.note()
 
     def __reduce__(self) -> Any:
+        if self.normalizer is not None:  # whose copy has no environment, and so nothing to watch
+            return type(None), ()
         return WatchedEnv, (self.venv,), {"_noted": self._noted}  # a VecEnvWrapper can be neither copied nor pickled
 
     def expect_step(self) -> None:
@@ -109,6 +112,15 @@ class WatchedEnv(OwnCopies):
     def moved_by_others(self) -> bool:
         """Whether somebody has called ``reset`` or ``step`` since the owner's last one."""
         return self._moves != self._noted
+
+    def warn_of_moves(self) -> None:
+        """Warn the owner's user of :attr:`moved_by_others`."""
+        warnings.warn(
+            "somebody else has stepped or reset the training environment (an evaluation, a callback, or by hand): its "
+            "present episodes end here, and it is reset; evaluate in another environment",
+            UserWarning,
+            stacklevel=3,
+        )
 
     def step(self, actions: np.ndarray) -> Any:
         """Step all environments.
