@@ -1,7 +1,6 @@
 """Replay buffers that give windows of consecutive steps."""
 
 import functools
-import os
 import uuid
 import warnings
 from collections.abc import Callable
@@ -16,7 +15,9 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_pwm.checks import check_action_bounds
 from sb3_pwm.compute.distributed import Part
 from sb3_pwm.observations import are_tensors, in_turn, named, on_host, unnamed
+from sb3_pwm.replay.checks import check_timeouts_told
 from sb3_pwm.replay.device_copy import DeviceCopy, Fetched, free_memory, record_type, staged
+from sb3_pwm.replay.ownership import own_arrays
 from sb3_pwm.replay.windows import Windows, draw_windows, windows_at
 from sb3_pwm.type_aliases import Observations, SequenceSamples
 
@@ -25,6 +26,7 @@ STATISTICS_ROWS = 20_000  # enough for a standard deviation within 1 %, and a bo
 STATISTICS_BYTES = 2**26  # fewer rows where observations are large, such as images
 COPY_DEVICES = ("cuda",)  # types of devices that get a copy of the buffer
 SMALL = ("rewards", "dones", "timeouts")  # one number for each environment: always in the arrays too
+OWN = ("_device_copy", "_stays_on_host", "_borrowed")  # attributes that a copy has not
 COPY_SHARE = 0.5  # of a device's free memory that the copy may take; updates need the rest
 
 
@@ -45,6 +47,7 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     _device_copy: DeviceCopy | None = None
     _stays_on_host = False
+    _borrowed = False  # whether somebody else may hold the arrays too
     lost_beginnings: tuple[tuple[int, int], ...] = ()  # (row, column) of steps after a cut within their episode
     observations: Any = Fetched()
     next_observations: Any = Fetched()
@@ -52,12 +55,12 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.identity = new_identity()
+        self.identity = uuid.uuid4().hex
         """Which buffer it is, also after it was saved and loaded."""
 
     @classmethod
     def from_replay_buffer(cls, buffer: ReplayBuffer) -> "SequenceReplayBuffer":
-        """Take over the arrays of another buffer without copying them.
+        """Take over the arrays of another buffer; they are copied when steps are added, if that buffer is still there.
 
         :param buffer: a :class:`ReplayBuffer` or :class:`DictReplayBuffer`, for example one that SAC or TD3 filled.
         :return: an object of the buffer's own class if that is a :class:`SequenceReplayBuffer` already; else a
@@ -72,13 +75,13 @@ class SequenceReplayBuffer(ReplayBuffer):
         else:
             kind = next(SEQUENCE_CLASSES[each] for each in type(buffer).__mro__ if each in SEQUENCE_CLASSES)
         sequence_buffer = kind.__new__(kind)
-        sequence_buffer.__dict__.update({"identity": new_identity()} | buffer.__dict__)
+        sequence_buffer.__dict__.update({"identity": uuid.uuid4().hex} | buffer.__dict__ | {"_borrowed": True})
         sequence_buffer.drop_device_copy()
         return sequence_buffer
 
     def __getstate__(self) -> dict[str, Any]:
         self.fetch()
-        return {name: value for name, value in vars(self).items() if name not in ("_device_copy", "_stays_on_host")}
+        return {name: value for name, value in vars(self).items() if name not in OWN}
 
     def drop_device_copy(self) -> None:
         """Forget what lies on the GPU; the next sampling sends all steps again, if there is room."""
@@ -102,6 +105,9 @@ class SequenceReplayBuffer(ReplayBuffer):
 
         Tensors are written into the copy on the GPU, if there is one or room for one, and else into the arrays.
         """
+        if self._borrowed:
+            own_arrays(self)
+            self._borrowed = False
         place = self.pos, self.full
         on_device = self._current_copy() if are_tensors(obs) else None
         store: Callable[[], None]
@@ -156,6 +162,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.fetch()
         newest = (self.pos - 1) % self.buffer_size
         running = self.dones[newest] == 0
+        if self._borrowed and running.any():
+            self.dones, self.timeouts = self.dones.copy(), self.timeouts.copy()
         self.timeouts[newest, running] = 1  # alone it means nothing, so that an interrupt between the two does no harm
         self.dones[newest, running] = 1
         if self._device_copy is not None:
@@ -382,11 +390,6 @@ SEQUENCE_CLASSES: dict[type[ReplayBuffer], type[SequenceReplayBuffer]] = {
 }
 
 
-def new_identity() -> str:
-    """Return what no other buffer is called; global random states stay as they are."""
-    return uuid.uuid4().hex
-
-
 def check_replay_buffer(buffer: Any, name: str = "the replay buffer") -> None:
     """Check that windows can be drawn from a buffer's arrays.
 
@@ -397,20 +400,14 @@ def check_replay_buffer(buffer: Any, name: str = "the replay buffer") -> None:
         from terminations, or its actions have bounds from which they cannot be rescaled.
     """
     if not isinstance(buffer, ReplayBuffer):
-        advice = "; sb3_pwm.datasets reads files" if isinstance(buffer, str | os.PathLike) else ""
-        raise TypeError(f"{name} must be a stable_baselines3 ReplayBuffer, not {type(buffer).__name__}{advice}")
+        raise TypeError(f"{name} must be an SB3 ReplayBuffer, not {type(buffer).__name__} (files: sb3_pwm.datasets)")
     if getattr(buffer, "optimize_memory_usage", False):
         raise ValueError(
             f"{name} was made with optimize_memory_usage=True and lacks the observations that end "
             "episodes; allowed: optimize_memory_usage=False"
         )
-    handled = getattr(buffer, "handle_timeout_termination", None)
-    # PWM makes a buffer without it on demand only
-    if not handled and (handled is None or not isinstance(buffer, SequenceReplayBuffer)):
-        raise ValueError(
-            f"{name} was made with handle_timeout_termination=False and cannot tell time-outs from "
-            "terminations; allowed: handle_timeout_termination=True"
-        )
+    if not (isinstance(buffer, SequenceReplayBuffer) and hasattr(buffer, "handle_timeout_termination")):
+        check_timeouts_told(buffer, name)
     if isinstance(buffer.action_space, spaces.Box):
         check_action_bounds(buffer.action_space)
 

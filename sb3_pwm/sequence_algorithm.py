@@ -30,12 +30,17 @@ from sb3_pwm.files.models import missing_arguments, opened_model, save_model, wi
 from sb3_pwm.files.replay_buffers import as_sequences, read_replay_buffer, save_replay_buffer
 from sb3_pwm.files.tensors import check_tensors
 from sb3_pwm.observations import are_tensors, on_host, own_copy
-from sb3_pwm.replay.checks import leads_to
+from sb3_pwm.replay.checks import check_timeouts_told, leads_to
 from sb3_pwm.replay.columns import with_columns
 from sb3_pwm.replay.watched_env import WatchedEnv, drop_late_answers, lost_processes_explained, tensors_refused
 from sb3_pwm.sac_names import SAC_ARGUMENTS, without_sac_arguments
 
 SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
+
+
+def sizes_of(owner: Any) -> tuple[Any, ...]:
+    """Return the number of environments of a model or buffer, and the shapes of its spaces."""
+    return owner.n_envs, owner.observation_space.shape, owner.action_space.shape
 
 
 class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
@@ -57,11 +62,12 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     @property
     def sequences(self) -> SequenceReplayBuffer:
-        """The replay buffer; one of SB3's own that a user assigned is taken over first."""
-        if self.replay_buffer is None:
+        """The replay buffer; SB3's own, or one for other environments, that a user assigned is taken over first."""
+        buffer = self.replay_buffer
+        if buffer is None:
             raise ValueError("the model has no replay buffer; call _setup_model() or load_replay_buffer() first")
-        if not isinstance(self.replay_buffer, SequenceReplayBuffer):
-            self._take_over_buffer(self.replay_buffer)
+        if not isinstance(buffer, SequenceReplayBuffer) or sizes_of(buffer) != sizes_of(self):
+            self._take_over_buffer(buffer)
         return self.replay_buffer  # type: ignore[return-value]
 
     def _take_over_buffer(self, buffer: ReplayBuffer) -> None:
@@ -79,6 +85,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             what :func:`sb3_pwm.replay.checks.check_values` or :func:`sb3_pwm.replay.checks.find_breaks` refuse.
         """
         sequences = SequenceReplayBuffer.from_replay_buffer(buffer)
+        if self.replay_buffer_kwargs.get("handle_timeout_termination", True):
+            check_timeouts_told(sequences, "the replay buffer")
         for name in names:
             found, expected = getattr(sequences, name), getattr(self, name)
             if found != expected:
@@ -169,10 +177,8 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         vec_env = self._wrap_env(env, self.verbose)
         if vec_env.num_envs != self.n_envs:
             if self._acted_on is not None:
-                raise ValueError(
-                    f"a callback gave the model {vec_env.num_envs} environments instead of {self.n_envs}; call set_env "
-                    "with another number of them between two calls of learn()"
-                )
+                found = f"a callback gave the model {vec_env.num_envs} environments instead of {self.n_envs}"
+                raise ValueError(f"{found}; call set_env with another number between two calls of learn()")
             check_for_correct_spaces(vec_env, self.observation_space, self.action_space)
             check_train_freq(self.train_freq, vec_env.num_envs)
             self.replay_buffer = with_columns(self.sequences, vec_env.num_envs)

@@ -1,3 +1,5 @@
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -5,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers import MIXED, make, make_by_fours, space_envs, truth_envs
+from helpers import MIXED, NO_UPDATES, SMALL, make, make_by_fours, space_envs, truth_envs
 from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3 import SAC, TD3
@@ -13,6 +15,9 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pwm import PWM, DictSequenceReplayBuffer, SequenceReplayBuffer
+from sb3_pwm.datasets import from_replay_buffer
+
+DATA = {name: value for name, value in SMALL.items() if name not in ("buffer_size", "seed")}  # for from_dataset
 
 OFF: dict[str, Any] = {"pretrain_steps": 0, "gradient_steps": 0}  # these tests collect and do not learn
 
@@ -200,6 +205,108 @@ def filled(algorithm: Any, env: VecEnv, policy: str = "MlpPolicy", steps: int = 
         "device": "cpu",
     }
     return algorithm(policy, env, **kwargs).learn(steps)
+
+
+def check_seams(buffer: Any) -> None:
+    """Check that what follows a step in its episode begins where that ended."""
+    order = (buffer.oldest + np.arange(buffer.size())) % buffer.buffer_size
+    running = buffer.dones[order][:-1] == 0
+    arrays = arrays_of(buffer)
+    for name in [name for name in arrays if name.startswith("observations")]:
+        first, following = arrays[name][order], arrays[f"next_{name}"][order]
+        np.testing.assert_array_equal(first[1:][running], following[:-1][running])
+
+
+def copies(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array.copy() for name, array in arrays.items()}
+
+
+def unchanged(arrays: dict[str, np.ndarray], before: dict[str, np.ndarray]) -> bool:
+    return all(np.array_equal(arrays[name], array) for name, array in before.items())
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+@pytest.mark.parametrize("capacity", [None, 100])
+def test_models_from_the_same_data_do_not_write_into_each_others_steps(as_dict: bool, capacity: int | None) -> None:
+    policy = "MultiInputPolicy" if as_dict else "MlpPolicy"
+    data = from_replay_buffer(filled(SAC, truth_envs(1, as_dict), policy).replay_buffer, buffer_size=capacity)
+    given, size = copies(arrays_of(data)), data.size()
+    models: list[PWM] = [
+        PWM.from_dataset(data, policy, seed=seed, **DATA).learn_offline(1, pretrain_steps=1) for seed in (0, 1)
+    ]
+    kept: list[Any] = []
+    for model in models:
+        model.set_env(truth_envs(1, as_dict))
+        model.learn(8)
+        kept.append(copies(arrays_of(model.replay_buffer)))
+        check_seams(model.replay_buffer)
+    assert unchanged(arrays_of(models[0].replay_buffer), kept[0])
+    assert unchanged(arrays_of(data), given)
+    assert data.size() == size
+
+
+def test_the_steps_of_another_algorithm_stay_its_own() -> None:
+    sac = filled(SAC, truth_envs(2))
+    given = copies(arrays_of(sac.replay_buffer))
+    model = make(truth_envs(2))
+    model.replay_buffer = sac.replay_buffer
+    model.learn(20)
+    check_seams(model.replay_buffer)
+    assert unchanged(arrays_of(sac.replay_buffer), given)
+
+
+def test_arrays_that_nobody_else_has_are_not_copied() -> None:
+    sac = filled(SAC, truth_envs(2))
+    model = make(truth_envs(2))
+    model.replay_buffer = sac.replay_buffer
+    del sac
+    gc.collect()
+    rewards = weakref.ref(model.sequences.rewards)
+    model.learn(20)
+    assert rewards() is model.replay_buffer.rewards
+
+
+def test_two_models_do_not_write_into_the_same_files(tmp_path: Path) -> None:
+    data = from_replay_buffer(filled(SAC, truth_envs()).replay_buffer, buffer_size=100, directory=tmp_path)
+    first, second = (PWM.from_dataset(data, seed=seed, **DATA) for seed in (0, 1))
+    first.set_env(truth_envs())
+    first.learn(8)
+    second.set_env(truth_envs())
+    with pytest.raises(ValueError, match=r"another replay buffer stores steps in .*rewards\.npy: import the data once"):
+        second.learn(8)
+    del first
+    gc.collect()
+    second.learn(8)
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_a_buffer_saved_in_the_model_is_divided_among_other_environments(tmp_path: Path, n_envs: int) -> None:
+    make(truth_envs(2), **NO_UPDATES).learn(40).save(tmp_path / "model", include=["replay_buffer"])
+    model = PWM.load(tmp_path / "model", env=truth_envs(n_envs))
+    model.learn(20, reset_num_timesteps=False)
+    check_seams(model.replay_buffer)
+    assert model.replay_buffer.n_envs == n_envs
+    other = make(truth_envs(2), **NO_UPDATES).learn(20)
+    model.replay_buffer = other.replay_buffer
+    model.learn(20, reset_num_timesteps=False)
+    check_seams(model.replay_buffer)
+    model.replay_buffer = make(space_envs(n_envs)).replay_buffer
+    with pytest.raises(ValueError, match="the replay buffer's observation_space is"):
+        model.learn(20, reset_num_timesteps=False)
+
+
+def test_time_outs_that_a_buffer_does_not_tell_are_not_taken_over(tmp_path: Path) -> None:
+    untold = {"handle_timeout_termination": False}
+    make(replay_buffer_kwargs=untold, **NO_UPDATES).learn(40).save_replay_buffer(tmp_path / "buffer")
+    model = make(**NO_UPDATES)
+    with pytest.raises(ValueError, match="handle_timeout_termination=False"):
+        model.load_replay_buffer(tmp_path / "buffer")
+    with pytest.raises(ValueError, match=r"buffer.*handle_timeout_termination=False"):
+        from_replay_buffer(tmp_path / "buffer")
+    own = make(replay_buffer_kwargs=untold, **NO_UPDATES)
+    own.load_replay_buffer(tmp_path / "buffer")
+    with pytest.raises(ValueError, match="handle_timeout_termination=False"):
+        PWM.from_dataset(own.sequences, **DATA)
 
 
 @pytest.mark.parametrize("as_dict", [False, True])

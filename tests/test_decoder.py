@@ -120,7 +120,7 @@ def test_bad_data_sets(pendulum: PWM) -> None:
         fit_latent_decoder(pendulum, "Pendulum-v1", small)
     with pytest.raises(ValueError, match="the replay buffer's observation_space is"):
         fit_latent_decoder(pendulum, "Pendulum-v1", make().replay_buffer)
-    with pytest.raises(TypeError, match="must be a stable_baselines3 ReplayBuffer"):
+    with pytest.raises(TypeError, match="must be an SB3 ReplayBuffer"):
         fit_latent_decoder(pendulum, "Pendulum-v1", [1])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="latents have 60 rows and observations 59"):
         fit_decoder(torch.rand(60, 4), torch.rand(59, 2))

@@ -17,7 +17,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_pwm import PWM
 from sb3_pwm.datasets import from_npz, from_replay_buffer
-from sb3_pwm.files.replay_buffers import HEAD, MARK
+from sb3_pwm.files.replay_buffers import HEAD, MARK, save_replay_buffer
 
 KEYS = spaces.Dict({"a": spaces.Box(-1, 1, (3,)), "b": spaces.Discrete(3)})
 
@@ -77,12 +77,10 @@ def test_a_buffer_that_pwm_saved_is_checked_like_any_other(
     collected: PWM, tmp_path: Path, change: Any, message: str
 ) -> None:
     model = copy.deepcopy(collected)
-    known = model.replay_buffer
+    known: Any = model.replay_buffer
     buffer = copy.deepcopy(known)
     change(buffer)
-    model.replay_buffer = buffer
-    model.save_replay_buffer(tmp_path / "buffer")
-    model.replay_buffer = known
+    save_replay_buffer(buffer, tmp_path / "buffer")
     with pytest.raises(ValueError, match=message) as first:
         model.load_replay_buffer(tmp_path / "buffer")
     with pytest.raises(ValueError, match=message) as second:

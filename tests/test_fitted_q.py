@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_pwm import PWM
 from sb3_pwm.buffers import sequence_buffer_class
+from sb3_pwm.datasets import from_replay_buffer
 from sb3_pwm.diagnostics import fitted_q
 from sb3_pwm.diagnostics.fitted_q import find_episodes, half_width, hold_out
 from sb3_pwm.multitask.tasks import Task, TaskSet
@@ -139,6 +140,11 @@ def test_what_another_number_of_environments_cuts_is_not_whole() -> None:
     assert find_episodes(full).length.tolist() == [1, 3, 3, 1, 3, 3]
     assert find_episodes(full).whole.tolist() == [False, True, True, False, True, True]
     assert with_columns(walk(n_episodes=1), 4).size() == 0
+    imported = find_episodes(from_replay_buffer(walk(n_episodes=3, n_envs=2, capacity=7)))
+    assert imported.length.tolist() == [1, 3, 3, 1, 3, 3]
+    assert imported.whole.tolist() == [False, True, True, False, True, True]
+    imported = find_episodes(from_replay_buffer(halves))
+    assert imported.whole.tolist() == [False, True, False, True]
 
 
 def test_a_full_buffer_may_have_lost_a_beginning() -> None:

@@ -40,6 +40,7 @@ LEVELS = (
         "nn/observation_features",
         "multitask/tasks",
         "replay/checks",
+        "replay/ownership",
         "video/decoder",
         "simulator/mujoco_state",
         "simulator/terminations",

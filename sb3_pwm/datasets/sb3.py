@@ -9,6 +9,8 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.datasets.episodes import new_buffer
 from sb3_pwm.files.replay_buffers import as_sequences, read_replay_buffer
+from sb3_pwm.replay.checks import check_timeouts_told
+from sb3_pwm.replay.columns import lost_in_one_column
 
 
 def from_replay_buffer(
@@ -38,6 +40,7 @@ def from_replay_buffer(
         name, sequences = "the replay buffer", as_sequences(source, "the replay buffer")
     else:
         name, sequences = str(source), read_replay_buffer(source)
+    check_timeouts_told(sequences, name)
     size = sequences.size()
     if size == 0:
         raise ValueError(f"{name} is empty")
@@ -51,6 +54,8 @@ def from_replay_buffer(
             last = rows.stop - 1
             if not result.dones[last, 0]:  # the next row belongs to another environment
                 result.dones[last, 0] = result.timeouts[last, 0] = 1
+    lost = lost_in_one_column(sequences, size * np.arange(sequences.n_envs))
+    result.lost_beginnings = tuple((step, 0) for step in lost)
     return result
 
 

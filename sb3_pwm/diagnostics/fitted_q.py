@@ -19,6 +19,7 @@ from sb3_pwm.networks import CriticEnsemble
 from sb3_pwm.nn.scales import LatentScale, RewardScale
 from sb3_pwm.observations import ends_of_windows
 from sb3_pwm.policies import PWMPolicy
+from sb3_pwm.replay.columns import lost_beginnings
 
 N_NETWORKS = 8
 HIDDEN = (64, 64)
@@ -78,9 +79,7 @@ def find_episodes(buffer: SequenceReplayBuffer) -> Episodes:
     begins[:, 0] = True
     first = np.flatnonzero(begins)
     length = np.diff(first, append=begins.size)
-    has_beginning = (first % buffer.size() > 0) | (not buffer.full)
-    ages = [(column, (row - buffer.oldest) % buffer.buffer_size) for row, column in buffer.lost_beginnings]
-    has_beginning &= ~np.isin(first, [column * buffer.size() + age for column, age in ages])
+    has_beginning = ~np.isin(first, [column * buffer.size() + age for age, column in lost_beginnings(buffer)])
     return Episodes(first, length, has_beginning & ends.ravel()[first + length - 1])
 
 

@@ -12,8 +12,8 @@ from sb3_pwm.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer, chec
 from sb3_pwm.files.replay_buffers import as_sequences
 from sb3_pwm.multitask.envs import PaddedTaskEnv
 from sb3_pwm.multitask.tasks import Task, TaskSet, space_sizes
-from sb3_pwm.replay.checks import check_values
-from sb3_pwm.replay.columns import with_columns
+from sb3_pwm.replay.checks import check_timeouts_told, check_values
+from sb3_pwm.replay.columns import lost_beginnings, with_columns
 from sb3_pwm.replay.watched_env import WatchedEnv
 
 Source = gym.Env[Any, Any] | ReplayBuffer
@@ -28,6 +28,7 @@ def check_own_spaces(name: str, data: ReplayBuffer) -> None:
     :raises ValueError: if a space is not a Box with one axis.
     """
     check_replay_buffer(data, f"the data of task {name!r}")
+    check_timeouts_told(data, f"the data of task {name!r}")
     parts = (data.observation_space, data.action_space)
     if not all(isinstance(part, spaces.Box) and len(part.shape) == 1 for part in parts):
         raise ValueError(
@@ -158,6 +159,8 @@ def fill(target: Any, columns: slice, source: Any, task_id: int | None, n_rows: 
     target.actions[rows, columns, : source.actions.shape[-1]] = source.actions[order]
     for name in ("rewards", "dones", "timeouts"):
         getattr(target, name)[rows, columns] = getattr(source, name)[order]
+    for age, column in lost_beginnings(source):
+        target.lost_beginnings += tuple((row, columns.start + column) for row in rows[ages == age].tolist())
     last = rows[ages == size - 1]  # what comes next is repeated from the oldest step, or new
     running = target.dones[last, columns] == 0
     target.dones[last, columns] = 1

@@ -16,6 +16,7 @@ from sb3_pwm.multitask.policies import ExtractedPolicy, MultiTaskPolicy
 from sb3_pwm.multitask.tasks import TaskSet, space_sizes
 from sb3_pwm.networks import resolve_net_arch
 from sb3_pwm.policies import PWMPolicy
+from sb3_pwm.replay.columns import lost_beginnings
 from sb3_pwm.sac_names import SAC_POLICY_ARGUMENTS, without_sac_arguments
 
 if TYPE_CHECKING:
@@ -263,18 +264,22 @@ def of_task(
     if has_task[:, columns].all():
         rows: Any = slice(None)
         capacity, pos, full, n_envs = buffer.buffer_size, buffer.pos, buffer.full, len(columns)
+        number = {column: i for i, column in enumerate(columns.tolist())}
+        lost = [(row, number[column]) for row, column in buffer.lost_beginnings if column in number]
     else:  # in one column, one environment's steps behind the other's
         order = (buffer.oldest + np.arange(buffer.size())) % buffer.buffer_size
         places, ages = np.nonzero(has_task[order].T)
         rows, columns = order[ages][:, None], places[:, None]
         capacity, pos, full, n_envs = len(rows), 0, True, 1
+        without = lost_beginnings(buffer)
+        lost = [(i, 0) for i, place in enumerate(zip(ages.tolist(), places.tolist(), strict=True)) if place in without]
     own = SequenceReplayBuffer(capacity * n_envs, observation_space, action_space, buffer.device, n_envs=n_envs)
     for key in ("observations", "next_observations"):
         setattr(own, key, getattr(buffer, key)["observation"][rows, columns, : task.observation_size])
     own.actions = buffer.actions[rows, columns, : task.action_size]
     for key in ("rewards", "dones", "timeouts"):
         setattr(own, key, getattr(buffer, key)[rows, columns])
-    own.pos, own.full = pos, full
+    own.pos, own.full, own.lost_beginnings = pos, full, tuple(lost)
     if not isinstance(rows, slice):
         goes_on = (np.diff(places, append=-1) == 0) & (np.diff(ages, append=-1) == 1)
         own.timeouts[~goes_on & (own.dones[:, 0] == 0), 0] = 1

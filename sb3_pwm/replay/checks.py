@@ -17,6 +17,18 @@ ARRAYS = ("observations", "next_observations", "actions", "rewards", *FLAGS)
 MAX_BREAKS = 0.5  # of the steps; with more the order of the rows is not that in which they happened
 
 
+def check_timeouts_told(buffer: ReplayBuffer, name: str) -> None:
+    """Check that a buffer tells time-outs from terminations.
+
+    :raises ValueError: if it does not.
+    """
+    if not getattr(buffer, "handle_timeout_termination", False):
+        raise ValueError(
+            f"{name} was made with handle_timeout_termination=False and cannot tell time-outs from "
+            "terminations; allowed: handle_timeout_termination=True"
+        )
+
+
 def check_values(buffer: ReplayBuffer, name: str) -> None:
     """Check that what is stored is finite and in the observation space, and actions in [-1, 1].
 

@@ -58,23 +58,33 @@ def with_columns(buffer: SequenceReplayBuffer, n_envs: int) -> SequenceReplayBuf
     dones[newest] = timeouts[newest] = 1
     result.dones, result.timeouts = in_parts(dones), in_parts(timeouts)
     cuts = buffer.n_transitions - length * np.arange(n_envs, 0, -1)
-    lost = _lost_beginnings(buffer, cuts) if length else []
+    lost = lost_in_one_column(buffer, cuts) if length else []
     result.lost_beginnings = tuple((step % length, step // length) for step in lost)
     result.end_trajectories()
     return result
 
 
-def _lost_beginnings(buffer: SequenceReplayBuffer, cuts: np.ndarray) -> list[int]:
-    """Return the steps whose episode has lost its beginning, if columns begin at the steps ``cuts``.
+def lost_beginnings(buffer: SequenceReplayBuffer) -> set[tuple[int, int]]:
+    """Return age and column of the stored steps whose episode began with steps that are not stored.
 
-    Steps count on from column to column: in ``cuts`` from the oldest of all, in the result from the first cut.
+    Of a full buffer the oldest step of every column may be one.
+    """
+    oldest = {(0, column) for column in range(buffer.n_envs) if buffer.full}
+    return oldest | {((row - buffer.oldest) % buffer.buffer_size, column) for row, column in buffer.lost_beginnings}
+
+
+def lost_in_one_column(buffer: SequenceReplayBuffer, cuts: np.ndarray) -> list[int]:
+    """Return the steps whose episode has lost its beginning, if columns follow each other and are cut before ``cuts``.
+
+    :param buffer: replay buffer.
+    :param cuts: steps, counted on from column to column.
+    :return: steps, counted from the first of the cuts.
     """
     size = buffer.size()
     goes_on = buffer.dones[(buffer.oldest + np.arange(size) - 1) % buffer.buffer_size].T == 0  # the step before
-    goes_on[:, 0] = buffer.full
+    goes_on[:, 0] = False
     lost = np.zeros_like(goes_on)
-    lost[:, 0] = buffer.full
-    for row, column in buffer.lost_beginnings:
-        lost[column, (row - buffer.oldest) % buffer.buffer_size] = True
+    for age, column in lost_beginnings(buffer):
+        lost[column, age] = True
     lost.flat[cuts] |= goes_on.flat[cuts]
     return [step - int(cuts[0]) for step in np.flatnonzero(lost).tolist() if step >= cuts[0]]
