@@ -30,17 +30,18 @@ from sb3_pwm.files.models import missing_arguments, opened_model, save_model, wi
 from sb3_pwm.files.replay_buffers import as_sequences, read_replay_buffer, save_replay_buffer
 from sb3_pwm.files.tensors import check_tensors
 from sb3_pwm.observations import are_tensors, on_host, own_copy
-from sb3_pwm.replay.checks import check_timeouts_told, leads_to
+from sb3_pwm.replay.checks import check_timeouts_told, leads_to, sizes_of
 from sb3_pwm.replay.columns import with_columns
-from sb3_pwm.replay.watched_env import WatchedEnv, drop_late_answers, lost_processes_explained, tensors_refused
+from sb3_pwm.replay.watched_env import (
+    WatchedEnv,
+    check_normalizer_is_outside,
+    drop_late_answers,
+    lost_processes_explained,
+    tensors_refused,
+)
 from sb3_pwm.sac_names import SAC_ARGUMENTS, without_sac_arguments
 
 SelfSequence = TypeVar("SelfSequence", bound="SequenceOffPolicyAlgorithm")
-
-
-def sizes_of(owner: Any) -> tuple[Any, ...]:
-    """Return the number of environments of a model or buffer, and the shapes of its spaces."""
-    return owner.n_envs, owner.observation_space.shape, owner.action_space.shape
 
 
 class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
@@ -58,7 +59,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         """Wrap an environment as SB3 does, after a look at its action space."""
         check_actions(env.action_space)
-        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        venv = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        check_normalizer_is_outside(venv)
+        return venv
 
     @property
     def sequences(self) -> SequenceReplayBuffer:
@@ -220,7 +223,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             if resets:
                 env.note()
                 self._last_obs = own_copy(self._last_obs)
-                self._note_original_observations()
+                self._last_original_obs = env.original_of(self._last_obs)
             self._check_observations(self._last_obs, self._last_original_obs)
         except BaseException:
             self._last_obs = None  # reset again next time
@@ -259,15 +262,10 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._last_obs = None  # if the reset fails, the next one is due
         self._last_obs = env.reset()
         env.note()
-        self._note_original_observations()
+        self._last_original_obs = env.original_of(self._last_obs)
         if self.action_noise is not None:
             self.action_noise.reset()
         self._check_observations(self._last_obs, self._last_original_obs)
-
-    def _note_original_observations(self) -> None:
-        """Remember what the environments have given at a reset, as it will be stored."""
-        normalizer = self._collected.normalizer
-        self._last_original_obs = self._last_obs if normalizer is None else normalizer.get_original_obs()
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
         """Collect steps, see :meth:`stable_baselines3.common.off_policy_algorithm.OffPolicyAlgorithm.collect_rollouts`.
@@ -295,11 +293,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     def _check_observations(self, observations: Any, original: Any) -> None:
         """Check (n_envs, *obs_shape) observations of the environment, and what they were before a ``VecNormalize``."""
-        if self._collected.normalizer is None:
-            check_finite("observation", observations, self.num_timesteps)
-        else:
-            # What is stored; one bad value here spoils the normalised values of all environments.
-            check_finite("observation", original, self.num_timesteps)
+        # First what is stored: one bad value there spoils the normalised values of all environments.
+        check_finite("observation", original, self.num_timesteps)
+        if self._collected.normalizer is not None:
             check_finite("normalized observation", observations, self.num_timesteps)
 
     def _sample_action(
@@ -367,8 +363,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         :param observations: (n_envs, *obs_shape) observations before the step, or one such array per key, as the policy
             saw them.
         :param rewards: (n_envs,) rewards.
-        :param dones: (n_envs,) whether episodes ended, for whatever reason.
-        :param infos: the step's infos.
+        :param dones: (n_envs,) whether episodes ended, for whatever reason; ``infos`` may say.
         """
 
     @classmethod

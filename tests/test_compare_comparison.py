@@ -282,6 +282,12 @@ def test_runs_that_cannot_be_compared_are_refused(runs: Any, match: Any) -> None
         Comparison(runs, "sac", "sac")
 
 
+def test_equal_arguments_of_an_environment_may_be_written_in_several_ways() -> None:
+    ways = [{"a": 1, "b": 2.0}, {"b": 2.0, "a": 1}, "dict(a=1, b=2.0)"]
+    runs = [make_run("A-v0", f"x{i}", 0, 1, hyperparameters={"env_kwargs": way}) for i, way in enumerate(ways)]
+    assert Comparison(runs, "x0", "x1").algos == ["x0", "x1", "x2"]
+
+
 def test_a_run_cut_at_fewer_steps() -> None:
     run = make_run("A-v0", "sac", 0, 100)
     assert [row.env_steps for row in cut(run, 200).rows] == [100, 200]

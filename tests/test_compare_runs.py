@@ -445,6 +445,7 @@ def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.Cap
         (["--env", "Pendlum-v1"], "did you mean Pendulum-v1"),
         (["--env", "Pendulum-v1", "--algo", "sacc"], "did you mean sac"),
         (["--env", "Pendulum-v1", "--jobs", "0"], "jobs=0"),
+        (["--env", "Pendulum-v1", "--seeds", "4294967296", "0"], "seed=4294967296"),
     ):
         with pytest.raises(SystemExit) as error:
             run_command_line({"benchmark": command}, ["benchmark", *arguments, "--out", str(tmp_path)])
@@ -470,6 +471,8 @@ def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.Cap
             ["env_kwargs=[9.8]; allowed: arguments of the environment by name"],
         ),
         ("Pendulum-v1", "sac", "env_kwargs: {g: 2026-01-01}", ["date is not JSON serializable"]),
+        ("Pendulum-v1", "sac", "env_kwargs: {g: {3: 10.0}}", ["env_kwargs: {'g': {3: 10.0}} does not come back from"]),
+        ("Pendulum-v1", "sac", "gamma: .nan", ["gamma: nan does not come back from JSON"]),
         ("CartPole-v1", "sac", "{}", ["Box", "Discrete(2)"]),
     ],
 )
@@ -487,6 +490,28 @@ def test_what_cannot_be_made_is_refused_before_the_first_run(
     for message in [f"error: {algo.partition('=')[0]} in {env}: ", *messages]:
         assert message in printed
     assert not out.exists()
+
+
+def test_algorithms_in_different_environments_are_refused_before_the_first_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("yaml")
+    for name, entry in (("sac", "{g: 5.0}"), ("td3", "dict(g=5.0)"), ("ppo", "{g: 6.0}")):
+        (tmp_path / f"{name}.yml").write_text(
+            f"default: {{env_kwargs: '{entry}'}}".replace("'{", "{").replace("}'", "}")
+        )
+    arguments = ["--env", "Pendulum-v1", "--seeds", "0", "--steps", "0", "--out", str(tmp_path / "out")]
+    files = [f"--hyperparameters={name}={tmp_path}/{name}.yml" for name in ("sac", "td3")]
+    with pytest.raises(SystemExit):  # equal, in two forms: refused for its steps alone
+        run_command_line({"benchmark": command}, ["benchmark", *arguments, "--algo", "sac", "td3", *files])
+    assert "steps=0" in capsys.readouterr().err
+    arguments[arguments.index("0", 4)] = "10"
+    for algos in (["sac", "ppo"], ["sac", "ddpg"]):
+        files = [f"--hyperparameters={name}={tmp_path}/{name}.yml" for name in algos if name != "ddpg"]
+        with pytest.raises(SystemExit):
+            run_command_line({"benchmark": command}, ["benchmark", *arguments, "--algo", *algos, *files])
+        assert "Pendulum-v1: the algorithms have different env_kwargs" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_models_that_are_only_checked_are_small_and_do_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:

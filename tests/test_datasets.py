@@ -64,6 +64,17 @@ def test_npz_with_the_spaces_that_its_arrays_suggest(tmp_path: Path) -> None:
     np.testing.assert_allclose(buffer.actions[:, 0], data["actions"], atol=1e-6)
 
 
+@pytest.mark.parametrize(("start", "dtype"), [(0.0, np.float32), (1.7e9, np.float64)])
+def test_arrays_whose_values_float32_does_not_tell_apart(start: float, dtype: Any) -> None:
+    steps = np.arange(201)
+    observations = np.stack([start + steps, steps % 50, np.full(201, 0.1)], 1)
+    data = {"observations": observations[:-1], "next_observations": observations[1:], "actions": np.zeros((200, 1))}
+    data |= {"rewards": np.ones(200), "terminals": np.zeros(200), "timeouts": (steps[1:] % 50 == 0).astype(float)}
+    buffer = from_arrays(data)
+    assert buffer.observations.dtype == dtype
+    assert len(np.unique(buffer.observations[..., 0])) == 200
+
+
 def test_arrays_in_files(tmp_path: Path) -> None:
     buffer = from_arrays(flat(THREE), OBSERVATIONS, ACTIONS, buffer_size=20, directory=tmp_path / "new")
     check_holds(buffer, THREE)

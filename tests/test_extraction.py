@@ -134,6 +134,7 @@ def test_a_task_that_fails(files: Path, tmp_path: Path, capsys: pytest.CaptureFi
     [
         (["--tasks", "larg"], "unknown task 'larg'; nearest of the 2 names: 'large'"),
         (["--jobs", "0"], "jobs=0"),
+        (["--tasks", "large", "--env", "large=Nope-v0"], "unknown environment 'Nope-v0'"),
         (["--updates", "-1"], "updates=-1"),
         (["--data", "nowhere.pkl"], "there is no file nowhere.pkl"),
     ],

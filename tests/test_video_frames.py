@@ -64,6 +64,13 @@ def test_tiles_are_read_like_a_page(n_frames: int, columns: int) -> None:
     assert values == [*range(100, 100 + n_frames), *[BACKGROUND[0]] * (rows * columns - n_frames)]
 
 
+def test_a_thousand_frames_per_second(tmp_path: Path) -> None:
+    for count in (4, 100):
+        fast = write(tmp_path / "fast.mp4", [20, 60, 100, 140] * (count // 4), 1_000)
+        assert read_video(fast)[0] == pytest.approx(1_000)
+    grid_video([fast, fast], tmp_path / "grid.mp4")
+
+
 def test_a_gif_that_stands_still_keeps_its_time(tmp_path: Path) -> None:
     """Equal frames in a row are written as one frame of a longer duration."""
     greys = [40] * 5 + [80, 120, 120, 160]

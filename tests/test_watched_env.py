@@ -10,11 +10,21 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import NO_UPDATES, TruthEnv, make, truth_envs
+from gymnasium import spaces
+from helpers import NO_UPDATES, TruthEnv, make, space_envs, truth_envs
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecCheckNan,
+    VecEnv,
+    VecEnvWrapper,
+    VecFrameStack,
+    VecNormalize,
+    VecTransposeImage,
+)
 
 from sb3_pwm import PWM
 from sb3_pwm.replay.watched_env import WatchedEnv
@@ -249,6 +259,38 @@ def test_a_watched_environment_can_be_copied_and_pickled() -> None:
     again.learn(5, reset_num_timesteps=False)
     assert model.replay_buffer.size() == 16  # in fours
     check_every_window(again.replay_buffer)
+
+
+class Double(VecEnvWrapper):
+    """Changes what it gives, and not the space."""
+
+    def reset(self) -> Any:
+        return 2 * self.venv.reset()  # type: ignore[operator]
+
+    def step_wait(self) -> Any:
+        observations, *rest = self.venv.step_wait()
+        return 2 * observations, *rest  # type: ignore[operator]
+
+
+def test_wrappers_that_change_observations_belong_into_vec_normalize() -> None:
+    images = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+    outside: list[tuple[VecEnv, str, str]] = [
+        (VecNormalize(space_envs(1, images), norm_obs=False), "CnnPolicy", "VecTransposeImage"),
+        (VecFrameStack(VecNormalize(truth_envs()), 3), "MlpPolicy", "VecFrameStack"),
+    ]
+    for venv, policy, kind in outside:
+        with pytest.raises(ValueError, match=rf"{kind} lies around VecNormalize.*put it inside: VecNormalize\({kind}"):
+            make(venv, policy)
+    inside: list[tuple[VecEnv, str]] = [
+        (VecNormalize(VecTransposeImage(space_envs(1, images)), norm_obs=False), "CnnPolicy"),
+        (VecNormalize(VecFrameStack(truth_envs(), 3)), "MlpPolicy"),
+        (VecCheckNan(VecNormalize(truth_envs(2))), "MlpPolicy"),
+    ]
+    for venv, policy in inside:
+        make(venv, policy, **NO_UPDATES).learn(8)
+    model = make(Double(VecNormalize(DummyVecEnv([lambda: Monitor(TruthEnv(1))]))), **NO_UPDATES)
+    with pytest.raises(ValueError, match=r"a wrapper around VecNormalize \(Double\) changes observations"):
+        model.learn(8)
 
 
 def test_a_model_with_vec_normalize_can_be_copied_after_learning() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from sb3_pwm.benchmark.alignment import common_steps, cut_to_shortest, has_learnt, row_due_at
 from sb3_pwm.benchmark.origins import why_times_differ
 from sb3_pwm.benchmark.results import FAILED, FINISHED, RUNNING, CurveRow, Run
+from sb3_pwm.benchmark.settings import env_arguments
 from sb3_pwm.benchmark.specs import unknown_name
 from sb3_pwm.benchmark.statistics import (
     bootstrap_interval,
@@ -179,11 +180,11 @@ class Comparison:
                 raise ValueError(
                     f"the runs in {env} differ in eval_episodes: {sorted(episodes)}; they cannot be compared"
                 )
-            arguments = {str(run.spec.hyperparameters.get("env_kwargs") or "none") for run in runs}
-            if len(arguments) > 1:
+            arguments = [env_arguments(run.spec.hyperparameters) for run in runs]
+            if any(given != arguments[0] for given in arguments):
+                found = ", ".join(sorted({str(given or "none") for given in arguments}))
                 raise ValueError(
-                    f"the runs in {env} differ in the environment's arguments: {', '.join(sorted(arguments))}; they "
-                    "cannot be compared"
+                    f"the runs in {env} differ in the environment's arguments: {found}; they cannot be compared"
                 )
             for algo, of_algo in by_algo.items():
                 seeds = [run.spec.seed for run in of_algo]

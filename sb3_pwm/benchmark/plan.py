@@ -14,6 +14,8 @@ from sb3_pwm.benchmark.specs import ALGORITHMS, RunSpec, as_file_name, named_alg
 from sb3_pwm.checks import check_integer
 from sb3_pwm.extras import missing_extra
 
+MAX_SEED = 2**32 - 1  # NumPy's
+
 
 def registered_id(env_id: str) -> str:
     """Return the id under which Gymnasium knows an environment: with its version, without its module.
@@ -73,6 +75,20 @@ def check_env(env_id: str, **kwargs: Any) -> None:
         raise ValueError(f"cannot make environment {env_id!r}: {error}") from error
 
 
+def check_plain(values: dict[str, Any]) -> None:
+    """Check that a run's process, and whoever reads its record, gets the same hyperparameters.
+
+    :raises ValueError: if JSON does not hold them as they are.
+    :raises TypeError: if it does not hold them at all, such as YAML's dates.
+    """
+    for name, value in values.items():
+        if json.loads(json.dumps(value)) != value:
+            raise ValueError(
+                f"{name}: {value!r} does not come back from JSON as it is; allowed: mappings whose keys are strings, "
+                'lists and finite numbers, or a text such as "dict(bonus={3: 10.0})"'
+            )
+
+
 def make_plan(
     envs: Sequence[str],
     algos: Sequence[str],
@@ -104,7 +120,7 @@ def make_plan(
     for name, value in numbers.items():
         check_integer(name, value, 1)
     for seed in seeds:
-        check_integer("seed", seed, 0)
+        check_integer("seed", seed, 0, MAX_SEED)
     named = named_algorithms(algos)
     stray = sorted(set(hyperparameters) - set(named) - set(named.values()))
     if stray:
@@ -113,6 +129,7 @@ def make_plan(
     if len({as_file_name(env) for env in ids}) < len(ids):
         raise ValueError(f"two of the environments {list(ids)} would have the same folder")
     found: dict[tuple[str, str], dict[str, Any]] = {}
+    arguments: dict[str, dict[str, Any]] = {}
     for name, algo in named.items():
         algorithm = find_algorithm(algo)
         label = None if name == algo else name
@@ -120,11 +137,15 @@ def make_plan(
             file = hyperparameters.get(name, hyperparameters.get(algo))
             source, values = find_hyperparameters(algo, env, registered, file=file)
             try:
-                json.dumps(values)  # as the run's process gets them; YAML has dates
+                check_plain(values)
                 check_env(env, **interpret(values, algorithm).env_kwargs)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{name} in {env}: {error}") from error
+            arguments.setdefault(env, {})[name] = interpret(values, algorithm).env_kwargs
             found[env, name] = {"algo": algo, "label": label, "hyperparameters": values, "source": source}
+    for env, by_name in arguments.items():
+        if any(given != next(iter(by_name.values())) for given in by_name.values()):
+            raise ValueError(f"{env}: the algorithms have different env_kwargs, so they cannot be compared: {by_name}")
     return [
         RunSpec(env=env, seed=seed, device=device, **numbers, **settings)
         for seed in dict.fromkeys(seeds)

@@ -5,6 +5,7 @@ Every file is put in place whole, so that a kill leaves the old or the new one.
 
 import contextlib
 import csv
+import io
 import json
 import sys
 import time
@@ -116,11 +117,12 @@ def write_json(path: Path, values: Any) -> None:
 def write_curve(folder: Path, rows: Sequence[CurveRow]) -> None:
     """Write a run's evaluations."""
     logged = sorted({name for row in rows for name in row.logged})
-    lines = [",".join([*MEASURED, *logged])]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*MEASURED, *logged])
     for row in rows:
-        values = [getattr(row, name) for name in MEASURED] + [row.logged.get(name, "") for name in logged]
-        lines.append(",".join(map(str, values)))
-    write_text(folder / "curve.csv", "\n".join(lines) + "\n")
+        writer.writerow([getattr(row, name) for name in MEASURED] + [row.logged.get(name, "") for name in logged])
+    write_text(folder / "curve.csv", text.getvalue())
 
 
 def read_curve(folder: Path) -> list[CurveRow]:

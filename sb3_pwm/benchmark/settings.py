@@ -153,6 +153,12 @@ def interpret(hyperparameters: Hyperparameters, algorithm: type[BaseAlgorithm]) 
     )
 
 
+def env_arguments(hyperparameters: Hyperparameters) -> dict[str, Any]:
+    """Return the arguments of the environment that hyperparameters in the Zoo's layout hold."""
+    value = hyperparameters.get("env_kwargs") or {}
+    return _env_kwargs(parse_expression(value) if isinstance(value, str) else value)
+
+
 def default_of(parameters: Mapping[str, inspect.Parameter], name: str) -> Any:
     """Return the default of a parameter; None if it has none."""
     default = parameters[name].default if name in parameters else None

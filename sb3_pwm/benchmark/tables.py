@@ -39,4 +39,5 @@ def latex(comparison: Comparison) -> str:
 
 def escaped(text: str) -> str:
     """Write letters that mean something to LaTeX as themselves."""
-    return "".join(LATEX.get(letter, letter) for letter in text)
+    text = "".join(LATEX.get(letter, letter) for letter in text)
+    return f"{{{text}}}" if text.startswith(("[", "*")) else text  # arguments of the line break before them

@@ -19,6 +19,7 @@ import torch
 
 from sb3_pwm.benchmark.engines import LocalEngine, RayEngine, import_paths
 from sb3_pwm.benchmark.jobs import Units, run_jobs, why
+from sb3_pwm.benchmark.plan import registered_id
 from sb3_pwm.benchmark.progress import POLICY_FIGURES, Note, NoteSteps
 from sb3_pwm.benchmark.results import write_json
 from sb3_pwm.benchmark.worker import end_with_input
@@ -74,7 +75,8 @@ def env_ids(texts: Sequence[str], names: Sequence[str]) -> dict[str, str]:
 
     :param texts: ``NAME=ID`` each.
     :param names: names of the tasks that are asked for.
-    :raises ValueError: if a text has no ``=``, or its task is not asked for, or named twice.
+    :raises ValueError: if a text has no ``=``, its task is not asked for, or named twice, or there is no such
+        environment.
     """
     pairs = [text.partition("=") for text in texts]
     for text, (name, _, env) in zip(texts, pairs, strict=True):
@@ -84,6 +86,8 @@ def env_ids(texts: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     repeated = sorted({name for name in named if named.count(name) > 1})
     if repeated:
         raise ValueError(f"env: more than one environment for the task {repeated[0]!r}")
+    for _, _, env in pairs:
+        registered_id(env)
     return {name: env for name, _, env in pairs}
 
 

@@ -14,6 +14,7 @@ from sb3_pwm.replay.checks import check_flags, rows_at_once
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = ("timeouts", "next_observations")
+LEAST_STEPS = 1_000  # of rounding, within the range of an entry
 
 
 def from_npz(
@@ -70,8 +71,9 @@ def from_arrays(
         (N, *obs_shape). One of the last two may be missing: without ``timeouts`` an episode also ends where the next
         row is not the next observation; without ``next_observations`` the last step of each episode is left out, as
         nothing says where it led, which is possible only where nothing terminates.
-    :param observation_space: space of the observations; None for an unbounded Box of their shape. Give the
-        environment's own spaces if ``learn`` shall go on there.
+    :param observation_space: space of the observations; None for an unbounded Box of their shape, in float32 unless
+        this would round away what varies, as of time stamps. Give the environment's own spaces if ``learn`` shall go on
+        there.
     :param action_space: Box with finite bounds, from which actions are rescaled to [-1, 1]; None for [-1, 1].
     :param buffer_size: capacity of the buffer; None for the number of steps.
     :param directory: keep the arrays in files in this folder, for data larger than memory; each import needs a folder
@@ -99,7 +101,9 @@ def from_arrays(
             shape = data["observations" if name != "actions" else "actions"].shape[1:]
             check_field(f"{source}: {name}", data[name], (n_steps, *shape))
     if observation_space is None:
-        observation_space = spaces.Box(-np.inf, np.inf, data["observations"].shape[1:], np.float32)
+        observation_space = spaces.Box(
+            -np.inf, np.inf, data["observations"].shape[1:], float_type(data["observations"])
+        )
     if action_space is None:
         action_space = spaces.Box(-1, 1, data["actions"].shape[1:], np.float32)
     bounds = episode_bounds(data, source, observation_space.dtype)
@@ -112,6 +116,16 @@ def from_arrays(
         buffer_size=buffer_size,
         directory=directory,
     )
+
+
+def float_type(observations: np.ndarray) -> type[np.floating[Any]]:
+    """Return float32 for (N, *obs_shape) observations whose values it tells apart, else float64."""
+    values = observations.reshape(len(observations), -1)
+    if values.dtype.itemsize <= np.dtype(np.float32).itemsize or not values.size:
+        return np.float32
+    low, high = values.min(0), values.max(0)
+    rounding = np.finfo(np.float32).eps * np.maximum(np.abs(low), np.abs(high))
+    return np.float64 if ((high > low) & (high - low < LEAST_STEPS * rounding)).any() else np.float32
 
 
 def episode_bounds(data: Mapping[str, np.ndarray], source: str, dtype: np.dtype[Any] | None) -> list[tuple[int, int]]:

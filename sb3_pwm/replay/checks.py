@@ -17,6 +17,11 @@ ARRAYS = ("observations", "next_observations", "actions", "rewards", *FLAGS)
 MAX_BREAKS = 0.5  # of the steps; with more the order of the rows is not that in which they happened
 
 
+def sizes_of(owner: Any) -> tuple[Any, ...]:
+    """Return the number of environments of a buffer or model, and the shapes of its spaces."""
+    return owner.n_envs, owner.observation_space.shape, owner.action_space.shape
+
+
 def check_timeouts_told(buffer: ReplayBuffer, name: str) -> None:
     """Check that a buffer tells time-outs from terminations.
 

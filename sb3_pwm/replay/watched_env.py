@@ -148,6 +148,22 @@ class WatchedEnv(OwnCopies):
             )
         return last if self.normalizer is None else self.normalizer.unnormalize_obs(last)
 
+    def original_of(self, seen: Any) -> Any:
+        """Return what the environments have given at a reset, as it is to be stored.
+
+        :param seen: the same as the policy sees it.
+        :raises ValueError: if a wrapper around the ``VecNormalize`` has changed it.
+        """
+        if self.normalizer is None:
+            return seen
+        original = self.normalizer.get_original_obs()
+        expected = self.normalizer.normalize_obs(original)
+        pairs = [(seen[key], expected[key]) for key in expected] if isinstance(expected, dict) else [(seen, expected)]
+        if not all(np.array_equal(own, normal, equal_nan=True) for own, normal in pairs):
+            kind = type(self.venv).__name__
+            raise ValueError(f"a wrapper around VecNormalize ({kind}) changes observations; put it inside VecNormalize")
+        return original
+
     def next_observations(self) -> Any:
         """Return what the newest step led to, not normalised: (n_envs, *obs_shape), or one such array per key."""
         following = own_copy(self.original_observations)
@@ -158,6 +174,25 @@ class WatchedEnv(OwnCopies):
             else:
                 put(following, index, last)
         return following
+
+
+def check_normalizer_is_outside(venv: VecEnv) -> None:
+    """Check that no wrapper around a ``VecNormalize`` changes the space of observations.
+
+    What is stored is what ``VecNormalize`` has got; what the policy sees must be the same, normalised.
+
+    :raises ValueError: if one does; names it.
+    """
+    normalizer = unwrap_vec_normalize(venv)
+    outer: Any = venv
+    while normalizer is not None and outer is not normalizer:
+        if outer.observation_space != outer.venv.observation_space:
+            kind = type(outer).__name__
+            raise ValueError(
+                f"{kind} lies around VecNormalize and makes observations {outer.observation_space} of "
+                f"{outer.venv.observation_space}; put it inside: VecNormalize({kind}(...))"
+            )
+        outer = outer.venv
 
 
 class CountedMethod:

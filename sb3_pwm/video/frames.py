@@ -169,10 +169,13 @@ def read_video(path: Path) -> tuple[float, Iterator[np.ndarray]]:
         if path.suffix == ".gif":
             return _read_gif(path)
         with imageio.get_reader(path) as reader:
-            fps = float(reader.get_meta_data()["fps"])  # type: ignore[attr-defined]
+            facts = reader.get_meta_data()  # type: ignore[attr-defined]
+            fps, seconds = float(facts["fps"]), float(facts["duration"])
+            if fps == 0 and seconds > 0:  # ffmpeg says "1k fps" for a thousand, of which imageio reads no number
+                fps = reader.count_frames() / seconds  # type: ignore[attr-defined]
     except Exception as error:  # each format has its own
         raise ValueError(f"{path} cannot be read as a video ({type(error).__name__}: {error})") from error
-    return fps, _frames(path)
+    return fps or 1_000.0, _frames(path)
 
 
 def _frames(path: pathlib.Path) -> Iterator[np.ndarray]:
