@@ -205,10 +205,10 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.check_not_empty()
         windows = draw_windows(self.dones, self.oldest, self.size(), batch_size * part.n_processes, length)
         own = slice(part.rank * batch_size, (part.rank + 1) * batch_size)
-        return self._sampled(Windows(windows.rows[:, own], windows.columns[own], windows.mask[:, own]), env)
+        return self._relabelled(Windows(windows.rows[:, own], windows.columns[own], windows.mask[:, own]), env)
 
-    def _sampled(self, windows: Windows, env: VecNormalize | None) -> SequenceSamples:
-        """Return what drawn windows hold."""
+    def _relabelled(self, windows: Windows, env: VecNormalize | None) -> SequenceSamples:
+        """Return what drawn windows hold; hindsight replay changes goals and rewards here."""
         return self._samples(windows, env)
 
     def spread_sequences(self, count: int, length: int, env: VecNormalize | None = None) -> SequenceSamples:

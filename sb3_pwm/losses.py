@@ -6,7 +6,7 @@ import torch
 
 from sb3_pwm.compute.streams import side_by_side
 from sb3_pwm.networks import CriticEnsemble, LatentActor
-from sb3_pwm.returns import continuation_weights, lambda_returns
+from sb3_pwm.returns import continuation_weights, lambda_returns, n_step_returns
 from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
 from sb3_pwm.world_model import WorldModel
 
@@ -253,10 +253,7 @@ def replay_targets(
         actions, log_probs = choices
         values, probs = values_of_all(critics_target, last_latents, actions), log_probs.exp()
         following = (probs * pessimistic_values(values, pessimism)).sum(-1)
-    # Weight 1 for what follows, as long as the window goes on: only its last step sees a value.
-    goes_on = torch.cat([samples.mask[1:], torch.zeros_like(samples.mask[:1])])
-    last_values = following.expand_as(rewards)
-    targets = lambda_returns(rewards, gamma * (1 - samples.terminations), last_values, goes_on)[0]
+    targets = n_step_returns(rewards, gamma * (1 - samples.terminations), following, samples.mask)
     return targets, {"critic_gap": critic_gap(values, gamma, probs)}
 
 

@@ -39,8 +39,32 @@ def imagined_returns(
     return discounted + gamma**horizon * weights[-1] * terminal_values
 
 
+def n_step_returns(
+    rewards: torch.Tensor, discounts: torch.Tensor, last_values: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    r"""Return the returns of windows from their first step, with the value of what follows their last one.
+
+    .. math:: G_t = r_t + d_t \begin{cases} G_{t+1} & \text{if step } t + 1 \text{ belongs to the window} \\
+        V & \text{else} \end{cases}
+
+    With one step this is :math:`r + d V`.
+
+    :param rewards: (T, B) rewards r_t.
+    :param discounts: (T, B) d_t in [0, 1]: the discount, and 0 where step t ends the episode.
+    :param last_values: (B,) values V of the states after the windows' last steps.
+    :param mask: (T, B) 1 for steps that belong to the window, 0 for those behind its end.
+    :return: (B,) returns G_0.
+    """
+    following = last_values
+    for t in reversed(range(len(rewards))):
+        following = rewards[t] + discounts[t] * following
+        if t > 0:
+            following = torch.where(mask[t] > 0, following, last_values)
+    return following
+
+
 def lambda_returns(
-    rewards: torch.Tensor, discounts: torch.Tensor, next_values: torch.Tensor, td_lambda: float | torch.Tensor
+    rewards: torch.Tensor, discounts: torch.Tensor, next_values: torch.Tensor, td_lambda: float
 ) -> torch.Tensor:
     r"""Return the TD(lambda) targets of every state of a rollout.
 
@@ -51,14 +75,12 @@ def lambda_returns(
     :param rewards: (H, B) rewards r_t.
     :param discounts: (H, B) d_t in [0, 1]: the discount, times the probability that step t does not end the episode.
     :param next_values: (H, B) values V_{t+1} of the state after step t.
-    :param td_lambda: in [0, 1]; 0 gives one-step targets, 1 the sum of all rewards and the last value; one number, or
-        (H, B) numbers.
+    :param td_lambda: in [0, 1]; 0 gives one-step targets, 1 the sum of all rewards and the last value.
     :return: (H, B) targets G_t.
     """
-    lambdas = td_lambda if isinstance(td_lambda, torch.Tensor) else torch.full_like(rewards, td_lambda)
     target = next_values[-1]
     targets = []
     for t in reversed(range(len(rewards))):
-        target = rewards[t] + discounts[t] * ((1 - lambdas[t]) * next_values[t] + lambdas[t] * target)
+        target = rewards[t] + discounts[t] * ((1 - td_lambda) * next_values[t] + td_lambda * target)
         targets.append(target)
     return torch.stack(targets[::-1])

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from sb3_pwm.returns import continuation_weights, imagined_returns, lambda_returns
+from sb3_pwm.returns import continuation_weights, imagined_returns, lambda_returns, n_step_returns
 
 probabilities = st.floats(0, 1)
 
@@ -72,6 +72,16 @@ def test_a_rollout_that_ends_on_its_last_step_keeps_that_reward_and_loses_the_va
 def test_the_value_of_the_last_state_is_discounted_once_per_step() -> None:
     # the reference code discounts it once more
     assert_close(imagined_returns(column(0, 0, 0), torch.ones(4, 1).double(), column(8)[0], 0.5), column(1)[0])
+
+
+def test_n_step_returns_by_hand() -> None:
+    """Three windows: whole, ended by a termination in the second step, cut by a time-out after the first."""
+    rewards = torch.tensor([[1.0, 1, 1], [2, 2, 7], [4, 7, 7]])
+    discounts = torch.tensor([[0.5, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0.5]])
+    mask = torch.tensor([[1.0, 1, 1], [1, 1, 0], [1, 0, 0]])
+    expected = torch.tensor([1 + 0.5 * (2 + 0.5 * (4 + 0.5 * 8)), 1 + 0.5 * 2, 1 + 0.5 * 8])
+    assert_close(n_step_returns(rewards, discounts, torch.tensor([8.0, 8, 8]), mask), expected)
+    assert_close(n_step_returns(rewards[:1], discounts[:1], torch.tensor([8.0, 8, 8]), mask[:1]), torch.full((3,), 5.0))
 
 
 def test_lambda_returns_by_hand() -> None:

@@ -73,7 +73,7 @@ class SequenceHerReplayBuffer(DictSequenceReplayBuffer, HerReplayBuffer):
     def _has_room(self) -> bool:
         return False  # goals are chosen, and rewards computed, on the host
 
-    def _sampled(self, windows: Windows, env: VecNormalize | None) -> SequenceSamples:
+    def _relabelled(self, windows: Windows, env: VecNormalize | None) -> SequenceSamples:
         rows, columns, mask = windows
         n = int(self.her_ratio * len(columns))
         observations = {
