@@ -10,7 +10,6 @@ import numpy as np
 from sb3_pwm.benchmark.alignment import common_steps, cut_to_shortest, has_learnt, row_due_at
 from sb3_pwm.benchmark.origins import why_times_differ
 from sb3_pwm.benchmark.results import FAILED, FINISHED, RUNNING, CurveRow, Run
-from sb3_pwm.benchmark.settings import env_arguments
 from sb3_pwm.benchmark.specs import unknown_name
 from sb3_pwm.benchmark.statistics import (
     bootstrap_interval,
@@ -173,6 +172,8 @@ class Comparison:
             self.finished.append(replace(run, rows=rows))
 
     def _check(self) -> None:
+        from sb3_pwm.benchmark.settings import env_arguments  # here, so that --help need not wait for torch
+
         for env, by_algo in self.runs.items():
             runs = [run for of_algo in by_algo.values() for run in of_algo]
             episodes = {run.spec.eval_episodes for run in runs}
