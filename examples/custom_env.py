@@ -3,8 +3,8 @@
     python examples/custom_env.py                   # about a minute on a CPU
     python examples/custom_env.py --steps 10000
 
-What an environment needs: a Box of actions with finite bounds, and ``terminated`` (the episode is over) kept apart from
-``truncated`` (only the time is up, which Gymnasium says for registered environments). Neither observations nor rewards
+What an environment needs: actions that are discrete, or a Box with finite bounds; and ``terminated`` (the episode is
+over) kept apart from ``truncated`` (only the time is up, which Gymnasium says for registered environments). Neither observations nor rewards
 need to be scaled. For a comparison it must be registered, and for videos it must take ``render_mode`` and draw itself:
 
     cd examples

@@ -61,7 +61,7 @@ def make_video(model: PWM, env_id: str, path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="HalfCheetah-v5", help="id of a Gymnasium environment with a Box action space")
+    parser.add_argument("--env", default="HalfCheetah-v5", help="id of a Gymnasium environment")
     parser.add_argument("--steps", type=int, default=15_000, help=f"environment steps, at least {MIN_STEPS}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--episodes", type=int, default=10, help="evaluation episodes")

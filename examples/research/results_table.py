@@ -1,7 +1,6 @@
 """Print the tables of docs/results.md, trials.md and offline.md from CSV files: of the scripts here, or of a benchmark.
 
     python examples/research/results_table.py docs/results/default docs/results/baselines-100k --until 50000
-    python examples/research/results_table.py docs/results/online
     python examples/research/results_table.py docs/results/offline
     python examples/research/results_table.py docs/results/many-tasks/dmcontrol --final return_mean --at 2000
     python examples/research/results_table.py docs/results/default docs/results/untrained --final return_mean
@@ -35,7 +34,10 @@ COLUMNS += (20_000, 25_000, 30_000, 40_000, 50_000, 60_000, 80_000, 100_000)
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """Read all rows of a folder, and say of each to which table and to how many steps it belongs."""
+    """Read all rows of a folder, and say of each to which table and to how many steps it belongs.
+
+    :raises SystemExit: if it holds no results.
+    """
     rows: list[Row] = []
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="") as file:
@@ -44,6 +46,8 @@ def read_rows(folder: Path) -> list[Row]:
         place = dict(zip(("environment", "algorithm", "seed"), path.parts[-4:-1], strict=True))
         with path.open(newline="") as file:
             rows.extend(row | place for row in csv.DictReader(file))
+    if not rows:
+        raise SystemExit(f"there are no results in {folder}")
     for row in rows:
         row["table"], row["step"] = row["environment"], row.get("env_steps", "0")
         if "updates" in row:  # learnt from data; what follows online has a table of its own
