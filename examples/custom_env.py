@@ -4,8 +4,9 @@
     python examples/custom_env.py --steps 10000
 
 What an environment needs: actions that are discrete, or a Box with finite bounds; and ``terminated`` (the episode is
-over) kept apart from ``truncated`` (only the time is up, which Gymnasium says for registered environments). Neither observations nor rewards
-need to be scaled. For a comparison it must be registered, and for videos it must take ``render_mode`` and draw itself:
+over) kept apart from ``truncated`` (only the time is up, which Gymnasium says for registered environments). Neither
+observations nor rewards need to be scaled. For a comparison it must be registered, and for videos it must take
+``render_mode`` and draw itself:
 
     cd examples
     sb3-pwm benchmark --env custom_env:BallOnBeam-v0 --algo pwm sac --seeds 0 1 2 --steps 5000 --eval-every 1000
