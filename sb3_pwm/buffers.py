@@ -17,7 +17,7 @@ from sb3_pwm.compute.distributed import Part
 from sb3_pwm.observations import are_tensors, in_turn, named, on_host, unnamed
 from sb3_pwm.replay.checks import check_timeouts_told
 from sb3_pwm.replay.device_copy import DeviceCopy, Fetched, free_memory, record_type, staged
-from sb3_pwm.replay.ownership import own_arrays
+from sb3_pwm.replay.ownership import check_files_unchanged, own_arrays
 from sb3_pwm.replay.windows import Windows, draw_windows, windows_at
 from sb3_pwm.type_aliases import Observations, SequenceSamples
 
@@ -26,7 +26,6 @@ STATISTICS_ROWS = 20_000  # enough for a standard deviation within 1 %, and a bo
 STATISTICS_BYTES = 2**26  # fewer rows where observations are large, such as images
 COPY_DEVICES = ("cuda",)  # types of devices that get a copy of the buffer
 SMALL = ("rewards", "dones", "timeouts")  # one number for each environment: always in the arrays too
-OWN = ("_device_copy", "_stays_on_host", "_borrowed")  # attributes that a copy has not
 COPY_SHARE = 0.5  # of a device's free memory that the copy may take; updates need the rest
 
 
@@ -76,12 +75,15 @@ class SequenceReplayBuffer(ReplayBuffer):
             kind = next(SEQUENCE_CLASSES[each] for each in type(buffer).__mro__ if each in SEQUENCE_CLASSES)
         sequence_buffer = kind.__new__(kind)
         sequence_buffer.__dict__.update({"identity": uuid.uuid4().hex} | buffer.__dict__ | {"_borrowed": True})
+        check_files_unchanged(buffer)
         sequence_buffer.drop_device_copy()
+        if isinstance(buffer, SequenceReplayBuffer):
+            buffer._borrowed = True  # from now on either of them must ask
         return sequence_buffer
 
     def __getstate__(self) -> dict[str, Any]:
         self.fetch()
-        return {name: value for name, value in vars(self).items() if name not in OWN}
+        return {name: value for name, value in vars(self).items() if name not in ("_device_copy", "_stays_on_host")}
 
     def drop_device_copy(self) -> None:
         """Forget what lies on the GPU; the next sampling sends all steps again, if there is room."""
@@ -108,6 +110,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         if self._borrowed:
             own_arrays(self)
             self._borrowed = False
+        self.lost_beginnings = tuple(place for place in self.lost_beginnings if place[0] != self.pos)
         place = self.pos, self.full
         on_device = self._current_copy() if are_tensors(obs) else None
         store: Callable[[], None]

@@ -376,7 +376,6 @@ class PWM(SequenceOffPolicyAlgorithm):
         )
         # Pre-training may come before the first step, at which SB3 updates the progress.
         self._update_current_progress_remaining(self.num_timesteps, max(1, self._total_timesteps))
-        callback.on_training_start(locals(), globals())
         warm_up_end = self.num_timesteps + warm_up
         # A policy that has learnt fills an empty buffer with its own actions, not with random ones.
         random_until = warm_up_end if self._n_updates == 0 else 0
@@ -385,6 +384,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         what = f"{warm_up:,}{' random' if random_until else ''} steps"
         say(f"Collecting {what} before the first update", shown=self.verbose > 0 and warm_up > 0)
         try:
+            callback.on_training_start(locals(), globals())
             if self.num_timesteps >= warm_up_end and known > 0:
                 offline.finish_pretraining(self, view)
             while self.num_timesteps < total_timesteps:
@@ -411,6 +411,7 @@ class PWM(SequenceOffPolicyAlgorithm):
         else:
             callback.on_training_end()
         finally:
+            self._acted_on = None
             let_go(callback)
         due = self.gradient_steps != 0 or self.n_model_updates < self.pretrain_steps
         finished = self.num_timesteps >= total_timesteps

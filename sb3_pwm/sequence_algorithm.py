@@ -36,6 +36,7 @@ from sb3_pwm.replay.watched_env import (
     WatchedEnv,
     check_normalizer_is_outside,
     drop_late_answers,
+    innermost,
     lost_processes_explained,
     tensors_refused,
 )
@@ -53,7 +54,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     _watched: WatchedEnv | None = None
     _warned_of_others = False
-    _acted_on: tuple[Any, Any] | None = None  # what the last action was for; None between rollouts
+    _acted_on: tuple[Any, Any] | None = None  # within learn(): what the last action was for
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -76,7 +77,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
     def _take_over_buffer(self, buffer: ReplayBuffer) -> None:
         sequences = with_columns(self._checked_buffer(buffer, "observation_space", "action_space"), self.n_envs)
         sequences.device = self.device
-        if self._last_obs is None or not leads_to(sequences, on_host(self._last_original_obs)):
+        # Within a rollout the step under way goes into the buffer before.
+        within = self._acted_on is not None
+        if within or self._last_obs is None or not leads_to(sequences, on_host(self._last_original_obs)):
             sequences.end_trajectories()
         self.replay_buffer = sequences
 
@@ -210,6 +213,7 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         keep_sigterm()
         if isinstance(self.action_noise, VectorizedActionNoise) and self.action_noise.n_envs != self.n_envs:
             self.action_noise = self.action_noise.base_noise  # of which SB3 makes one for each environment
+        env = self._watch(self.env)
         resets = reset_num_timesteps or self._last_obs is None
         if resets:
             self._on_env_reset()
@@ -218,17 +222,17 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             with lost_processes_explained(self.env), tensors_refused(self._vec_normalize_env):
                 if resets:
                     drop_late_answers(self.env)
-                env = self._watch(self.env)
-                result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+                total, _ = super()._setup_learn(total_timesteps, None, reset_num_timesteps, tb_log_name)
             if resets:
                 env.note()
                 self._last_obs = own_copy(self._last_obs)
                 self._last_original_obs = env.original_of(self._last_obs)
             self._check_observations(self._last_obs, self._last_original_obs)
+            self._acted_on = self._last_obs, self._last_original_obs
+            return total, self._init_callback(callback, progress_bar)  # it may move or set the environment
         except BaseException:
-            self._last_obs = None  # reset again next time
+            self._last_obs = self._acted_on = None  # reset again next time
             raise
-        return result
 
     def _watch(self, env: VecEnv | None) -> WatchedEnv:
         """Return the environment as one that knows who has moved it."""
@@ -236,12 +240,14 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
             raise ValueError("the model has no environment; call set_env(env) first")
         if isinstance(env, WatchedEnv):
             return env
-        if self._watched is None or self._watched.venv is not env:
-            moved = self._watched is not None and self._watched.moved_by_others
+        before = self._watched
+        if before is None or before.venv is not env:
             self._watched = WatchedEnv(env)
-            if moved and self._last_obs is not None:  # around the same environments, perhaps
+            if before is not None and innermost(before) is not innermost(env):
+                self._last_obs = None  # of other environments
+            elif before is not None and before.moved_by_others and self._last_obs is not None:
                 self._watched.doubt()
-        return self._watched
+        return self._watched  # type: ignore[return-value]
 
     @property
     def _collected(self) -> WatchedEnv:
@@ -274,21 +280,15 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
         :raises RuntimeError: if a process of a ``SubprocVecEnv`` has ended.
         """
-        before, self._watched = self._watched, self._watch(env)
-        if self._watched is not before:
-            self._last_obs = None  # a callback has set it since the last rollout
-        self._acted_on = self._last_obs, self._last_original_obs
-        try:
-            with lost_processes_explained(env):
-                rollout = super().collect_rollouts(self._watched, callback, *args, **kwargs)
-            if not rollout.continue_training:
-                step = callback.locals
-                self._update_info_buffer(step["infos"], step["dones"])
-                names = ("replay_buffer", "buffer_actions", "new_obs", "rewards", "dones", "infos")
-                self._store_transition(*(step[name] for name in names))
-                self._episode_num += int(step["dones"].sum())
-        finally:
-            self._acted_on = None
+        self._watched = self._watch(env)
+        with lost_processes_explained(env):
+            rollout = super().collect_rollouts(self._watched, callback, *args, **kwargs)
+        if not rollout.continue_training:
+            step = callback.locals
+            self._update_info_buffer(step["infos"], step["dones"])
+            names = ("replay_buffer", "buffer_actions", "new_obs", "rewards", "dones", "infos")
+            self._store_transition(*(step[name] for name in names))
+            self._episode_num += int(step["dones"].sum())
         return rollout
 
     def _check_observations(self, observations: Any, original: Any) -> None:

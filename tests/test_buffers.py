@@ -1,3 +1,4 @@
+import copy
 import gc
 import weakref
 from pathlib import Path
@@ -10,8 +11,9 @@ from gymnasium import spaces
 from helpers import MIXED, NO_UPDATES, SMALL, make, make_by_fours, space_envs, truth_envs
 from hypothesis import given
 from hypothesis import strategies as st
-from stable_baselines3 import SAC, TD3
+from stable_baselines3 import SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pwm import PWM, DictSequenceReplayBuffer, SequenceReplayBuffer
@@ -272,11 +274,55 @@ def test_two_models_do_not_write_into_the_same_files(tmp_path: Path) -> None:
     first.set_env(truth_envs())
     first.learn(8)
     second.set_env(truth_envs())
-    with pytest.raises(ValueError, match=r"another replay buffer stores steps in .*rewards\.npy: import the data once"):
+    message = r"another replay buffer has stored steps in .*rewards\.npy: import the data once"
+    with pytest.raises(ValueError, match=message):
         second.learn(8)
+    with pytest.raises(ValueError, match=message):
+        PWM.from_dataset(data, **DATA)
+    first.learn(8, reset_num_timesteps=False)
+    check_seams(first.replay_buffer)
     del first
     gc.collect()
-    second.learn(8)
+    with pytest.raises(ValueError, match=message):  # the files hold other steps than were imported
+        second.learn(8)
+
+
+@pytest.mark.parametrize("held", ["the data", "one array", "a copy"])
+def test_whoever_holds_an_array_keeps_it_as_it_is(held: str) -> None:
+    data: Any = from_replay_buffer(filled(SAC, truth_envs()).replay_buffer)
+    model = PWM.from_dataset(data, **DATA)
+    if held == "a copy":
+        model, data = copy.deepcopy((model, data))
+    kept = data.observations if held == "one array" else data
+    given = copy.deepcopy(arrays_of(data))
+    del data
+    model.set_env(truth_envs())
+    model.learn(16)
+    arrays = {"observations/": kept} if held == "one array" else arrays_of(kept)
+    assert unchanged(arrays, {name: given[name] for name in arrays})
+
+
+def test_a_lender_that_goes_on_does_not_change_what_it_lent() -> None:
+    lender = make(truth_envs(), buffer_size=40, **NO_UPDATES).learn(60)
+    borrower = PWM.from_dataset(lender.sequences, **DATA)
+    given = copies(arrays_of(borrower.replay_buffer))
+    lender.learn(13, reset_num_timesteps=False)
+    assert unchanged(arrays_of(borrower.replay_buffer), given)
+    check_seams(lender.replay_buffer)
+
+
+def test_what_hindsight_replay_keeps_beside_the_steps_is_copied_too() -> None:
+    def filled_her(algorithm: Any, **kwargs: Any) -> Any:
+        own = {"buffer_size": 80, "learning_starts": 10_000, "replay_buffer_class": HerReplayBuffer, "device": "cpu"}
+        env = BitFlippingEnv(n_bits=3, continuous=True, max_steps=5)
+        return algorithm("MultiInputPolicy", env, **own, replay_buffer_kwargs={"copy_info_dict": True}, **kwargs)
+
+    sac, model = filled_her(SAC).learn(60), filled_her(PWM, **NO_UPDATES)
+    names = ("infos", "ep_start", "ep_length", "rewards")
+    before = {name: getattr(sac.replay_buffer, name).copy() for name in names}
+    model.replay_buffer = sac.replay_buffer
+    model.learn(30)
+    assert unchanged({name: getattr(sac.replay_buffer, name) for name in names}, before)
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])

@@ -17,7 +17,7 @@ pytest.importorskip("jinja2")
 
 from sb3_pwm.benchmark import figures, report, tables
 from sb3_pwm.benchmark.comparison import Comparison
-from sb3_pwm.benchmark.results import FAILED, RUNNING, read_curve, write_curve, write_json
+from sb3_pwm.benchmark.results import FAILED, FINISHED, RUNNING, read_curve, write_curve, write_json
 from sb3_pwm.benchmark.specs import ALGORITHMS
 from sb3_pwm.benchmark.texts import estimate, number
 from sb3_pwm.cli.subcommands import run_command_line
@@ -339,12 +339,17 @@ def test_damaged_curves_are_refused(results: Path) -> None:
         (("pwm", "sac", "ppo"), [], ("pwm", "sac")),
         (("pwm", "sac", "ppo"), ["--method", "sac"], ("sac", "ppo")),
         (("pwm", "td3"), ["--label", "pwm=PWM", "td3=TD3"], ("PWM", "TD3")),
+        (("ddpg", "td3"), ["--baseline", "ddpg"], ("td3", "ddpg")),
+        (("failed", "pwm", "td3"), [], ("pwm", "td3")),
     ],
 )
 def test_who_is_compared_with_whom_if_nobody_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algos: tuple[str, ...], options: list[str], expected: Any
 ) -> None:
-    results = write_runs(tmp_path / "results", [make_run("A-v0", algo, 0, 4.0) for algo in algos])
+    results = write_runs(
+        tmp_path / "results",
+        [make_run("A-v0", algo, 0, 4.0, FAILED if algo == "failed" else FINISHED) for algo in algos],
+    )
     seen: list[Comparison] = []
     monkeypatch.setattr(report, "write_report", lambda comparison, *_: seen.append(comparison))
     assert run_command_line({"report": report}, ["report", str(results), *options, "--out", str(tmp_path / "out")]) == 0

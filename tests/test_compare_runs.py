@@ -472,6 +472,7 @@ def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.Cap
         ),
         ("Pendulum-v1", "sac", "env_kwargs: {g: 2026-01-01}", ["date is not JSON serializable"]),
         ("Pendulum-v1", "sac", "env_kwargs: {g: {3: 10.0}}", ["env_kwargs: {'g': {3: 10.0}} does not come back from"]),
+        ("Pendulum-v1", "sac", "env_kwargs: {g: .inf}", ["env_kwargs: {'g': inf} does not come back from JSON"]),
         ("Pendulum-v1", "sac", "gamma: .nan", ["gamma: nan does not come back from JSON"]),
         ("CartPole-v1", "sac", "{}", ["Box", "Discrete(2)"]),
     ],

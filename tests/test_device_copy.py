@@ -269,7 +269,7 @@ def test_a_copy_is_neither_saved_nor_copied(copies: None, tmp_path: Path) -> Non
     model.save_replay_buffer(tmp_path / "buffer.pkl")
     model.load_replay_buffer(tmp_path / "buffer.pkl")
     copied = [pickle.loads(pickle.dumps(buffer)), copy.deepcopy(buffer), copy.deepcopy(model).replay_buffer]
-    assert all(vars(other).keys() == kept for other in copied)
+    assert all(vars(other).keys() - {"_borrowed", "lost_beginnings"} == kept - {"lost_beginnings"} for other in copied)
     for other in (*copied, model.replay_buffer, SequenceReplayBuffer.from_replay_buffer(buffer)):
         assert other._device_copy is None
         assert equal(sample(other), sample(on_host(other)))

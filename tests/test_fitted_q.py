@@ -140,6 +140,12 @@ def test_what_another_number_of_environments_cuts_is_not_whole() -> None:
     assert find_episodes(full).length.tolist() == [1, 3, 3, 1, 3, 3]
     assert find_episodes(full).whole.tolist() == [False, True, True, False, True, True]
     assert with_columns(walk(n_episodes=1), 4).size() == 0
+    for t in [0, 1, 2] * 3:  # over the oldest steps: what was cut is gone
+        here, there, last = PLACES[None, t].repeat(2, 0), PLACES[None, t + 1].repeat(2, 0), np.full(2, t == 2)
+        halves.add(here, there, np.zeros((2, 1)), np.zeros(2), last, [{}, {}])
+    assert find_episodes(halves).length.tolist() == [2, 3] * 2
+    assert find_episodes(halves).whole.tolist() == [False, True] * 2
+    halves = with_columns(data, 2)
     imported = find_episodes(from_replay_buffer(walk(n_episodes=3, n_envs=2, capacity=7)))
     assert imported.length.tolist() == [1, 3, 3, 1, 3, 3]
     assert imported.whole.tolist() == [False, True, True, False, True, True]

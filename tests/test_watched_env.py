@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -139,7 +140,7 @@ def test_whoever_moves_the_training_environment_ends_its_episodes(kind: str, run
 
 @pytest.mark.parametrize("kind", ENVS)
 @pytest.mark.parametrize("way", ["the same", "another", "forgotten"])
-@pytest.mark.parametrize("moment", ["_on_step", "_on_rollout_start", "_on_rollout_end"])
+@pytest.mark.parametrize("moment", ["_on_step", "_on_rollout_start", "_on_rollout_end", "_init_callback"])
 def test_callbacks_may_set_an_environment(kind: str, way: str, moment: str) -> None:
     others = []
 
@@ -155,7 +156,8 @@ def test_callbacks_may_set_an_environment(kind: str, way: str, moment: str) -> N
     model = make(env, policy, buffer_size=1_000, train_freq=(3, "step"), **NO_UPDATES)
     callback = Evaluation(act)
     if moment != "_on_step":
-        setattr(callback, moment, lambda: act(model, model.get_env()) if model.num_timesteps % 2 else None)
+        odd = 0 if moment == "_init_callback" else 1
+        setattr(callback, moment, lambda: act(model, model.get_env()) if model.num_timesteps % 2 == odd else None)
         callback.act = lambda model, env: None
     model.learn(40 * model.n_envs, callback=callback)
     if kind == "normalized":
@@ -168,13 +170,54 @@ def test_callbacks_may_set_an_environment(kind: str, way: str, moment: str) -> N
         each.close()
 
 
-def test_callbacks_may_not_change_the_number_of_environments() -> None:
+@pytest.mark.parametrize("moment", ["_on_step", "_on_training_start", "_on_rollout_end"])
+def test_callbacks_may_not_change_the_number_of_environments(moment: str) -> None:
     model = make(truth_envs(2), buffer_size=100, **NO_UPDATES)
+    callback = Evaluation(lambda model, env: None)
+    setattr(callback, moment, lambda: model.set_env(truth_envs(3)))
     with pytest.raises(ValueError, match=r"a callback gave the model 3 environments instead of 2; call set_env"):
-        model.learn(20, callback=Evaluation(lambda model, env: model.set_env(truth_envs(3))))
+        model.learn(20, callback=callback)
     model.set_env(truth_envs(3))
     model.learn(20)
     check_every_window(model.replay_buffer)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_a_move_before_the_first_step_is_noticed(normalized: bool) -> None:
+    env: Any = VecNormalize(truth_envs(2), clip_obs=1e9) if normalized else truth_envs(2)
+    model = make(env, **NO_UPDATES)
+    callback = Evaluation(lambda model, env: None)
+    setattr(callback, "_init_callback", lambda: env.reset())  # noqa: B010
+    with pytest.warns(UserWarning, match=WARNING):
+        model.learn(16, callback=callback)
+    before, after, _ = stored(model.replay_buffer)
+    np.testing.assert_allclose(after, before + 1, rtol=1e-5)
+    assert (stored(model.replay_buffer, 2)[0][0] == stored(model.replay_buffer, 2)[1][0]).all()  # one episode
+
+
+def test_a_buffer_loaded_in_a_callback_has_no_hole(tmp_path: Path) -> None:
+    def act(model: PWM, env: Any) -> None:
+        model.save_replay_buffer(tmp_path / "buffer")
+        model.load_replay_buffer(tmp_path / "buffer")
+
+    model = make(truth_envs(), buffer_size=1_000, train_freq=(3, "step"), **NO_UPDATES)
+    model.learn(40, callback=Evaluation(act))
+    check_every_window(model.replay_buffer)
+
+
+def test_another_environment_is_reset_also_if_nobody_asks_for_it() -> None:
+    model = make(truth_envs(), buffer_size=1_000, train_freq=(3, "step"), **NO_UPDATES)
+    model.learn(16, callback=StopAndSet())
+    model.learn(20, reset_num_timesteps=False)
+    check_every_window(model.replay_buffer)
+
+
+class StopAndSet(BaseCallback):
+    def _on_step(self) -> bool:
+        if self.n_calls < 7:
+            return True
+        self.model.set_env(truth_envs(1), force_reset=False)
+        return False
 
 
 @pytest.mark.parametrize("name", ["reset", "step", "evaluate_policy"])

@@ -82,7 +82,11 @@ def check_plain(values: dict[str, Any]) -> None:
     :raises TypeError: if it does not hold them at all, such as YAML's dates.
     """
     for name, value in values.items():
-        if json.loads(json.dumps(value)) != value:
+        try:
+            same = json.loads(json.dumps(value, allow_nan=False)) == value
+        except ValueError:  # not a number, or infinite
+            same = False
+        if not same:
             raise ValueError(
                 f"{name}: {value!r} does not come back from JSON as it is; allowed: mappings whose keys are strings, "
                 'lists and finite numbers, or a text such as "dict(bonus={3: 10.0})"'

@@ -16,7 +16,7 @@ from sb3_pwm.benchmark import figures
 from sb3_pwm.benchmark.alignment import cut
 from sb3_pwm.benchmark.comparison import Comparison
 from sb3_pwm.benchmark.page import render
-from sb3_pwm.benchmark.results import Run, read_runs, read_untrained
+from sb3_pwm.benchmark.results import FINISHED, Run, read_runs, read_untrained
 from sb3_pwm.benchmark.specs import unknown_name
 from sb3_pwm.benchmark.tables import latex, markdown
 from sb3_pwm.files.atomic import write_bytes, write_text
@@ -67,8 +67,8 @@ def run(options: argparse.Namespace) -> int:
         check_integer("--steps", options.steps, 1)
         runs = [cut(run, options.steps) for run in runs]
     labels = read_labels(options.label)
-    names = sorted({run.spec.name for run in runs})
-    chosen = options.method or _default("pwm", names)
+    names = sorted({run.spec.name for run in runs if run.state == FINISHED})
+    chosen = options.method or _default("pwm", [name for name in names if name != options.baseline] or names)
     others = [name for name in names if name != chosen] or names
     method, baseline = (labels.get(name, name) for name in (chosen, options.baseline or _default("sac", others)))
     for env, by_name in untrained.items():
