@@ -142,13 +142,15 @@ def make_plan(
             source, values = find_hyperparameters(algo, env, registered, file=file)
             try:
                 check_plain(values)
-                check_env(env, **interpret(values, algorithm).env_kwargs)
+                given = interpret(values, algorithm).env_kwargs
+                check_env(env, **given)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{name} in {env}: {error}") from error
-            arguments.setdefault(env, {})[name] = interpret(values, algorithm).env_kwargs
+            arguments.setdefault(env, {})[name] = given
             found[env, name] = {"algo": algo, "label": label, "hyperparameters": values, "source": source}
     for env, by_name in arguments.items():
-        if any(given != next(iter(by_name.values())) for given in by_name.values()):
+        first, *others = by_name.values()
+        if any(other != first for other in others):
             raise ValueError(f"{env}: the algorithms have different env_kwargs, so they cannot be compared: {by_name}")
     return [
         RunSpec(env=env, seed=seed, device=device, **numbers, **settings)
