@@ -23,7 +23,7 @@ from stable_baselines3.common.monitor import Monitor
 from sb3_pwm import PWM
 from sb3_pwm.video import record_video, use_headless_rendering
 
-MIN_STEPS = 300  # the first half may be random actions, and they must fill one batch
+MIN_STEPS = 300  # a third of them random actions
 EVALUATION_SEED = 10_000  # of an environment that training has not seen
 
 
@@ -62,7 +62,7 @@ def make_video(model: PWM, env_id: str, path: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="HalfCheetah-v5", help="id of a Gymnasium environment")
-    parser.add_argument("--steps", type=int, default=15_000, help=f"environment steps, at least {MIN_STEPS}")
+    parser.add_argument("--steps", type=int, default=12_000, help=f"environment steps, at least {MIN_STEPS}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--episodes", type=int, default=10, help="evaluation episodes")
     parser.add_argument("--out", type=Path, default=Path("quickstart"), help="folder for the model and the video")
@@ -77,9 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     model_file = args.out / "model.zip"
 
-    warm_up = min(1_000, args.steps // 2)
-    model = PWM("MlpPolicy", args.env, learning_starts=warm_up, pretrain_steps=warm_up, seed=args.seed, device="cpu")
-    print(f"training PWM on {args.env} for {args.steps} steps: {warm_up} random ones, then the world model is fitted")
+    model = PWM("MlpPolicy", args.env, seed=args.seed, device="cpu")
+    print(f"training PWM on {args.env} for {args.steps} steps: first random ones, then the world model is fitted")
     start = time.perf_counter()
     try:
         model.learn(args.steps, progress_bar=find_spec("rich") is not None)

@@ -85,7 +85,7 @@ def test_ctrl_c_saves_the_model(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if "  learning  " in line:
+            if "  world model  " in line:
                 process.send_signal(signal.SIGINT)
                 break
         rest = process.stdout.read()
