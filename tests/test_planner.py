@@ -430,6 +430,16 @@ def test_bad_states(model: PWM) -> None:
     acting = Planner(model, **FEW)
     with pytest.raises(ValueError, match=r"state has the shape \(2, 3, 2\); allowed: \(2, 2, 2\), or None"):
         acting.predict(observations(2), (np.zeros((2, 3, 2)),))
+    for bad in (np.nan, np.inf):
+        seen = observations(2)
+        seen[1, 2] = bad
+        with pytest.raises(ValueError, match="the observation of environment 1 is not finite"):
+            acting.predict(seen)
+    broken = np.zeros((2, 2, 2), np.float32)
+    broken[1] = np.nan
+    with pytest.raises(ValueError, match="state of environment 1 is not finite"):
+        acting.predict(observations(2), (broken,))
+    acting.predict(observations(2), (broken,), np.array([False, True]))  # a new episode does not ask
     with pytest.raises(ValueError, match="episode_start has 1 entries; allowed: 2, or None"):
         acting.predict(observations(2), None, np.array([True]))
 

@@ -102,8 +102,8 @@ class Planner:
         :param deterministic: take the mean of the plan's first step; else draw from its Gaussian.
         :return: (n_envs, *action_shape) actions of the action space's type within its bounds, without the first axis
             for one observation; and the state.
-        :raises ValueError: if the world model has not been trained, or ``state`` or ``episode_start`` has another
-            shape.
+        :raises ValueError: if the world model has not been trained, ``state`` or ``episode_start`` has another shape,
+            or the observation or ``state`` is not finite.
         """
         if not self.model.n_model_updates:
             raise ValueError(
@@ -113,6 +113,8 @@ class Planner:
         policy = self.model.policy
         policy.set_training_mode(False)
         observations, vectorized = policy.obs_to_tensor(observation)
+        for part in observations.values() if isinstance(observations, dict) else [observations]:
+            _check_finite("the observation", part)
         latents = policy.world_model.encode(observations)
         mean, std = self._plan(latents, self._start(latents, state, episode_start))
         first = mean[0]
@@ -138,7 +140,9 @@ class Planner:
             if len(starts) != len(latents):
                 raise ValueError(f"episode_start has {len(starts)} entries; allowed: {len(latents)}, or None")
             mean[starts] = 0
-        return actor.without_padding(torch.as_tensor(mean, device=latents.device).transpose(0, 1), latents)
+        plan = torch.as_tensor(mean, device=latents.device)
+        _check_finite("state", plan)
+        return actor.without_padding(plan.transpose(0, 1), latents)
 
     def _plan(self, latents: torch.Tensor, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the (H, E, A) mean and standard deviation of the sequences found from (E, Z) latents."""
@@ -171,6 +175,14 @@ class Planner:
 
     def _draw(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=self.generator, device=self.generator.device)
+
+
+def _check_finite(what: str, values: torch.Tensor) -> None:
+    """Check (E, ...) values of E environments, which a search would pass on to its plan, and so to the next one."""
+    finite = values.float().isfinite().reshape(len(values), -1).all(1)
+    if not finite.all():
+        index = int((~finite).nonzero()[0])
+        raise ValueError(f"{what} of environment {index} is not finite as float32; nothing can be planned from it")
 
 
 class PlanningPWM(PWM):
