@@ -38,6 +38,7 @@ from sb3_pwm.compute.distributed import Part, own_part
 from sb3_pwm.compute.optimizers import set_learning_rate
 from sb3_pwm.compute.precision import PrecisionChoice
 from sb3_pwm.compute.progress import let_go, live_progress, say, warn_that_nothing_was_learnt
+from sb3_pwm.compute.random_state import put_back_if_seeded
 from sb3_pwm.diagnostics import evaluation, fitted_q
 from sb3_pwm.diagnostics.start_values import StartValues, follow_episodes
 from sb3_pwm.files import world_models
@@ -141,6 +142,7 @@ class PWM(SequenceOffPolicyAlgorithm):
     critic_target = of_policy("critic_target", "The target critics, likewise.")
     log_ent_coef = of_policy("entropy_coefficient.log_ent_coef", "Logarithm of ``ent_coef``; None if it is not learnt.")
     ent_coef_optimizer = of_policy("entropy_optimizer", "Optimizer of ``ent_coef``; None if it is not learnt.")
+    _adding: tuple[str, int] | None = None  # the task of an add_task() that is not finished, and its updates so far
 
     def __init__(
         self,
@@ -598,8 +600,9 @@ class PWM(SequenceOffPolicyAlgorithm):
         **kwargs: Any,
     ) -> SelfPWM:
         """Learn a policy for one task in this model, see :func:`sb3_pwm.multitask.extraction.extract`; return it."""
-        model = extraction.extract(self, task, env, policy_kwargs or {}, kwargs, trains=total_updates)
-        return model.learn_offline(total_updates, pretrain_steps=0, callback=callback, progress_bar=progress_bar)
+        with put_back_if_seeded(kwargs.get("seed", self.seed)):
+            model = extraction.extract(self, task, env, policy_kwargs or {}, kwargs, trains=total_updates)
+            return model.learn_offline(total_updates, pretrain_steps=0, callback=callback, progress_bar=progress_bar)
 
     def add_task(
         self: SelfPWM,

@@ -1,5 +1,6 @@
 """A task joins a trained model of many tasks."""
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from helpers import SMALL, SpaceEnv, same
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
@@ -20,6 +22,7 @@ from sb3_pwm import PWM, SequenceReplayBuffer, Task, TaskSet
 from sb3_pwm.datasets import from_arrays, from_tasks
 from sb3_pwm.multitask.data import beside, fill, new_buffer
 from sb3_pwm.multitask.envs import task_vec_env
+from sb3_pwm.multitask.extraction import of_task, spaces_of_task
 from sb3_pwm.multitask.growth import mixed_windows
 from sb3_pwm.nn.growth import grown, places
 from sb3_pwm.observations import at_steps
@@ -422,11 +425,113 @@ def test_models_that_cannot_take_a_task(tmp_path: Path) -> None:
     assert noisy.policy.n_tasks == 3
 
 
-def test_what_fails_on_the_way_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", ["growth.take_over", "growth.start_task", "adding.take_weights"])
+def test_what_fails_on_the_way_leaves_the_model_as_it_was(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = trained(train_freq=4, steps=40)
     known = dict(vars(model))
-    monkeypatch.setattr("sb3_pwm.multitask.growth.take_over", lambda *_: 1 / 0)
+    monkeypatch.setattr(f"sb3_pwm.multitask.{step}", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model.add_task("larger", data(LARGER), 1)
     assert {key for key in known if vars(model)[key] is not known[key]} == set()
     assert model.learn(24, reset_num_timesteps=False).num_timesteps == 64
+
+
+class CtrlC(BaseCallback):
+    """Press Ctrl-C after so many updates, and keep what is counted."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+        self.seen: list[tuple[int, float]] = []
+
+    def _on_step(self) -> bool:
+        self.seen.append((self.num_timesteps, self.model._current_progress_remaining))
+        if len(self.seen) == self.after:
+            raise KeyboardInterrupt
+        return True
+
+
+@pytest.mark.parametrize("name", ["equal", "larger"])
+def test_the_same_call_goes_on_after_ctrl_c(name: str, tmp_path: Path) -> None:
+    source = data({"equal": EQUAL, "larger": LARGER}[name])
+    model, counted = trained(), CtrlC(9)
+    whole = copy.deepcopy(model)
+    for each, callback in ((whole, counted), (model, CtrlC(3))):
+        torch.manual_seed(1)
+        np.random.seed(1)
+        with pytest.raises(KeyboardInterrupt) if each is model else contextlib.nullcontext():
+            each.add_task(name, source, 8, callback=callback)
+    going_on = CtrlC(9)
+    model.add_task(name, source, 8, callback=going_on)
+    assert going_on.seen == counted.seen[3:]
+    assert [count for count, _ in going_on.seen] == [4, 5, 6, 7, 8]
+    assert model.policy.task_set.names == ("small", "large", name)
+    assert same(model.policy.state_dict(), whole.policy.state_dict())  # bit for bit
+    with pytest.raises(ValueError, match=f"has a task '{name}' already"):
+        model.add_task(name, source, 8)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_an_interrupted_task_goes_on_after_loading(freeze: bool, tmp_path: Path) -> None:
+    model = trained()
+    with pytest.raises(KeyboardInterrupt):
+        model.add_task("equal", data(EQUAL), 5, freeze_world_model=freeze, callback=CtrlC(2))
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "data")
+    loaded = PWM.load(tmp_path / "model", weights_only=True)
+    with pytest.raises(ValueError, match=r"holds no data of \[.*'equal'\]; call load_replay_buffer\(\) first"):
+        loaded.add_task("equal", data(EQUAL), 5, freeze_world_model=freeze)
+    loaded.load_replay_buffer(tmp_path / "data")
+    with pytest.raises(ValueError, match="begun with 4 observations and 2 actions, and this source has 6 and 5"):
+        loaded.add_task("equal", data(LARGER), 5, freeze_world_model=freeze)
+    counted = CtrlC(9)
+    loaded.add_task("equal", data(EQUAL), 5, freeze_world_model=freeze, callback=counted)
+    assert [count for count, _ in counted.seen] == [3, 4, 5]
+    assert loaded.policy.task_set.names == ("small", "large", "equal")
+
+
+def test_another_task_may_come_after_an_interrupted_one() -> None:
+    model = trained()
+    with pytest.raises(KeyboardInterrupt):
+        model.add_task("equal", data(EQUAL), 5, callback=CtrlC(2))
+    model.add_task("larger", data(LARGER), 1)
+    assert model.policy.task_set.names == ("small", "large", "equal", "larger")
+    with pytest.raises(ValueError, match="has a task 'equal' already"):
+        model.add_task("equal", data(EQUAL), 5)
+
+
+@pytest.mark.parametrize("work", ["add_task", "extract"])
+def test_the_seed_of_a_task_does_not_reach_what_comes_after(work: str) -> None:
+    """Else the exploration after each of several tasks would be the same."""
+    model: Any = trained(steps=40)
+    arguments: Any = ("equal", data(EQUAL), 0) if work == "add_task" else ("small", 0)
+
+    def drawn_after(seed: int) -> list[float]:
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        getattr(copy.deepcopy(model), work)(*arguments)
+        return [float(torch.rand(())), np.random.rand()]
+
+    first, other = drawn_after(1), drawn_after(2)
+    assert first[0] != other[0]
+    assert first[1] != other[1]
+    model.seed = None  # its work draws from the global generators, and two policies differ
+    assert drawn_after(1) != first
+
+
+def test_ages_of_steps_after_a_lost_beginning_by_hand() -> None:
+    """Two columns of three rows, the oldest in row 1; the newest step of column 1 also follows a cut."""
+    buffer = new_buffer(TASKS, 3, 2)
+    tasks: Any = buffer.observations["task"]
+    tasks[:, :, 0] = [[0, 1]] * 3
+    buffer.pos, buffer.full, buffer.lost_beginnings = 1, True, ((0, 1),)
+    longer = new_buffer(TASKS, 5, 3)
+    fill(longer, slice(1, 3), buffer, None, 5)  # ages 0, 1, 2, 0, 1 of what was column 0 and 1
+    assert sorted(longer.lost_beginnings) == [(0, 1), (0, 2), (2, 2), (3, 1), (3, 2)]
+    large = of_task(buffer, TASKS, "large", *spaces_of_task(TASKS, "large", None))
+    assert (large.n_envs, large.pos, large.full, large.lost_beginnings) == (1, 1, True, ((0, 0),))
+    tasks[0, 1] = 0  # the newest of column 1 is of the other task: all of it comes in one column, oldest first
+    small = of_task(buffer, TASKS, "small", *spaces_of_task(TASKS, "small", None))
+    assert (small.size(), sorted(small.lost_beginnings)) == (4, [(0, 0), (3, 0)])
+    large = of_task(buffer, TASKS, "large", *spaces_of_task(TASKS, "large", None))
+    assert (large.size(), large.lost_beginnings) == (2, ((0, 0),))

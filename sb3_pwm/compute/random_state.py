@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -18,3 +18,11 @@ def untouched_generators() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+def put_back_if_seeded(seed: int | None) -> AbstractContextManager[None]:
+    """Put the global generators back after work that seeds them; without a seed it draws from them, and they go on.
+
+    Without this whoever draws next would get what every such work has got before.
+    """
+    return nullcontext() if seed is None else untouched_generators()

@@ -37,6 +37,26 @@ def check_own_spaces(name: str, data: ReplayBuffer) -> None:
         )
 
 
+def task_of(name: str, source: Source) -> Task:
+    """Return a task of the sizes that its environment or data have, without an environment.
+
+    :param name: its name.
+    :param source: its environment, or a replay buffer with its own spaces.
+    :return: the task.
+    :raises TypeError: if the name is not a string, the source is neither, or the environment's spaces are of another
+        kind.
+    :raises ValueError: if the data have other spaces.
+    """
+    if isinstance(source, gym.Env):
+        limit = source.spec.max_episode_steps if source.spec else None
+    elif isinstance(source, ReplayBuffer):
+        limit = None
+        check_own_spaces(name, source)
+    else:
+        raise TypeError(f"source must be a Gymnasium environment, such as gym.make(id), or a ReplayBuffer: {source!r}")
+    return Task(name, None, *space_sizes(name, source), limit)  # type: ignore[arg-type]
+
+
 def task_set_with(task_set: TaskSet, name: str, source: Source, *, may_grow: bool) -> TaskSet:
     """Return a task set with one task more, the last, of the sizes that its environment or data have.
 
@@ -45,20 +65,12 @@ def task_set_with(task_set: TaskSet, name: str, source: Source, *, may_grow: boo
     :param source: its environment, or a replay buffer with its own spaces.
     :param may_grow: allow larger observations and actions than those of the other tasks.
     :return: a new set, without environments.
-    :raises TypeError: if the name is not a string, the source is neither, or the environment's spaces are of another
-        kind.
-    :raises ValueError: if the name is there already, the data have other spaces, or the task is too large.
+    :raises TypeError: as :func:`task_of`.
+    :raises ValueError: as :func:`task_of`, or if the name is there already or the task is too large.
     """
     if name in task_set.names:
         raise ValueError(f"the model has a task {name!r} already; allowed are other names than {task_set.names}")
-    if isinstance(source, gym.Env):
-        limit = source.spec.max_episode_steps if source.spec else None
-    elif isinstance(source, ReplayBuffer):
-        limit = None
-        check_own_spaces(name, source)
-    else:
-        raise TypeError(f"source must be a Gymnasium environment, such as gym.make(id), or a ReplayBuffer: {source!r}")
-    task = Task(name, None, *space_sizes(name, source), limit)  # type: ignore[arg-type]
+    task = task_of(name, source)
     sizes = (task_set.observation_size, task_set.action_size)
     if not may_grow and (task.observation_size > sizes[0] or task.action_size > sizes[1]):
         raise ValueError(

@@ -7,7 +7,7 @@ import torch
 
 from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.learner import Learner
-from sb3_pwm.multitask.data import Source, task_set_with
+from sb3_pwm.multitask.data import Source, task_of, task_set_with
 from sb3_pwm.multitask.policies import MultiTaskPolicy
 from sb3_pwm.multitask.tasks import TaskSet
 from sb3_pwm.nn.growth import Axes, Sizes, grow_optimizer, grow_state, named_pairs
@@ -35,22 +35,64 @@ def checked_task_set(
     :raises ValueError: if the latter refuses the task, there are no data of a task to replay, or the action noise is of
         another size.
     """
-    if not isinstance(policy, MultiTaskPolicy):
-        raise TypeError(f'add_task() needs a model with "MultiTaskPolicy", not {type(policy).__name__}')
-    task_set = task_set_with(policy.task_set, name, source, may_grow=not frozen)
-    if has_noise and task_set.action_size > policy.task_set.action_size:
+    known = tasks_of(policy)
+    task_set = task_set_with(known, name, source, may_grow=not frozen)
+    if has_noise and task_set.action_size > known.action_size:
         raise ValueError(
-            f"action_noise is for {policy.task_set.action_size} actions, and task {name!r} makes them "
+            f"action_noise is for {known.action_size} actions, and task {name!r} makes them "
             f"{task_set.action_size}; set model.action_noise to None first"
         )
-    known = set(buffer.all_of("task").tolist())
-    missing = [own for number, own in enumerate(policy.task_set.names) if number not in known]
+    missing = tasks_without_data(known, buffer)
     if missing and not frozen:
         raise ValueError(
             f"the replay buffer holds no data of {missing[:5]}, which are replayed so that the model does not forget "
             "them; call load_replay_buffer() first, or take freeze_world_model=True"
         )
     return task_set
+
+
+def unfinished_task_set(policy: PWMPolicy, buffer: SequenceReplayBuffer, source: Source, *, frozen: bool) -> TaskSet:
+    """Return the task set of a policy that has made some updates of its last task, if it can make the others.
+
+    :param policy: the policy.
+    :param buffer: the replay buffer.
+    :param source: the last task's environment or data.
+    :param frozen: whether the world model stays as it is.
+    :return: the policy's task set.
+    :raises TypeError: if the policy has one task only, or :func:`sb3_pwm.multitask.data.task_of` says so.
+    :raises ValueError: if the source has other sizes than at first, or the replay buffer lacks data.
+    """
+    task_set = tasks_of(policy)
+    known = task_set[-1]
+    found = task_of(known.name, source)
+    if (found.observation_size, found.action_size) != (known.observation_size, known.action_size):
+        raise ValueError(
+            f"task {known.name!r} was begun with {known.observation_size} observations and {known.action_size} "
+            f"actions, and this source has {found.observation_size} and {found.action_size}; allowed: the same source"
+        )
+    missing = [name for name in tasks_without_data(task_set, buffer) if not frozen or name == known.name]
+    if missing:
+        raise ValueError(
+            f"the replay buffer holds no data of {missing[:5]}; call load_replay_buffer() first, with the buffer that "
+            f"the model had when task {known.name!r} was interrupted"
+        )
+    return task_set
+
+
+def tasks_of(policy: PWMPolicy) -> TaskSet:
+    """Return a policy's task set.
+
+    :raises TypeError: if it has one task only.
+    """
+    if not isinstance(policy, MultiTaskPolicy):
+        raise TypeError(f'add_task() needs a model with "MultiTaskPolicy", not {type(policy).__name__}')
+    return policy.task_set
+
+
+def tasks_without_data(task_set: TaskSet, buffer: SequenceReplayBuffer) -> list[str]:
+    """Return the names of the tasks of which a padded buffer holds nothing."""
+    known = set(buffer.all_of("task").tolist())
+    return [name for number, name in enumerate(task_set.names) if number not in known]
 
 
 def axes_of(policy: PWMPolicy) -> dict[str, Axes]:
