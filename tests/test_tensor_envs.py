@@ -211,6 +211,8 @@ def test_what_takes_arrays_alone_says_so() -> None:
     for env, policy in ((PointEnv(), "MlpPolicy"), (PointEnv(as_dict=True), "MultiInputPolicy")):
         with pytest.raises(TypeError, match=r"gives tensors, and VecNormalize takes arrays only.*OwnArrays"):
             make(VecNormalize(env, norm_obs=False, norm_reward=False), policy).learn(30)
+        with pytest.raises(TypeError, match=r"gives tensors, and VecMonitor takes arrays only.*OwnArrays"):
+            make(VecMonitor(env), policy).learn(30)
     arrays = learnt(VecNormalize(AsArrays(PointEnv())))
     assert same(stored(learnt(VecNormalize(OwnArrays(PointEnv())))), stored(arrays))
     assert same(stored(learnt(VecMonitor(OwnArrays(PointEnv())))), stored(learnt(VecMonitor(AsArrays(PointEnv())))))

@@ -16,8 +16,10 @@ from stable_baselines3.common.vec_env import (
     SubprocVecEnv,
     VecEnv,
     VecEnvWrapper,
+    VecMonitor,
     VecNormalize,
     unwrap_vec_normalize,
+    unwrap_vec_wrapper,
 )
 
 from sb3_pwm.observations import are_tensors, on_host, own_copy
@@ -126,8 +128,18 @@ class WatchedEnv(OwnCopies):
         """Step all environments.
 
         :raises ValueError: if an episode's last observation is not in its info.
+        :raises TypeError: if there is a ``VecMonitor`` around tensors.
         """
-        observations, rewards, dones, infos = super().step(actions)
+        try:
+            observations, rewards, dones, infos = super().step(actions)
+        except TypeError as error:
+            monitor = unwrap_vec_wrapper(self.venv, VecMonitor)
+            if monitor is None or not are_tensors(monitor.venv.reset()):
+                raise
+            raise TypeError(
+                "the environment gives tensors, and VecMonitor takes arrays only; leave it out (infos count "
+                "episodes), or give it arrays: VecMonitor(sb3_pwm.replay.watched_env.OwnArrays(venv))"
+            ) from error
         if not self._owners_turn:
             return observations, rewards, dones, infos
         self._owners_turn = False
