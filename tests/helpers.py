@@ -209,3 +209,16 @@ class PictureEnv(PendulumEnv):
 
     def close(self) -> None:
         self.closed = True
+
+
+class ImageEnv(PictureEnv):
+    """Observations are images of 36 x 40 pixels, alone or beside a number; channels come last."""
+
+    def __init__(self, as_dict: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        image, self.as_dict = spaces.Box(0, 255, (36, 40, 3), np.uint8), as_dict
+        self.observation_space = spaces.Dict({"image": image, "number": spaces.Box(-1, 1)}) if as_dict else image
+
+    def _get_obs(self) -> Any:
+        image = np.arange(36 * 40 * 3).reshape(36, 40, 3).astype(np.uint8)
+        return {"image": image, "number": np.ones(1, np.float32)} if self.as_dict else image

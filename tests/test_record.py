@@ -10,9 +10,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from helpers import PictureEnv, make
+from helpers import ImageEnv, PictureEnv, make
 from stable_baselines3 import PPO, SAC, HerReplayBuffer
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, VecTransposeImage
 
 from sb3_pwm import PWM
 from sb3_pwm.benchmark.plan import find_algorithm
@@ -31,6 +31,8 @@ def unimportable(**kwargs: object) -> None:
 PICTURE: Any = PictureEnv
 UNIMPORTABLE: Any = unimportable
 gym.register("Picture-v0", PICTURE, max_episode_steps=4)
+IMAGE: Any = ImageEnv
+gym.register("Image-v0", IMAGE, max_episode_steps=4)
 gym.register("Unimportable-v0", UNIMPORTABLE)
 
 
@@ -66,6 +68,14 @@ def test_statistics_of_vec_normalize(tmp_path: Path) -> None:
     assert not statistics.training
     options = ("--algo", "ppo", "--env", "Picture-v0", "--out", tmp_path / "v.mp4")
     assert record(tmp_path / "ppo.zip", *options, "--vec-normalize", tmp_path / "stats.pkl") == 0
+
+
+def test_statistics_of_images_whose_channels_were_turned(tmp_path: Path) -> None:
+    normalizer: Any = VecNormalize(VecTransposeImage(DummyVecEnv([ImageEnv])))
+    make(normalizer, "CnnPolicy", policy_kwargs={"normalize_images": False}).save(tmp_path / "model.zip")
+    normalizer.save(str(tmp_path / "stats.pkl"))
+    options = ("--env", "Image-v0", "--out", tmp_path / "v.mp4", "--vec-normalize", tmp_path / "stats.pkl")
+    assert record(tmp_path / "model.zip", *options) == 0
 
 
 @pytest.mark.usefixtures("mujoco_renderer")

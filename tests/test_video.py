@@ -3,19 +3,20 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from helpers import PictureEnv, make, make_by_fours
+from helpers import ImageEnv, PictureEnv, make, make_by_fours
 from stable_baselines3 import PPO, SAC
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, VecTransposeImage
 
 from sb3_pwm.video import frame_strip, record_video, use_headless_rendering
 from sb3_pwm.video.frames import VideoWriter, read_video
-from sb3_pwm.video.rendering import _enlarge_floor, _follow_body, rendered_env
+from sb3_pwm.video.rendering import _enlarge_floor, _follow_body, fps_of, render, rendered_env
 
 
 @pytest.fixture
@@ -145,6 +146,24 @@ def test_statistics_of_vec_normalize_are_applied_and_not_changed(tmp_path: Path)
     assert (normalizer.obs_rms.count, normalizer.ret_rms.count) == before[1:]
 
 
+def test_images_come_to_vec_normalize_as_in_training(tmp_path: Path) -> None:
+    normalizer: Any = VecNormalize(VecTransposeImage(DummyVecEnv([ImageEnv])))
+    model: Any = make(normalizer, "CnnPolicy", policy_kwargs={"normalize_images": False})
+    normalizer.obs_rms.mean[0], normalizer.obs_rms.mean[1] = 40.0, -30.0  # each channel has its own
+    seen: list[Any] = []
+    model.predict = lambda observation, **kwargs: (seen.append(observation), (np.zeros(1, np.float32), None))[1]
+    record_video(model, ImageEnv, tmp_path / "v.mp4", max_steps=1)
+    image = ImageEnv().reset()[0].astype(np.float32)
+    np.testing.assert_allclose(seen[0][0], np.clip(image[..., 0] - 40, -10, 10), rtol=1e-5)
+    np.testing.assert_allclose(seen[0][1], np.clip(image[..., 1] + 30, -10, 10), rtol=1e-5)
+
+
+def test_images_that_vec_normalize_leaves_alone(tmp_path: Path) -> None:
+    venv = VecTransposeImage(DummyVecEnv([lambda: ImageEnv(as_dict=True)]))
+    model = make(VecNormalize(venv, norm_obs_keys=["number"]), "MultiInputPolicy")
+    assert len(record_video(model, lambda: ImageEnv(as_dict=True), tmp_path / "v.mp4", max_steps=1)) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -191,8 +210,9 @@ def test_other_actions_are_refused(tmp_path: Path) -> None:
         (None, "gave NoneType, not uint8"),
         (np.zeros((4, 6), np.uint8), r"gave uint8\(4, 6\), not uint8\(height, width, 3\)"),
         (np.zeros((4, 6, 3)), r"gave float64\(4, 6, 3\), not uint8"),
+        (np.zeros((4, 0, 3), np.uint8), r"gave uint8\(4, 0, 3\), not uint8"),
     ],
-    ids=["fails", "gives nothing", "gives grey", "gives floats"],
+    ids=["fails", "gives nothing", "gives grey", "gives floats", "gives an empty picture"],
 )
 def test_says_that_it_cannot_render(
     sac: SAC, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frame: Exception | np.ndarray | None, message: str
@@ -247,6 +267,30 @@ def test_a_fast_gif_leaves_out_frames(tmp_path: Path) -> None:
     fps, frames = read_video(tmp_path / "v.gif")
     assert fps == 25
     np.testing.assert_allclose([frame.mean() for frame in frames], [0, 100, 200], atol=2)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_frames_have_the_size_of_the_first(tmp_path: Path, suffix: str) -> None:
+    def write(*heights: int) -> None:
+        with VideoWriter(tmp_path / f"v{suffix}", 10) as writer:
+            for height in heights:
+                writer.append(np.zeros((height, 10, 3), np.uint8))
+
+    with pytest.raises(ValueError, match=r"frame 1 of .* has the shape \(12, 10, 3\); allowed: \(10, 10, 3\)"):
+        write(10, 12)
+    assert not list(tmp_path.iterdir())
+
+
+def test_opacity_is_left_out() -> None:
+    grey = np.full((4, 6, 3), 9, np.uint8)
+    env: Any = SimpleNamespace(render=lambda: np.dstack([grey, np.zeros((4, 6, 1), np.uint8)]))
+    np.testing.assert_array_equal(render(env), grey)
+
+
+@pytest.mark.parametrize(("named", "fps"), [(50, 50), (None, 30), (0, 30), (-5, 30), (np.nan, 30), (np.inf, 30)])
+def test_a_rate_that_is_none_is_the_default(named: Any, fps: Any) -> None:
+    env: Any = SimpleNamespace(metadata={"render_fps": named})
+    assert fps_of(env) == fps
 
 
 def test_odd_sizes_get_one_more_row_and_column(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_records_at_given_steps_and_shows_them_in_one_video(tmp_path: Path) -> N
     assert len(shown) == 2 * 4
     for steps, first in ((10, 0), (30, 4)):  # under its title each video is as it was
         for own, frame in zip(read_video(tmp_path / f"video_{steps}_steps.mp4")[1], shown[first:], strict=False):
-            np.testing.assert_allclose(frame[-20:].astype(int), own[-20:].astype(int), atol=6)
+            np.testing.assert_allclose(frame[-20:].astype(int), own[-20:].astype(int), atol=9)  # greys are 20 apart
     assert not np.array_equal(shown[0][:20], shown[4][:20])  # another title
 
 

@@ -12,12 +12,13 @@ from typing import Any, BinaryIO
 
 import torch
 from stable_baselines3.common.save_util import open_path
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage
 
 from sb3_pwm.files.archives import check_archive, opened
 from sb3_pwm.files.atomic import Path, opened_whole, saved_path
 from sb3_pwm.files.plain import build, describe
 from sb3_pwm.files.tensors import reason
+from sb3_pwm.nn.observation_features import channels_first
 
 RECORD = "sb3_pwm.json"
 PICKLE = ":serialized:"  # SB3's key of what its JSON holds as a pickle
@@ -163,12 +164,17 @@ def load_normalizer(path: str | pathlib.Path, venv: VecEnv, owner: str) -> VecNo
     """Read what ``VecNormalize.save`` wrote; a pickle, which runs code.
 
     :param path: file.
-    :param venv: environments of the same spaces.
+    :param venv: environments of the same spaces; a ``VecTransposeImage`` is put around it if the file is of one.
     :param owner: what the statistics are for, for messages.
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: if the file holds something else, or its spaces differ.
     """
     try:
-        return VecNormalize.load(str(path), venv)
+        try:
+            return VecNormalize.load(str(path), venv)
+        except AssertionError:  # other shapes
+            if channels_first(venv.observation_space) == venv.observation_space:
+                raise
+            return VecNormalize.load(str(path), VecTransposeImage(venv))
     except (pickle.UnpicklingError, EOFError, AttributeError, AssertionError) as error:
         raise ValueError(f"{path} holds no VecNormalize for {owner}: {error}") from error

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
 
 from sb3_pwm.checks import check_integer
 from sb3_pwm.planning.planner import Planner
@@ -106,7 +107,7 @@ def play(
     normalizer = model_of(model).get_vec_normalize_env()
     state = None  # of recurrent policies, and of planners
     for count in range(max_steps):
-        seen = observation if normalizer is None else normalizer.normalize_obs(observation)
+        seen = observation if normalizer is None else normalizer.normalize_obs(as_trained(normalizer, observation))
         starts = np.array([count == 0])
         action, state = model.predict(seen, state=state, episode_start=starts, deterministic=deterministic)
         if isinstance(env.action_space, spaces.Discrete):
@@ -115,6 +116,18 @@ def play(
         yield Step(action, float(reward), observation, bool(terminated))
         if terminated or truncated:
             return
+
+
+def as_trained(normalizer: VecNormalize, observation: Any) -> Any:
+    """Return an observation with its images as a ``VecNormalize`` has got them, which a ``VecTransposeImage`` turns."""
+    space = normalizer.venv.observation_space
+    if isinstance(space, spaces.Dict):
+        return {key: _turned(values, space[key].shape) for key, values in observation.items()}
+    return _turned(observation, space.shape)
+
+
+def _turned(values: Any, shape: tuple[int, ...] | None) -> Any:
+    return values if np.shape(values) == shape else VecTransposeImage.transpose_image(values)
 
 
 @contextlib.contextmanager

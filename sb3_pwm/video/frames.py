@@ -64,11 +64,20 @@ class VideoWriter:
         self.every = max(1, math.ceil(fps / MAX_GIF_FPS)) if self.path.suffix == ".gif" else 1
         self.fps = fps / self.every
         self.n_frames = 0
+        self._shape: tuple[int, ...] | None = None
         self._writer: Any = None
         self._file = contextlib.ExitStack()
 
     def append(self, frame: np.ndarray) -> None:
-        """Add a (height, width, 3) uint8 frame; all must have the size of the first."""
+        """Add a (height, width, 3) uint8 frame.
+
+        :raises ValueError: if it has not the size of the first one.
+        """
+        self._shape = self._shape or frame.shape
+        if frame.shape != self._shape:
+            raise ValueError(
+                f"frame {self.n_frames} of {self.path} has the shape {frame.shape}; allowed: {self._shape}, as before"
+            )
         if self.n_frames % self.every == 0:
             if self._writer is None:
                 self._writer = self._file.enter_context(self._opened())

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -132,7 +133,8 @@ def _enlarge_floor(env: gym.Env[Any, Any]) -> None:
 
 def fps_of(env: gym.Env[Any, Any]) -> float:
     """Return the number of frames in a second of the environment's time."""
-    return float(env.metadata.get("render_fps") or DEFAULT_FPS)
+    fps = float(env.metadata.get("render_fps") or DEFAULT_FPS)
+    return fps if 0 < fps < math.inf else DEFAULT_FPS
 
 
 def render(env: gym.Env[Any, Any]) -> np.ndarray:
@@ -144,10 +146,12 @@ def render(env: gym.Env[Any, Any]) -> np.ndarray:
         frame: Any = env.render()
     except Exception as error:  # whatever goes wrong here is a matter of the machine or the environment
         raise _renderer_error(name_of(env), error) from error
-    if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] in (3, 4)):
+    is_array = isinstance(frame, np.ndarray) and frame.dtype == np.uint8
+    if not (is_array and frame.ndim == 3 and frame.shape[2] in (3, 4) and frame.size):
         given = f"{frame.dtype}{frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
         raise RuntimeError(f"cannot render {name_of(env)}: render() gave {given}, not uint8(height, width, 3)")
-    return frame
+    picture: np.ndarray = frame[..., :3]  # without the opacity, which videos do not have
+    return picture
 
 
 def _renderer_error(name: str, error: Exception) -> RuntimeError:
