@@ -98,6 +98,22 @@ def test_a_suite_runs_through_all_stages(finished: Any, here: Any, capsys: pytes
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_what_another_command_has_finished_meanwhile_is_not_made_again(
+    copied: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.move(copied / "collect" / "left", copied / "elsewhere")
+
+    def finished_first(jobs: Any, *_: Any) -> Any:
+        shutil.move(copied / "elsewhere", copied / "collect" / "left")
+        return carry_out_here(jobs)
+
+    known = {path: path.stat().st_mtime_ns for path in (copied / "elsewhere").iterdir()}
+    monkeypatch.setattr(command, "run_jobs", finished_first)
+    assert run("collect", copied) == 0
+    found = {path.name: path.stat().st_mtime_ns for path in (copied / "collect" / "left").iterdir()}
+    assert {path.name: known[path] for path in known}.items() <= found.items()
+
+
 def test_a_killed_stage_goes_on_and_gives_the_same_table(
     finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

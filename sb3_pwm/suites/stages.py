@@ -38,7 +38,7 @@ from sb3_pwm.multitask.tasks import Task, TaskSet
 from sb3_pwm.planning.planner import PlanningPWM
 from sb3_pwm.pwm import PWM
 from sb3_pwm.suites.experts import has_expert, record_expert
-from sb3_pwm.suites.records import begin, finish, read_record
+from sb3_pwm.suites.records import begin, finish, is_finished, read_record
 
 WORLD_MODEL = "world model"  # the only unit that is not a task
 DATA, MODEL, EVALUATION = "data.pkl", "model.zip", "evaluation.json"
@@ -311,6 +311,8 @@ def carry_out(job: dict[str, Any]) -> None:
     work, file = STAGES[unit.stage]
     torch.set_num_threads(specification["threads"])
     with locked(folder, LOCK_SECONDS):
+        if is_finished(folder, job["origin"]):  # by the same command elsewhere, since this one has looked
+            return
         (folder / PROGRESS).unlink(missing_ok=True)  # of before an interruption
         task_set = find_suite(job["origin"]["suite"])
         found = work(Path(job["out"]), task_set, unit, job["origin"], specification["device"])
