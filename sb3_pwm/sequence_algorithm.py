@@ -18,12 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pwm.actions import check_actions, for_environment
 from sb3_pwm.buffers import SequenceReplayBuffer
-from sb3_pwm.checks import (
-    check_action_noise,
-    check_finite,
-    check_train_freq,
-    constructor_parameters,
-)
+from sb3_pwm.checks import check_action_noise, check_finite, check_train_freq, constructor_parameters
 from sb3_pwm.compute.hardware import keep_sigterm
 from sb3_pwm.compute.live import LiveProgress
 from sb3_pwm.files.models import missing_arguments, opened_model, save_model, without_pickles
@@ -78,10 +73,12 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         sequences = with_columns(self._checked_buffer(buffer, "observation_space", "action_space"), self.n_envs)
         sequences.device = self.device
         # Within a rollout the step under way goes into the buffer before.
-        within = self._acted_on is not None
-        if within or self._last_obs is None or not leads_to(sequences, on_host(self._last_original_obs)):
+        if self._acted_on is not None or not self._goes_on_from(sequences):
             sequences.end_trajectories()
         self.replay_buffer = sequences
+
+    def _goes_on_from(self, buffer: SequenceReplayBuffer) -> bool:
+        return self._last_obs is not None and leads_to(buffer, on_host(self._last_original_obs))
 
     def _checked_buffer(self, buffer: ReplayBuffer, *names: str) -> SequenceReplayBuffer:
         """Return a buffer as one that gives windows; what SB3's own holds is checked, and ends where it breaks off.
@@ -216,8 +213,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
         env = self._watch(self.env)
         resets = reset_num_timesteps or self._last_obs is None
         if resets:
-            self._on_env_reset()
             self._last_obs = None  # if a reset fails, the next one is due
+        if not self._goes_on_from(self.sequences):  # also one that a user assigned, or shares with another model
+            self._on_env_reset()
         try:
             with lost_processes_explained(self.env), tensors_refused(self._vec_normalize_env):
                 if resets:

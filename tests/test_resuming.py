@@ -94,6 +94,21 @@ def test_a_buffer_loaded_after_a_reset_is_not_gone_on_from(tmp_path: Path) -> No
     check_every_window(model.replay_buffer)
 
 
+@pytest.mark.parametrize("how", ["assigned", "shared"])
+def test_another_models_buffer_is_not_gone_on_from(how: str) -> None:
+    """By assignment, which nobody sees: neither model has made the step that the other's newest one led to."""
+    model, other = (make(truth_envs(), buffer_size=100).learn(48) for _ in range(2))
+    other.learn(4, reset_num_timesteps=False)
+    model.replay_buffer = other.replay_buffer if how == "shared" else copy.deepcopy(other.replay_buffer)
+    for learner in (model, other):
+        buffer: Any = learner.sequences
+        newest = buffer.pos - 1
+        assert buffer.dones[newest] == 0
+        learner.learn(8, reset_num_timesteps=False)
+        assert buffer.dones[newest] == (how == "shared" or learner is model)
+        check_every_window(buffer)
+
+
 def test_learning_offline_goes_on(tmp_path: Path) -> None:
     whole, first, second = Watch("actor"), Watch("actor"), Watch("actor")
     uninterrupted = from_data(learning_rate=lambda left: left).learn_offline(20, callback=whole)

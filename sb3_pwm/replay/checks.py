@@ -236,4 +236,5 @@ def leads_to(buffer: ReplayBuffer, observations: Any) -> bool:
     if not isinstance(observations, dict):
         stored, observations = {"": stored}, {"": observations}
     led = {key: values[newest] for key, values in stored.items()}
-    return all(np.array_equal(led[key][running], np.reshape(observations[key], led[key].shape)[running]) for key in led)
+    seen = {key: np.asarray(observations[key], array.dtype).reshape(array.shape) for key, array in led.items()}
+    return all(np.array_equal(array[running], seen[key][running]) for key, array in led.items())
