@@ -271,6 +271,11 @@ class PWM(SequenceOffPolicyAlgorithm):
         policy_kwargs = extraction.storable(self.policy_kwargs)
         taken = without_sac_arguments(policy_kwargs, constructor_parameters(self.policy_class), SAC_POLICY_ARGUMENTS)
         self.policy_kwargs = taken | {"critic": self.critic_kind}
+        if self.env is None and self.replay_buffer is None and issubclass(self.replay_buffer_class, HerReplayBuffer):
+            # SB3 wants an environment for it, which predictions do not need; set_env gives it one.
+            sizes = self.buffer_size, self.observation_space, self.action_space
+            own: dict[str, Any] = self.replay_buffer_kwargs | {"env": None, "device": self.device}
+            self.replay_buffer = self.replay_buffer_class(*sizes, n_envs=self.n_envs, **own)
         n_steps, self.n_steps = self.n_steps, 1  # SB3 warns that it cannot do it
         try:
             super()._setup_model()
@@ -330,8 +335,9 @@ class PWM(SequenceOffPolicyAlgorithm):
             self.replay_buffer.env = self.env
 
     def _sample(self, batch_size: int, part: Part = ALL, *, length: int | None = None) -> SequenceSamples:
-        own = length or self.sequence_length
-        samples = self.sequences.sample_sequences(batch_size, own, self._vec_normalize_env, part)
+        own, buffer = length or self.sequence_length, self.sequences
+        self._give_env()  # also a buffer that was copied with the model, or assigned
+        samples = buffer.sample_sequences(batch_size, own, self._vec_normalize_env, part)
         return self.policy.for_networks(samples)
 
     def _critic_samples(self) -> tuple[SequenceSamples, ...]:

@@ -14,6 +14,7 @@ from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 
 from sb3_pwm import PWM, SequenceHerReplayBuffer
 
@@ -267,9 +268,71 @@ def test_a_buffer_that_sac_filled(tmp_path: Path) -> None:
     assert model.learn(20)._n_updates > 0
 
 
+class Doubled(Line):
+    """The same line, on which every distance counts twice."""
+
+    def compute_reward(self, achieved: np.ndarray, desired: np.ndarray, infos: Any) -> Any:
+        return 2 * super().compute_reward(achieved, desired, infos)
+
+
+def rewards_per_distance(model: PWM) -> set[float]:
+    """What the rewards of relabelled windows are for a distance of 1 to the goal."""
+    samples = model._sample(50, length=1)
+    observations: Any = samples.observations
+    goals = observations["desired_goal"][0, :, 0]
+    distances = (observations["achieved_goal"][1, :, 0] - goals).abs()
+    counted = (goals != -1) & (distances > 0)
+    return set((samples.rewards[0] / distances)[counted].tolist())
+
+
+def test_a_model_asks_its_own_environment(tmp_path: Path) -> None:
+    """However the buffer came into it: assigned, copied or unpickled with the model or alone."""
+    model = PWM("MultiInputPolicy", Line(), replay_buffer_class=HerReplayBuffer, **TINY).learn(40)
+    other = PWM("MultiInputPolicy", Doubled(), replay_buffer_class=HerReplayBuffer, **TINY)
+    other.replay_buffer = model.replay_buffer
+    assert rewards_per_distance(other) == {-2.0}
+    assert rewards_per_distance(model) == {-1.0}
+    model.save(tmp_path / "model", include=["replay_buffer"])
+    other.replay_buffer = pickle.loads(pickle.dumps(model.replay_buffer))
+    loaded = PWM.load(tmp_path / "model", env=Doubled(), device="cpu")
+    for copied, expected in (
+        (other, -2.0),
+        (loaded, -2.0),
+        (copy.deepcopy(model), -1.0),
+        (pickle.loads(pickle.dumps(model)), -1.0),
+    ):
+        assert rewards_per_distance(copied) == {expected}
+        copied.learn(10, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_models_load_without_environment(tmp_path: Path, weights_only: bool) -> None:
+    model = PWM(
+        "MultiInputPolicy",
+        Line(),
+        replay_buffer_class=HerReplayBuffer,
+        replay_buffer_kwargs={"n_sampled_goal": 1, "goal_selection_strategy": GoalSelectionStrategy.FINAL},
+        **TINY,
+    ).learn(40)
+    model.save(tmp_path / "model")
+    loaded: Any = PWM.load(tmp_path / "model", device="cpu", weights_only=weights_only)
+    observation, _ = Line().reset()
+    assert loaded.predict(observation, deterministic=True)[0] == model.predict(observation, deterministic=True)[0]
+    loaded.set_env(Line())
+    loaded.learn(40)
+    assert rewards_per_distance(loaded) == {-1.0}
+    assert loaded.replay_buffer.her_ratio == 0.5
+    assert loaded.replay_buffer.goal_selection_strategy is GoalSelectionStrategy.FINAL
+
+
 class OneByOne(Line):
     def compute_reward(self, achieved: np.ndarray, desired: np.ndarray, infos: Any) -> Any:
         return -abs(float(np.ravel(achieved)[0] - np.ravel(desired)[0]))
+
+
+class OneByZero(Line):
+    def compute_reward(self, achieved: np.ndarray, desired: np.ndarray, infos: Any) -> Any:
+        return np.where(desired > 0, -np.inf, 0)[..., 0]
 
 
 def test_errors() -> None:
@@ -293,3 +356,6 @@ def test_errors() -> None:
     buffer.env = DummyVecEnv([OneByOne] * 2)
     with pytest.raises(ValueError, match="compute_reward of the environment must answer for many goals at once"):
         buffer.sample_sequences(5, 1)
+    buffer.env = DummyVecEnv([OneByZero] * 2)
+    with pytest.raises(ValueError, match=r"compute_reward of the environment returned -inf for .* and the goal"):
+        buffer.sample_sequences(50, 1)

@@ -17,6 +17,7 @@ from helpers import MIXED, SMALL_POLICY, flat_state, make, same, space_envs
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
+from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 from test_sb3_saving import observations_of
 
 from sb3_pwm import PWM
@@ -226,7 +227,8 @@ def test_models_of_many_tasks(tmp_path: Path) -> None:
 def test_descriptions_keep_everything() -> None:
     space = spaces.Dict([("z", spaces.Box(-1, np.inf, (2, 3))), ("a", spaces.MultiDiscrete([2, 3], start=[1, -1]))])
     values = [space, spaces.MultiBinary((2, 2)), spaces.Discrete(3, start=-1), (1, 2.5, None), {1: "a", "b": [np.inf]}]
-    for value in [*values, np.float32(0.1), np.arange(3, dtype=np.int8), np.dtype("uint8"), torch.nn.SiLU, 10**30]:
+    values += [GoalSelectionStrategy.FINAL, Path("logs"), torch.optim.Adagrad, torch.nn.Identity, torch.nn.SiLU]
+    for value in [*values, np.float32(0.1), np.arange(3, dtype=np.int8), np.dtype("uint8"), 10**30]:
         again = build(json.loads(json.dumps(describe(value))))
         assert type(again) is type(value)
         np.testing.assert_array_equal(again, value)

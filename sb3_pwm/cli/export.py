@@ -60,8 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if is_page and args.stochastic:
         raise ValueError("the policy of a page acts deterministically; leave out --stochastic")
     out = args.out or args.model.with_suffix("" if is_page else SUFFIXES[args.format])
-    # A buffer for hindsight replay would need an environment
-    model = PWM.load(args.model, device="cpu", replay_buffer_class=None, replay_buffer_kwargs={})
+    model = PWM.load(args.model, device="cpu")
     normalizer: VecNormalize | None = None
     if args.vec_normalize:
         spaces = offline.spaces_only(model.observation_space, model.action_space, 1)

@@ -5,6 +5,7 @@ JSON's own values stand for themselves; everything else is ``{"kind": ..., ...}`
 """
 
 import base64
+import pathlib
 from collections import OrderedDict, deque
 from typing import Any
 
@@ -14,20 +15,23 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 from torch import nn
 
 from sb3_pwm.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
 from sb3_pwm.multitask.policies import ExtractedPolicy, MultiTaskPolicy
 from sb3_pwm.nn.layers import Mish
 from sb3_pwm.policies import CnnPolicy, MultiInputPolicy, PWMPolicy
+from sb3_pwm.replay.her import SequenceHerReplayBuffer
 
 OWN = (PWMPolicy, CnnPolicy, MultiInputPolicy, MultiTaskPolicy, ExtractedPolicy)
-OWN_PARTS = (SequenceReplayBuffer, DictSequenceReplayBuffer, Mish)
+OWN_PARTS = (SequenceReplayBuffer, DictSequenceReplayBuffer, SequenceHerReplayBuffer, Mish)
 CLASSES: dict[str, type] = {
-    **{f"torch.nn.{name}": getattr(nn, name) for name in nn.modules.activation.__all__},
+    **{f"torch.nn.{name}": getattr(nn, name) for name in (*nn.modules.activation.__all__, "Identity")},
     **{
-        f"torch.optim.{name}": getattr(torch.optim, name)
-        for name in ("Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "SGD")
+        f"torch.optim.{name}": kind
+        for name, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
     },
     **{f"stable_baselines3.{kind.__name__}": kind for kind in (CombinedExtractor, FlattenExtractor, NatureCNN)},
     **{f"sb3_pwm.{kind.__name__}": kind for kind in (*OWN, *OWN_PARTS)},
@@ -65,6 +69,10 @@ def describe(value: Any) -> Any:
         return {"kind": "tuple", "items": [value.frequency, value.unit.value]}
     if kind is tuple:
         return {"kind": "tuple", "items": [describe(each) for each in value]}
+    if kind is GoalSelectionStrategy:
+        return {"kind": "goals", "name": value.name}
+    if isinstance(value, pathlib.Path):
+        return {"kind": "path", "name": str(value)}
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in NUMBERS:
         content = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
         scalar = isinstance(value, np.generic)
@@ -97,6 +105,10 @@ def build(description: Any) -> Any:
         return array[()] if description["scalar"] else array
     if kind == "dtype":
         return numeric(description["name"])
+    if kind == "goals":
+        return GoalSelectionStrategy[description["name"]]
+    if kind == "path":
+        return pathlib.Path(description["name"])
     if kind == "class":
         return CLASSES[description["name"]]
     fields = {name: build(each) for name, each in description["fields"].items()}

@@ -139,7 +139,7 @@ class SequenceHerReplayBuffer(DictSequenceReplayBuffer, HerReplayBuffer):
     def _ask(self, name: str, achieved: np.ndarray, goals: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
         """Return what the environment says of (N, ...) achieved goals and (N, ...) goals, as (N,) numbers.
 
-        :raises ValueError: if it does not answer for each of them.
+        :raises ValueError: if it does not answer for each of them, with finite numbers.
         """
         answer = np.asarray(self._environment().env_method(name, achieved, goals, infos, indices=[0])[0], np.float32)
         if answer.shape == () and name == "compute_terminated":
@@ -148,6 +148,11 @@ class SequenceHerReplayBuffer(DictSequenceReplayBuffer, HerReplayBuffer):
             raise ValueError(
                 f"{name} of the environment must answer for many goals at once: given {len(achieved)} achieved and "
                 f"desired goals it returned the shape {answer.shape}; allowed: ({len(achieved)},)"
+            )
+        for i in np.flatnonzero(~np.isfinite(answer))[:1]:
+            raise ValueError(
+                f"{name} of the environment returned {answer[i]} for {achieved[i]} and the goal {goals[i]}; allowed: "
+                "finite float32 numbers"
             )
         return answer
 
