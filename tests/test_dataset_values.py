@@ -156,6 +156,17 @@ def test_what_is_no_array_is_named() -> None:
         from_arrays(data | {"rewards": [[1], [1, 2]]}, OBSERVATIONS, ACTIONS)
 
 
+def test_masked_values_are_not_taken_for_what_lies_beneath() -> None:
+    data: dict[str, Any] = flat(THREE)
+    for mask, fails in (([False] * 8, False), ([False] * 3 + [True] * 5, True)):
+        masked = data | {"rewards": np.ma.MaskedArray(data["rewards"], mask)}
+        if fails:
+            with pytest.raises(ValueError, match="the data: rewards are masked in row 3"):
+                from_arrays(masked, OBSERVATIONS, ACTIONS)
+        else:
+            assert from_arrays(masked, OBSERVATIONS, ACTIONS).size() == 8
+
+
 def sb3_buffer(space: spaces.Space[Any] = OBSERVATIONS) -> Any:
     """Four steps in a ring of six rows and two environments; no number in the empty rows counts."""
     kind: Any = DictReplayBuffer if isinstance(space, spaces.Dict) else ReplayBuffer

@@ -43,6 +43,16 @@ def test_tdmpc2_rows_are_shifted_into_place(tmp_path: Path) -> None:
     assert np.flatnonzero(buffer.dones).tolist() == np.flatnonzero(buffer.timeouts).tolist() == [5, 11, 17]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tensors_of_any_float_type(tmp_path: Path, dtype: torch.dtype) -> None:
+    table = tdmpc2_table((0,) * N_EPISODES)
+    for name in ("obs", "action", "reward"):
+        table[name] = table[name].to(dtype).requires_grad_()
+    torch.save(table, tmp_path / "data.pt")
+    buffer = from_tdmpc2(tmp_path / "data.pt")
+    np.testing.assert_array_equal(buffer.rewards[:, 0], np.tile(np.arange(1, N_STEPS + 1), N_EPISODES))
+
+
 def test_tdmpc2_files_of_one_task(tmp_path: Path) -> None:
     table = tdmpc2_table()
     del table["task"]

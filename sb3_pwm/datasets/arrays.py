@@ -175,8 +175,10 @@ def leads_elsewhere(following: np.ndarray, observations: np.ndarray, dtype: np.d
 def as_array(name: str, values: Any) -> np.ndarray:
     """Return an array of values.
 
-    :raises ValueError: if they have no common shape.
+    :raises ValueError: if they have no common shape, or some are masked.
     """
+    if np.ma.is_masked(values):
+        raise ValueError(f"{name} are masked in row {np.argwhere(np.ma.getmaskarray(values))[0][0]}")
     try:
         return np.asarray(values)
     except ValueError as error:
