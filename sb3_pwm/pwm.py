@@ -3,6 +3,7 @@
 import functools
 import math
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -326,6 +327,9 @@ class PWM(SequenceOffPolicyAlgorithm):
     def _take_over_buffer(self, buffer: ReplayBuffer) -> None:
         super()._take_over_buffer(buffer)
         self._give_env()
+        wanted = self.replay_buffer_class or type(buffer)
+        if issubclass(wanted, HerReplayBuffer) and not isinstance(buffer, HerReplayBuffer):
+            warnings.warn("this replay buffer was not filled for hindsight: its goals stay as recorded", stacklevel=3)
         if self.sequences.identity != self._statistics_from:
             self._steps_until_statistics = 0
 

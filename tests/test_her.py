@@ -268,6 +268,13 @@ def test_a_buffer_that_sac_filled(tmp_path: Path) -> None:
     assert model.learn(20)._n_updates > 0
 
 
+def test_a_buffer_without_hindsight_is_noticed(tmp_path: Path) -> None:
+    PWM("MultiInputPolicy", Line(), **TINY).learn(40).save_replay_buffer(tmp_path / "buffer")
+    model = PWM("MultiInputPolicy", Line(), replay_buffer_class=HerReplayBuffer, **TINY)
+    with pytest.warns(UserWarning, match="not filled for hindsight: its goals stay as recorded"):
+        model.load_replay_buffer(tmp_path / "buffer")
+
+
 class Doubled(Line):
     """The same line, on which every distance counts twice."""
 
