@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MULTITASK := .venv-multitask
 
-# These networks are small: one thread is faster than several, and results do not depend on the machine's core count.
+# These networks are small: more threads gain little, lose much on a busy machine, and make results depend on the cores.
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help

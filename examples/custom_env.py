@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
 
-    torch.set_num_threads(1)  # faster than more threads for networks of this size
+    torch.set_num_threads(1)  # more gain little, and lose much on a busy machine
     check_env(gym.make("BallOnBeam-v0").unwrapped)  # SB3's: says what does not fit before anything is trained
     warm_up = min(500, args.steps // 2)
     model = PWM(

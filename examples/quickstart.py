@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.episodes < 1:
         parser.error("--episodes must be at least 1")
 
-    torch.set_num_threads(1)  # faster than more threads for networks of this size
+    torch.set_num_threads(1)  # more gain little, and lose much on a busy machine
     use_headless_rendering()
     args.out.mkdir(parents=True, exist_ok=True)
     model_file = args.out / "model.zip"

@@ -41,7 +41,7 @@ def main() -> None:
     if args.steps < MIN_STEPS:
         parser.error(f"--steps must be at least {MIN_STEPS}")
 
-    torch.set_num_threads(1)  # faster than more threads for networks of this size
+    torch.set_num_threads(1)  # more gain little, and lose much on a busy machine
     use_headless_rendering()
     options: dict[str, Any] = {"seed": args.seed, "max_steps": args.video_steps}
     warm_up = min(1_000, args.steps // 2)

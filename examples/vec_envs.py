@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
 
-    torch.set_num_threads(1)  # faster than more threads for networks of this size
+    torch.set_num_threads(1)  # more gain little, and lose much on a busy machine
     kind = SubprocVecEnv if args.subprocesses else DummyVecEnv
     env = make_vec_env(args.env, args.n_envs, seed=args.seed, vec_env_cls=kind)
     warm_up = min(500, args.steps // 2)

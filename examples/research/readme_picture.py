@@ -29,7 +29,7 @@ def make_env() -> gym.Env[Any, Any]:
 
 def record(video: Path, steps: int, seed: int, video_steps: int, horizon: int) -> None:
     """Train, and record the policy beside the model's predictions."""
-    torch.set_num_threads(1)  # faster than more threads for networks of this size
+    torch.set_num_threads(1)  # more gain little, and lose much on a busy machine
     use_headless_rendering()
     model = PWM("MlpPolicy", "HalfCheetah-v5", seed=seed, device="cpu").learn(steps)
     [episode] = record_imagination(model, make_env, video, horizon=horizon, seed=seed, max_steps=video_steps)
