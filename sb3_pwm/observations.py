@@ -58,10 +58,15 @@ def are_tensors(observations: Any) -> bool:
 
 
 def on_host(values: Any) -> Any:
-    """Return tensors as arrays, also those in dictionaries; what is not a tensor stays as it is."""
+    """Return tensors as arrays, also those in dictionaries; what is not a tensor stays as it is.
+
+    NumPy has no bfloat16: it becomes float32.
+    """
     if isinstance(values, dict):
         return {key: on_host(value) for key, value in values.items()}
-    return values.detach().cpu().numpy()[()] if isinstance(values, torch.Tensor) else values
+    if not isinstance(values, torch.Tensor):
+        return values
+    return (values.float() if values.dtype == torch.bfloat16 else values).detach().cpu().numpy()[()]
 
 
 def own_copy(observations: Any) -> Any:

@@ -59,6 +59,25 @@ def test_learning_is_that_with_arrays(policy: str, kind: str) -> None:
     assert set(tensors.ep_success_buffer or []) == {False, True}
 
 
+class Coarse(PointEnv):
+    """Gives its observations in bfloat16, or what is left of them in float32."""
+
+    dtype = torch.bfloat16
+
+    def observe(self) -> Any:
+        return super().observe().bfloat16().to(self.dtype)
+
+
+class Rounded(Coarse):
+    dtype = torch.float32
+
+
+def test_bfloat16_is_stored_as_float32() -> None:
+    model, arrays = learnt(Coarse(), steps=30), learnt(AsArrays(Rounded()), steps=30)
+    assert same(stored(model), stored(arrays))
+    assert model.sequences.observations.dtype == np.float32
+
+
 @POLICIES
 def test_observations_and_actions_stay_on_the_device(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     as_dict = policy == "MultiInputPolicy"

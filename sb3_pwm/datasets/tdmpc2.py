@@ -13,6 +13,7 @@ from sb3_pwm.buffers import SequenceReplayBuffer
 from sb3_pwm.datasets.episodes import Episode, build_buffer
 from sb3_pwm.extras import missing_extra
 from sb3_pwm.files.tensors import check_tensor_file, reason
+from sb3_pwm.observations import on_host
 
 FIELDS = ("obs", "action", "reward")
 OPTIONAL = ("task", "terminated")
@@ -233,15 +234,9 @@ def width_of(field: str, parts: Sequence[Part], argument: str) -> int:
 def episode_of(part: Part, row: int, observation_dim: int, action_dim: int) -> Episode:
     """Return one episode, cut to a task's dimensions, with its rows shifted into place."""
     return Episode(
-        as_array(part.table["obs"][row, :, :observation_dim]),
-        as_array(part.table["action"][row, 1:, :action_dim]),
-        as_array(part.table["reward"][row, 1:]),
+        on_host(part.table["obs"][row, :, :observation_dim]),
+        on_host(part.table["action"][row, 1:, :action_dim]),
+        on_host(part.table["reward"][row, 1:]),
         terminated="terminated" in part.table.keys() and bool(part.table["terminated"][row, -1]),  # noqa: SIM118
         name=f"{part.path}, episode {row}",
     )
-
-
-def as_array(values: torch.Tensor) -> np.ndarray:
-    """Return a tensor as an array; bfloat16, which NumPy does not know, as float32."""
-    array: np.ndarray = (values.float() if values.dtype == torch.bfloat16 else values).detach().numpy()
-    return array
