@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 from stable_baselines3 import SAC
+from stable_baselines3.common.envs import BitFlippingEnv
 
 KILL_FOLDER = "COMPARE_TOYS_KILL"  # variable: folder of the run whose process is to die
 
@@ -86,5 +87,7 @@ class MySAC(SAC):
 kinds: tuple[Any, ...] = (Killed, Succeeding, Failing, Exiting, Global, Sized)
 for kind in kinds:
     gym.register(f"{kind.__name__}-v0", kind, max_episode_steps=60)
+goal_env: Any = BitFlippingEnv
+gym.register("Goal-v0", goal_env, kwargs={"n_bits": 3, "continuous": True, "max_steps": 5})
 for env_id in ("toys/Global-v0", "toys-Global-v0"):
     gym.register(env_id, kinds[kinds.index(Global)], max_episode_steps=60)

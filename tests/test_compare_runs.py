@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import same
-from stable_baselines3 import SAC
+from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pwm import PWM
@@ -141,6 +141,20 @@ def test_vec_normalize_and_schedules_survive_segments(tmp_path: Path) -> None:
     assert model.policy.optimizer.param_groups[0]["lr"] == 0.0
     assert run.record["model"]["normalize"]["norm_obs"]
     assert (tmp_path / "a" / "vec_normalize.pkl").exists()
+
+
+@pytest.mark.parametrize("algo", ["pwm", "sac"])
+def test_hindsight_survives_segments(algo: str, tmp_path: Path) -> None:
+    entry = {"policy": "MultiInputPolicy", "learning_starts": 20, "replay_buffer_class": "HerReplayBuffer"}
+    entry |= {"replay_buffer_kwargs": "dict(n_sampled_goal=2, goal_selection_strategy='final')"}
+    spec = spec_of(algo, "compare_toys:Goal-v0", steps=60, eval_every=30, checkpoint_every=30)
+    spec = replace(spec, hyperparameters=TINY[algo] | entry)
+    assert run_job(spec, tmp_path, "")
+    run = read_run(tmp_path)
+    assert [row.env_steps for row in run.rows] == [0, 30, 60], run.record["traceback"]
+    model: Any = find_algorithm(algo).load(tmp_path / "model.zip", env=gym.make("compare_toys:Goal-v0"))
+    assert isinstance(model.replay_buffer, HerReplayBuffer)
+    assert model.replay_buffer.n_sampled_goal == 2
 
 
 @pytest.mark.parametrize("algo", ["pwm", "sac"])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gymnasium import spaces
-from stable_baselines3 import PPO, SAC, TD3
+from stable_baselines3 import PPO, SAC, TD3, HerReplayBuffer
 from torch import nn
 
 from sb3_pwm import PWM
@@ -42,6 +42,7 @@ PLAN: dict[str, Any] = {
         ("dict(activation_fn=nn.ReLU)", {"activation_fn": nn.ReLU}),
         (" {'norm_obs': True, 'act': th.nn.Tanh}", {"norm_obs": True, "act": nn.Tanh}),
         ("dict()", {}),
+        ("HerReplayBuffer", HerReplayBuffer),
     ],
 )
 def test_expressions_are_read(text: str, value: dict[str, Any]) -> None:
@@ -60,6 +61,7 @@ def test_expressions_are_read(text: str, value: dict[str, Any]) -> None:
         "nn.functional",
         "nn.Module.__subclasses__",
         "os.environ",
+        "ReplayBuffer",
         "2 ** 9",
         "dict(",
     ],
@@ -147,6 +149,7 @@ def test_noise_and_training_frequency() -> None:
         ({"learning_rate": "cos_1e-3"}, "learning_rate: 'cos_1e-3' is not a schedule"),
         ({"batch_size": 64.5}, "SAC's batch_size must be int, not 64.5"),
         ({"batch_size": True}, "SAC's batch_size must be int, not True"),
+        ({"replay_buffer_class": "Her"}, "cannot read 'Her'"),
         ({"use_sde": 1}, "SAC's use_sde must be bool, not 1"),
         ({"gamma": None}, "SAC's gamma must be float, not None"),
         ({"tau": "5e-3"}, "SAC's tau must be float, not '5e-3'; YAML reads 5e-3 as text and 5.0e-3 as a number"),

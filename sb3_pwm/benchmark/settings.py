@@ -1,6 +1,6 @@
 """Hyperparameters in the layout of the RL Baselines3 Zoo: YAML in, constructor arguments out.
 
-Strings such as ``dict(net_arch=[64, 64], activation_fn=nn.ReLU)`` are read, never evaluated.
+Strings such as ``dict(net_arch=[64, 64], activation_fn=nn.ReLU)`` and ``HerReplayBuffer`` are read, never evaluated.
 """
 
 import ast
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.utils import LinearSchedule
@@ -23,7 +24,7 @@ from sb3_pwm.checks import constructor_parameters
 from sb3_pwm.extras import missing_extra
 
 SCHEDULED = ("learning_rate", "critic_learning_rate", "model_learning_rate", "clip_range", "clip_range_vf")
-EXPRESSIONS = ("policy_kwargs", "replay_buffer_kwargs", "normalize", "env_kwargs")
+EXPRESSIONS = ("policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "normalize", "env_kwargs")
 NOISES: dict[str, type[NormalActionNoise | OrnsteinUhlenbeckActionNoise]] = {
     "normal": NormalActionNoise,
     "ornstein-uhlenbeck": OrnsteinUhlenbeckActionNoise,
@@ -66,7 +67,7 @@ class Settings:
 
 
 def parse_expression(text: str) -> Any:
-    """Read a Python literal in which ``dict(name=value)`` and the classes of ``torch.nn`` may occur.
+    """Read a Python literal in which ``dict(name=value)``, the classes of ``torch.nn`` and HerReplayBuffer may occur.
 
     :param text: such as ``"dict(net_arch=[64, 64], activation_fn=nn.ReLU)"``.
     :return: its value.
@@ -76,7 +77,7 @@ def parse_expression(text: str) -> Any:
         return _value(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError) as error:
         raise ValueError(
-            f"cannot read {text!r}: {error}; allowed: literals, dict(...) and classes of torch.nn"
+            f"cannot read {text!r}: {error}; allowed: literals, dict(...), classes of torch.nn and HerReplayBuffer"
         ) from None
 
 
@@ -90,6 +91,8 @@ def _value(node: ast.expr) -> Any:
             return [_value(element) for element in elements]
         case ast.Tuple(elts=elements):
             return tuple(_value(element) for element in elements)
+        case ast.Name(id="HerReplayBuffer"):
+            return HerReplayBuffer
         case (
             ast.Attribute(value=ast.Name(id="nn"), attr=name)
             | ast.Attribute(value=ast.Attribute(value=ast.Name(id="torch" | "th"), attr="nn"), attr=name)
