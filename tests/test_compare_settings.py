@@ -3,6 +3,7 @@ import os
 import re
 import sys
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from sb3_pwm.benchmark.settings import find_hyperparameters, interpret, parse_ex
 from sb3_pwm.benchmark.specs import ALGORITHMS, RunSpec
 from sb3_pwm.cli.benchmark import own_files
 
-pytest.importorskip("yaml")
+yaml = pytest.importorskip("yaml")
 
 MUJOCO = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5")
 PLAN: dict[str, Any] = {
@@ -177,11 +178,15 @@ def test_the_newest_version_of_an_environment_serves_another() -> None:
 def test_shipped_hyperparameters_fit_their_algorithms(algo: str) -> None:
     if ":" in ALGORITHMS[algo] and "contrib" in ALGORITHMS[algo]:
         pytest.importorskip("sb3_contrib")
-    for env in (*MUJOCO, "Pendulum-v1", "dm_control/cheetah-run-v0"):
+    text = (resources.files("sb3_pwm.benchmark") / "hyperparameters" / f"{algo}.yml").read_text(encoding="utf-8")
+    for env, entry in yaml.safe_load(text).items():
         source, values = find_hyperparameters(algo, env)
+        assert (source, values) == (f"RL Baselines3 Zoo, {algo}.yml: {env}", entry)
         interpret(values, find_algorithm(algo))
-        name = env.replace("-v5", "-v4") if env in MUJOCO else "default" if "dm_control" in env else env
-        assert source == f"RL Baselines3 Zoo, {algo}.yml: {name}"
+    for env in (*MUJOCO, "Pendulum-v1") if algo != "dqn" else ():
+        source, _ = find_hyperparameters(algo, env)
+        assert source == f"RL Baselines3 Zoo, {algo}.yml: {env.replace('-v5', '-v4')}"
+    assert find_hyperparameters(algo, "dm_control/cheetah-run-v0")[0] == f"RL Baselines3 Zoo, {algo}.yml: default"
 
 
 def test_what_the_zoo_says() -> None:
@@ -191,6 +196,8 @@ def test_what_the_zoo_says() -> None:
     assert find_hyperparameters("tqc", "Hopper-v5")[1]["top_quantiles_to_drop_per_net"] == 5
     assert find_hyperparameters("crossq", "Walker2d-v5")[1]["policy_delay"] == 3
     assert find_hyperparameters("ppo", "Hopper-v5")[1]["learning_rate"] == 9.80828e-05
+    assert find_hyperparameters("sac", "MountainCarContinuous-v0")[1]["gamma"] == 0.9999
+    assert find_hyperparameters("dqn", "LunarLander-v3")[1]["exploration_fraction"] == 0.12
 
 
 def test_pwm_and_own_algorithms_have_their_own_defaults() -> None:

@@ -12,6 +12,7 @@ ALGORITHMS = {
     "sac": "stable_baselines3:SAC",
     "td3": "stable_baselines3:TD3",
     "ddpg": "stable_baselines3:DDPG",
+    "dqn": "stable_baselines3:DQN",
     "ppo": "stable_baselines3:PPO",
     "a2c": "stable_baselines3:A2C",
     "tqc": "sb3_contrib:TQC",
