@@ -13,8 +13,10 @@ from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import VecNormalize
+from test_multitask import TASKS
+from test_multitask import TINY as TASKS_TINY
 
-from sb3_pwm import PWM
+from sb3_pwm import PWM, task_vec_env
 from sb3_pwm.cli.main import COMMANDS
 from sb3_pwm.cli.subcommands import run_command_line
 from sb3_pwm.files.export import DeployedPolicy, export_policy
@@ -110,6 +112,18 @@ def test_dict_observations_and_actions_of_several_axes(tmp_path: Path) -> None:
     found = run_onnx(tmp_path / "p.onnx", {name: batch[name] for name in names})
     np.testing.assert_allclose(found, model.predict(batch, deterministic=True)[0], atol=1e-5)
     assert found.shape == (3, 1, 2)
+
+
+def test_extracted_policies_take_any_number_of_observations(tmp_path: Path) -> None:
+    model = PWM("MultiTaskPolicy", task_vec_env(TASKS, seed=0), **(TINY | {"policy_kwargs": TASKS_TINY})).learn(40)
+    policy = model.extract("large", 1)
+    export_policy(policy, tmp_path / "p.pt", format="torchscript")  # ONNX shows the same, and takes seconds
+    for n in (1, 5):  # exporters see two
+        observations = np.random.default_rng(0).normal(size=(n, 4)).astype(np.float32)
+        expected = policy.predict(observations, deterministic=True)[0]
+        found = torch.jit.load(tmp_path / "p.pt")(torch.as_tensor(observations)).numpy()
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_discrete_actions_are_integers(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ def task_ids(observations: Observations, task: int | None) -> torch.Tensor:
     """Return the (N,) tasks of (N, ...) observations: what they say themselves, or ``task`` for each."""
     if isinstance(observations, dict):
         return observations["task"].long().flatten()
-    return torch.full((len(observations),), 0 if task is None else task, device=observations.device)
+    # Not len(), which would be a constant in an exported policy.
+    return torch.full((observations.shape[0],), 0 if task is None else task, device=observations.device)
 
 
 class TaskContext(nn.Module):
