@@ -161,6 +161,21 @@ def test_the_command(pendulum: PWM, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "nothing.zip" in capsys.readouterr().err
 
 
+def test_the_model_is_not_overwritten(
+    pendulum: PWM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pendulum.save("rate_0.5.zip")
+    pendulum.save("model.pt")
+    for command in (["rate_0.5", "--out", "rate_0.5.zip"], ["model.pt"]):
+        with pytest.raises(SystemExit, match="2"):
+            run_command_line(COMMANDS, ["export", *command, "--format", "torchscript"])
+        assert "is the model, which would be lost" in capsys.readouterr().err
+        PWM.load(command[0])
+    assert run_command_line(COMMANDS, ["export", "rate_0.5", "--format", "torchscript"]) == 0
+    assert Path("rate_0.5.pt").exists()  # not rate_0.pt, which another model's may be
+
+
 def test_the_model_stays_as_it_is(pendulum: PWM) -> None:
     before = {name: value.clone() for name, value in pendulum.policy.state_dict().items()}
     DeployedPolicy(pendulum, None, True)

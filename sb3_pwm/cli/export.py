@@ -59,7 +59,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--format web needs --env, the environment of the page; the other formats take none")
     if is_page and args.stochastic:
         raise ValueError("the policy of a page acts deterministically; leave out --stochastic")
-    out = args.out or args.model.with_suffix("" if is_page else SUFFIXES[args.format])
+    file = args.model if args.model.is_file() else pathlib.Path(f"{args.model}.zip")
+    out = args.out or file.with_suffix("" if is_page else SUFFIXES[args.format])
+    if file.exists() and out.exists() and out.samefile(file):
+        raise ValueError(f"{out} is the model, which would be lost; name another file with --out")
     model = PWM.load(args.model, device="cpu")
     normalizer: VecNormalize | None = None
     if args.vec_normalize:
