@@ -282,6 +282,21 @@ def test_minari_with_dict_observations(minari_home: None) -> None:
     assert PWM("MultiInputPolicy", make_env(space), device="cpu").observation_space == space
 
 
+@pytest.mark.parametrize("in_dict", [True, False])
+@pytest.mark.parametrize("with_axis", [True, False])  # buffers have it, the space's own samples have not
+def test_discrete_observations(minari_home: None, in_dict: bool, with_axis: bool) -> None:
+    kinds = [np.arange(len(e.rewards) + 1) % 3 for e in THREE]
+    space, made = spaces.Discrete(3), [kind[:, None] if with_axis else kind for kind in kinds]
+    episodes = [
+        e._replace(observations={"kind": kind} if in_dict else kind) for e, kind in zip(THREE, made, strict=True)
+    ]
+    dataset = minari_dataset("test/kinds-v0", episodes, spaces.Dict(kind=space) if in_dict else space)
+    stored: Any = from_minari(dataset).next_observations
+    np.testing.assert_array_equal(
+        (stored["kind"] if in_dict else stored).ravel(), np.concatenate([k[1:] for k in kinds])
+    )
+
+
 def test_minari_with_images_has_their_channels_first(minari_home: None) -> None:
     rng = np.random.default_rng(0)
     image = spaces.Box(0, 255, (36, 40, 3), np.uint8)

@@ -205,22 +205,27 @@ def check_episode(episode: Episode, observation_space: spaces.Space[Any], action
     check_field(f"{where}: rewards", episode.rewards, (length,))
     check_field(f"{where}: actions", episode.actions, (length, *action_space.shape))
     check_bounds(f"{where}: actions", episode.actions, action_space.low, action_space.high)
-    shapes = get_obs_shape(observation_space)
-    if isinstance(shapes, dict):
-        if not isinstance(episode.observations, dict) or set(shapes) - set(episode.observations):
-            raise ValueError(f"{where}: observations must have the keys {sorted(shapes)}")
-        for key, shape in shapes.items():
-            name, values = f"{where}: observations[{key!r}]", episode.observations[key]
-            check_field(name, values, (length + 1, *shape))
-            check_whole_numbers(name, values, observation_space[key])  # type: ignore[index]
+    if isinstance(observation_space, spaces.Dict):
+        if not isinstance(episode.observations, dict) or set(observation_space) - set(episode.observations):
+            raise ValueError(f"{where}: observations must have the keys {sorted(observation_space)}")
+        for key, part in observation_space.items():
+            check_observations(f"{where}: observations[{key!r}]", episode.observations[key], part, length + 1)
     elif isinstance(episode.observations, dict):
         raise ValueError(f"{where}: observations have keys, the observation space {observation_space} has none")
     else:
-        discrete = isinstance(observation_space, spaces.Discrete)
-        shape = (length + 1,) if discrete else (length + 1, *shapes)
-        check_field(f"{where}: observations", episode.observations, shape)
-        check_whole_numbers(f"{where}: observations", episode.observations, observation_space)
+        check_observations(f"{where}: observations", episode.observations, observation_space, length + 1)
     return length
+
+
+def check_observations(name: str, values: np.ndarray, space: spaces.Space[Any], count: int) -> None:
+    """Check ``count`` observations of a space; discrete ones may have an axis of their own, as in replay buffers.
+
+    :raises ValueError: if they are wrong.
+    """
+    shape: Any = get_obs_shape(space)
+    without_axis = isinstance(space, spaces.Discrete) and values.ndim == 1
+    check_field(name, values, (count,) if without_axis else (count, *shape))
+    check_whole_numbers(name, values, space)
 
 
 def check_field(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
