@@ -234,8 +234,9 @@ class SequenceOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     def _watch(self, env: VecEnv | None) -> WatchedEnv:
         """Return the environment as one that knows who has moved it."""
-        if env is None:
-            raise ValueError("the model has no environment; call set_env(env) first")
+        if env is None or innermost(env) is None:
+            left_out = "" if env is None else " (SB3 leaves that of a VecNormalize out of copies and pickles)"
+            raise ValueError(f"the model has no environment{left_out}; call set_env(env) first")
         if isinstance(env, WatchedEnv):
             return env
         before = self._watched

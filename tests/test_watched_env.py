@@ -343,7 +343,9 @@ def test_a_model_with_vec_normalize_can_be_copied_after_learning() -> None:
         np.testing.assert_array_equal(
             twin.predict(observations, deterministic=True)[0], model.predict(observations, deterministic=True)[0]
         )
-        normalizer: Any = twin.get_vec_normalize_env()  # SB3 leaves its environment out of a copy
+        with pytest.raises(ValueError, match=r"no environment \(SB3 leaves that of a VecNormalize out .* call set_env"):
+            twin.learn(8)
+        normalizer: Any = twin.get_vec_normalize_env()
         normalizer.set_venv(truth_envs(2))
         twin.set_env(normalizer)
         twin.learn(8)
