@@ -27,7 +27,7 @@ from sb3_pwm.observations import at_steps, ends_of_windows, to_each_step
 from sb3_pwm.policies import PWMPolicy
 from sb3_pwm.returns import continuation_weights, imagined_returns
 from sb3_pwm.type_aliases import ImaginedRollout, Metrics, SequenceSamples
-from sb3_pwm.world_model import encode_windows
+from sb3_pwm.world_model import WorldModel, encode_windows
 
 MAX_GRAD_NORM = {"actor": 1.0, "critic": 100.0, "model": 20.0, "entropy": 100.0}  # the first three are the paper's
 MAX_SKIPPED_UPDATES = 100  # of one network, in a row
@@ -141,7 +141,10 @@ class Learner:
 
         :param samples: windows.
         :param n_processes: number of processes that do the same with windows of their own; all take the same step.
+        :raises ValueError: if the policy has true dynamics, which are not learnt.
         """
+        if not isinstance(self.model.policy.world_model, WorldModel):
+            raise ValueError("there is no world model: load what was made by TrueDynamicsPWM or SHAC with that class")
         loss, metrics, latents = self._model_objective(samples)
         if n_processes > 1:
             loss = loss * share_of_weight(samples.mask)

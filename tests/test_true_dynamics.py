@@ -17,7 +17,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
 
-from sb3_pwm import SHAC, TrueDynamicsPWM
+from sb3_pwm import PWM, SHAC, Planner, TrueDynamicsPWM
 from sb3_pwm.imagination import imagine
 from sb3_pwm.nn.scales import RewardScale
 from sb3_pwm.simulator.dynamics import MARGIN_WIDTH, TrueDynamics
@@ -345,6 +345,20 @@ def test_wrappers_and_normalisation_are_refused() -> None:
         model.set_env(gym.make("Hopper-v5", healthy_z_range=(0.5, 2.0)))
     with pytest.raises(ValueError, match="has no world model"):
         model.save_world_model("nowhere")
+
+
+def test_as_another_algorithm_it_acts_and_does_not_learn(tmp_path: Path) -> None:
+    model = TrueDynamicsPWM("MlpPolicy", "Hopper-v5", **TINY)
+    model.save(tmp_path / "model")
+    other = PWM.load(tmp_path / "model", env=gym.make("Hopper-v5"), device="cpu")
+    observation = np.zeros(11)
+    assert np.array_equal(
+        other.predict(observation, deterministic=True)[0], model.predict(observation, deterministic=True)[0]
+    )
+    with pytest.raises(ValueError, match="there is no world model"):
+        other.learn(100)
+    with pytest.raises(ValueError, match="made by TrueDynamicsPWM or SHAC"):
+        Planner(model).predict(observation)
 
 
 class Shifted(VecEnvWrapper):

@@ -17,6 +17,7 @@ from sb3_pwm.diagnostics.start_values import StartValues
 from sb3_pwm.networks import Actor
 from sb3_pwm.planning.mppi import MPPISettings, mppi, policy_sequences, sequence_returns
 from sb3_pwm.pwm import PWM
+from sb3_pwm.world_model import WorldModel
 
 
 class Planner:
@@ -102,9 +103,11 @@ class Planner:
         :param deterministic: take the mean of the plan's first step; else draw from its Gaussian.
         :return: (n_envs, *action_shape) actions of the action space's type within its bounds, without the first axis
             for one observation; and the state.
-        :raises ValueError: if the world model has not been trained, ``state`` or ``episode_start`` has another shape,
-            or the observation or ``state`` is not finite.
+        :raises ValueError: if there is no world model or it has not been trained, ``state`` or ``episode_start`` has
+            another shape, or the observation or ``state`` is not finite.
         """
+        if not isinstance(self.model.policy.world_model, WorldModel):
+            raise ValueError("planning searches in a learnt world model; this one was made by TrueDynamicsPWM or SHAC")
         if not self.model.n_model_updates:
             raise ValueError(
                 "planning needs a trained world model, and this one has had no update: call learn(), pretrain() or "
