@@ -292,6 +292,7 @@ class Learner:
         coefficient = policy.entropy_coefficient
         loss, metrics = entropy_coefficient_loss(coefficient.of(tasks), rollout.log_probs, weights, number)
         self._apply("entropy", loss, metrics)
+        coefficient.bound()
         return coefficient.of(tasks).detach().exp()
 
     def _update_q_critics(self, samples: SequenceSamples, *, behaviour: bool) -> None:

@@ -25,6 +25,7 @@ LOG_STD_RANGE = (-5.0, 2.0)
 LOG_STD_INIT = -1.0  # of the state-independent standard deviation, with its floor (the paper's values)
 LOG_STD_FLOOR = -1.427
 ENT_COEF_INIT = 0.2
+MIN_ENT_COEF = 1e-5  # next to nothing; from much less the way back would take longer than most runs
 VALUE_UNIT = 10.0  # of the critics' outputs, in reward scales; see CriticEnsemble
 LOG_NORMALIZER = 0.5 * math.log(2 * math.pi) + 2 * math.log(2)
 TARGET_ENTROPY = 0.15  # of discrete actions, by default, as a share of the largest; see CategoricalActor.target_entropy
@@ -286,6 +287,11 @@ class EntropyCoefficient(nn.Module):
         """Set the weight, of every task."""
         with torch.no_grad():
             self.log_ent_coef.fill_(math.log(weight))
+
+    @torch.no_grad()
+    def bound(self) -> None:
+        """Raise weights below ``MIN_ENT_COEF`` to it."""
+        self.log_ent_coef.clamp_(min=math.log(MIN_ENT_COEF))
 
     def of(self, tasks: torch.Tensor | None) -> torch.Tensor:
         """Return the logarithm of the () weight, or of the (...) weights of (...) tasks."""

@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 from sb3_pwm import PWM
 from sb3_pwm.datasets import from_replay_buffer
+from sb3_pwm.networks import MIN_ENT_COEF
 from sb3_pwm.policies import PWMPolicy
 from sb3_pwm.sac_names import SAC_ARGUMENTS, SAC_POLICY_ARGUMENTS
 
@@ -120,6 +121,20 @@ def test_the_entropy_coefficient_starts_from_a_number(tmp_path: Path, ent_coef: 
     anew = PWM.load(tmp_path / "model", ent_coef="auto_7")
     assert math.exp(anew.log_ent_coef.item()) == pytest.approx(7)
     assert_close(model_of(ent_coef=ent_coef).log_ent_coef.exp(), torch.full((2,), start))
+
+
+def test_the_entropy_coefficient_can_come_back() -> None:
+    """However long entropy was above its target."""
+    model = make(target_entropy=-100.0)
+    model.learn(40)
+    assert model.log_ent_coef is not None
+    with torch.no_grad():
+        model.log_ent_coef.fill_(math.log(1e-19))  # reached on LunarLander-v3 after 60,000 steps without a bound
+    model.learn(10)
+    assert math.exp(model.log_ent_coef.item()) == pytest.approx(MIN_ENT_COEF)
+    model.target_entropy = 100.0
+    model.learn(10)
+    assert math.exp(model.log_ent_coef.item()) > MIN_ENT_COEF
 
 
 def test_targets_that_never_move() -> None:
