@@ -88,6 +88,6 @@ kinds: tuple[Any, ...] = (Killed, Succeeding, Failing, Exiting, Global, Sized)
 for kind in kinds:
     gym.register(f"{kind.__name__}-v0", kind, max_episode_steps=60)
 goal_env: Any = BitFlippingEnv
-gym.register("Goal-v0", goal_env, kwargs={"n_bits": 3, "continuous": True, "max_steps": 5})
+gym.register("FlipToGoal-v0", goal_env, kwargs={"n_bits": 3, "continuous": True, "max_steps": 5})
 for env_id in ("toys/Global-v0", "toys-Global-v0"):
     gym.register(env_id, kinds[kinds.index(Global)], max_episode_steps=60)

@@ -147,12 +147,12 @@ def test_vec_normalize_and_schedules_survive_segments(tmp_path: Path) -> None:
 def test_hindsight_survives_segments(algo: str, tmp_path: Path) -> None:
     entry = {"policy": "MultiInputPolicy", "learning_starts": 20, "replay_buffer_class": "HerReplayBuffer"}
     entry |= {"replay_buffer_kwargs": "dict(n_sampled_goal=2, goal_selection_strategy='final')"}
-    spec = spec_of(algo, "compare_toys:Goal-v0", steps=60, eval_every=30, checkpoint_every=30)
+    spec = spec_of(algo, "compare_toys:FlipToGoal-v0", steps=60, eval_every=30, checkpoint_every=30)
     spec = replace(spec, hyperparameters=TINY[algo] | entry)
     assert run_job(spec, tmp_path, "")
     run = read_run(tmp_path)
     assert [row.env_steps for row in run.rows] == [0, 30, 60], run.record["traceback"]
-    model: Any = find_algorithm(algo).load(tmp_path / "model.zip", env=gym.make("compare_toys:Goal-v0"))
+    model: Any = find_algorithm(algo).load(tmp_path / "model.zip", env=gym.make("compare_toys:FlipToGoal-v0"))
     assert isinstance(model.replay_buffer, HerReplayBuffer)
     assert model.replay_buffer.n_sampled_goal == 2
 
