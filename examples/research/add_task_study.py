@@ -77,6 +77,7 @@ def main() -> None:
     old = {name: buffer for name, buffer in data.items() if name not in args.new}
     new = {name: data[name] for name in args.new}
     data = old | new  # in the order in which add_task leaves them
+    suite = mt80()
     args.folder.mkdir(parents=True, exist_ok=True)
     fewer = args.updates * len(old) // len(data)
     rows = []
@@ -106,7 +107,6 @@ def main() -> None:
         print(kind, round(time.process_time() - start), "CPU seconds", flush=True)
         for name in left:
             start = time.process_time()
-            suite = mt80()
             make = suite[suite.task_id(name)].make_env
             policy = model.extract(name, args.policy_updates, env=make(), seed=args.seed)
             seconds = time.process_time() - start
